@@ -1,0 +1,120 @@
+"""May two models meet in one search? The verdict over a measured pair; nothing is measured here.
+
+With `M(a, b)` the metric with queries by model a and the gallery by model b (METHODS.md, "Criteria and curves"):
+
+- compatibility: `M(new, old) > M(old, old)`
+- update gain: `(M(new, old) - M(old, old)) / (M(best, best) - M(old, old))`
+- compatibility tax: `M(best, best) - M(new, new)`
+- safe refresh: `min over coverage of M(new, mixed gallery) >= M(old, old)`
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+DEFAULT_MINIMUM_QUERIES = 100
+"""Under this many queries nothing is certified or refused."""
+
+
+class Verdict(StrEnum):
+    """What a certificate says."""
+
+    CERTIFIED = "certified"
+    REFUSED = "refused"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured for a pair, one metric throughout, 0..1; None where it was not measured.
+
+    `new_old` is measured against the gallery as it will stand at the start: adapted, where there is an adapter. `curve`
+    is the metric at rising coverage. `best_best` is the new architecture trained with no compatibility term.
+    """
+
+    old_old: float | None
+    new_old: float | None
+    new_new: float | None
+    curve: Sequence[float]
+    n_queries: int
+    best_best: float | None = None
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict with its reason, and the criteria behind it; None where the measurement does not allow them.
+
+    `update_gain` is relative to `best_best`, or to `new_new` where no such model was measured (`gain_reference` says which).
+    """
+
+    verdict: Verdict
+    reason: str
+    compatible: bool | None
+    safe_refresh: bool | None
+    lowest: float | None
+    update_gain: float | None
+    gain_reference: str | None
+    compatibility_tax: float | None
+
+    @property
+    def certified(self) -> bool:
+        """Whether the pair may be mixed."""
+        return self.verdict is Verdict.CERTIFIED
+
+
+def judge(measured: Measurement, minimum_queries: int = DEFAULT_MINIMUM_QUERIES) -> Judgement:
+    """Certified when new queries do no worse than the old system at the start and at every measured coverage.
+
+    Inconclusive, which never passes, when a number is missing or not finite or fewer than `minimum_queries` queries count.
+    """
+    old, start, end = _known(measured.old_old), _known(measured.new_old), _known(measured.new_new)
+    best, curve = _known(measured.best_best), [_known(value) for value in measured.curve]
+    whole = [value for value in (start, *curve, end) if value is not None]
+    lowest = min(whole) if curve and len(whole) == len(curve) + 2 else None
+    verdict, reason = _verdict(old, start, lowest, measured.n_queries, minimum_queries)
+    return Judgement(
+        verdict=verdict,
+        reason=reason,
+        compatible=None if old is None or start is None else start > old,
+        safe_refresh=None if old is None or lowest is None else lowest >= old,
+        lowest=lowest,
+        update_gain=_update_gain(old, start, end if best is None else best),
+        gain_reference=None if end is None and best is None else "new_new" if best is None else "best_best",
+        compatibility_tax=None if best is None or end is None else best - end,
+    )
+
+
+def _verdict(
+    old: float | None, start: float | None, lowest: float | None, n: int, minimum: int
+) -> tuple[Verdict, str]:
+    if old is None or start is None or lowest is None:
+        return Verdict.INCONCLUSIVE, "a measurement is missing or is not a finite number"
+    if n < minimum:
+        return Verdict.INCONCLUSIVE, f"{n} queries count, at least {minimum} are needed"
+    if start < old:
+        return (
+            Verdict.REFUSED,
+            f"new queries on the gallery as stored score {start:.4f}, the old system scores {old:.4f}",
+        )
+    if lowest < old:
+        return (
+            Verdict.REFUSED,
+            f"the refresh falls to {lowest:.4f} on its way, below the old system's {old:.4f}",
+        )
+    return (
+        Verdict.CERTIFIED,
+        f"new queries score {start:.4f} from the start and never below {lowest:.4f}; the old system scores {old:.4f}",
+    )
+
+
+def _update_gain(old: float | None, start: float | None, best: float | None) -> float | None:
+    if old is None or start is None or best is None or best == old:
+        return None
+    return (start - old) / (best - old)
+
+
+def _known(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

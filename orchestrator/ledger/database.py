@@ -1,0 +1,127 @@
+"""The way into the ledger: one engine, its schema, its migrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import NullPool
+
+from orchestrator.errors import ConflictError, UnreachableError, UsageError
+from orchestrator.settings import masked
+
+HEAD = "0002"
+
+
+def open_engine(url: str, *, pooled: bool = True) -> Engine:
+    """An engine on the ledger. Connections are made lazily; `check` says whether the server answers.
+
+    Raises:
+        UsageError: the URL is not one of PostgreSQL.
+    """
+    if url.startswith(("postgresql://", "postgres://")):
+        url = "postgresql+psycopg://" + url.split("://", 1)[1]
+    if not url.startswith("postgresql+psycopg://"):
+        raise UsageError(
+            f"database_url {masked(url)!r} is not a PostgreSQL URL; write postgresql://user@host/database."
+        )
+    options: dict[str, Any] = (
+        {"pool_size": 4, "max_overflow": 8, "pool_pre_ping": True} if pooled else {"poolclass": NullPool}
+    )
+    return create_engine(
+        url,
+        connect_args={
+            "options": "-c search_path=hotrefresh -c timezone=UTC",
+            "connect_timeout": 5,
+            "application_name": "hotrefresh",
+            "prepare_threshold": 1,  # the same few statements, thousands of times
+        },
+        **options,
+    )
+
+
+def check(engine: Engine) -> None:
+    """Raise UnreachableError unless the server answers and is PostgreSQL 15 or newer."""
+    try:
+        with engine.connect() as connection:
+            version = int(connection.exec_driver_sql("SHOW server_version_num").scalar_one())
+    except OperationalError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise UnreachableError(
+            f"the database at {masked(engine.url.render_as_string(hide_password=True))} does not answer: {reason}. "
+            "Start it, or correct HOTREFRESH_DATABASE_URL, or unset it to use the embedded server."
+        ) from error
+    if version < 150_000:
+        raise UsageError(f"PostgreSQL {version // 10_000} is too old: 15 or newer is needed.")
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """One transaction; connection faults become UnreachableError, lock waits and deadlocks ConflictError."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except DBAPIError as error:
+        if error.connection_invalidated or (isinstance(error, OperationalError) and not _sqlstate(error)):
+            raise UnreachableError(
+                f"the database went away: {str(error.orig).strip().splitlines()[0]}. What was committed stands; try again."
+            ) from error
+        if _sqlstate(error) in {"40P01", "55P03"}:
+            raise ConflictError("somebody else is changing the same rows right now; try again.") from error
+        raise
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)
+
+
+def _alembic_config() -> Any:
+    from pathlib import Path
+
+    from alembic.config import Config
+
+    import migrations
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    return config
+
+
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema to `revision`. Two at once take turns on an advisory lock."""
+    from alembic import command
+
+    config = _alembic_config()
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Take the schema back to `revision` ("base": nothing is left). Data in dropped tables is lost."""
+    from alembic import command
+
+    config = _alembic_config()
+    with engine.connect() as connection:
+        config.attributes["connection"] = connection
+        command.downgrade(config, revision)
+
+
+def current(engine: Engine) -> str | None:
+    """The schema's revision, None before the first upgrade."""
+    with engine.connect() as connection:
+        exists = connection.exec_driver_sql("SELECT to_regclass('hotrefresh.alembic_version')").scalar_one()
+        if exists is None:
+            return None
+        return connection.exec_driver_sql(
+            "SELECT version_num FROM hotrefresh.alembic_version"
+        ).scalar_one_or_none()
+
+
+def ensure_schema(engine: Engine) -> None:
+    """Upgrade when the schema is not at this release's head (embedded servers do so by themselves)."""
+    if current(engine) != HEAD:
+        upgrade(engine)

@@ -1,0 +1,10 @@
+"""Named statements. One function is one statement of that name; the name travels along as an SQL comment.
+
+models      models, adapters, certificates
+galleries   galleries, items, query sets, relevance
+rollouts    rollouts, plans, serving, audit
+batches     claim, renew, commit, release, the log
+flips       evaluations, flips, curves
+workers     worker registry
+reporting   the dashboard views
+"""

@@ -1,0 +1,236 @@
+"""Statements about galleries, their items, query sets and relevance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import Connection
+
+from orchestrator.ledger.queries.run import copy_rows, execute, fetch_all, fetch_one
+from orchestrator.ledger.rows import GalleryRow, ItemRow, QuerySetRow
+
+
+def insert_gallery(connection: Connection, *, name: str, modality: str, source: str) -> int | None:
+    """Create a gallery with its log row; None where the name is taken."""
+    return execute(
+        connection,
+        "insert_gallery",
+        """WITH made AS (INSERT INTO gallery (name, modality, source) VALUES (:name, :modality, :source)
+                         ON CONFLICT (name) DO NOTHING RETURNING id),
+                log AS (INSERT INTO gallery_log (gallery_id) SELECT id FROM made)
+           SELECT id FROM made""",
+        name=name,
+        modality=modality,
+        source=source,
+    ).scalar_one_or_none()
+
+
+def copy_items(
+    connection: Connection, gallery_id: int, items: Iterable[tuple[int, str, str, str | None]]
+) -> int:
+    """COPY items (row, key, uri, label) into a gallery and set its count; rows are dense from 0."""
+    count = copy_rows(
+        connection,
+        "copy_items",
+        "item (gallery_id, row, key, uri, label)",
+        ((gallery_id, *item) for item in items),
+    )
+    execute(
+        connection,
+        "count_items",
+        "UPDATE gallery SET n_items = n_items + :count WHERE id = :gallery",
+        count=count,
+        gallery=gallery_id,
+    )
+    return count
+
+
+def gallery_by_name(connection: Connection, name: str) -> GalleryRow | None:
+    """A gallery by its name."""
+    return fetch_one(
+        connection, GalleryRow, "gallery_by_name", "SELECT * FROM gallery WHERE name = :name", name=name
+    )
+
+
+def gallery_by_id(connection: Connection, gallery_id: int) -> GalleryRow:
+    """A gallery that is known to exist."""
+    row = fetch_one(
+        connection, GalleryRow, "gallery_by_id", "SELECT * FROM gallery WHERE id = :id", id=gallery_id
+    )
+    assert row is not None, f"the ledger references gallery {gallery_id}, which it does not hold"
+    return row
+
+
+def list_galleries(connection: Connection) -> list[GalleryRow]:
+    """All galleries, oldest first."""
+    return fetch_all(connection, GalleryRow, "list_galleries", "SELECT * FROM gallery ORDER BY id")
+
+
+def items_of_rows(connection: Connection, gallery_id: int, rows: Sequence[int]) -> list[ItemRow]:
+    """The items of these rows, in no particular order."""
+    return fetch_all(
+        connection,
+        ItemRow,
+        "items_of_rows",
+        """SELECT row, key, uri, label FROM item
+           WHERE gallery_id = :gallery AND row = ANY(CAST(:rows AS bigint[]))""",
+        gallery=gallery_id,
+        rows=list(map(int, rows)),
+    )
+
+
+def item_by_key(connection: Connection, gallery_id: int, key: str) -> ItemRow | None:
+    """An item by its key."""
+    return fetch_one(
+        connection,
+        ItemRow,
+        "item_by_key",
+        "SELECT row, key, uri, label FROM item WHERE gallery_id = :gallery AND key = :key",
+        gallery=gallery_id,
+        key=key,
+    )
+
+
+def labels_of_gallery(connection: Connection, gallery_id: int) -> list[tuple[int, str]]:
+    """(row, label) of every labelled item."""
+    result = execute(
+        connection,
+        "labels_of_gallery",
+        "SELECT row, label FROM item WHERE gallery_id = :gallery AND label IS NOT NULL ORDER BY row",
+        gallery=gallery_id,
+    )
+    return [(int(row), str(label)) for row, label in result]
+
+
+def insert_query_set(
+    connection: Connection, *, gallery_id: int, name: str, relevance: str, source: str
+) -> int | None:
+    """Create a query set; None where the gallery has one of that name."""
+    return execute(
+        connection,
+        "insert_query_set",
+        """INSERT INTO query_set (gallery_id, name, relevance, source) VALUES (:gallery, :name, :relevance, :source)
+           ON CONFLICT (gallery_id, name) DO NOTHING RETURNING id""",
+        gallery=gallery_id,
+        name=name,
+        relevance=relevance,
+        source=source,
+    ).scalar_one_or_none()
+
+
+def copy_queries(
+    connection: Connection,
+    query_set_id: int,
+    queries: Iterable[tuple[int, str, str, str | None]],
+    pairs: Iterable[tuple[int, int]],
+) -> int:
+    """COPY queries (no, key, uri, label) and relevant pairs (query no, item row); set the count."""
+    count = copy_rows(
+        connection,
+        "copy_queries",
+        "query (query_set_id, no, key, uri, label)",
+        ((query_set_id, *query) for query in queries),
+    )
+    copy_rows(
+        connection,
+        "copy_relevance",
+        "relevance (query_set_id, query_no, item_row)",
+        ((query_set_id, *pair) for pair in pairs),
+    )
+    execute(
+        connection,
+        "count_queries",
+        "UPDATE query_set SET n_queries = :count WHERE id = :id",
+        count=count,
+        id=query_set_id,
+    )
+    return count
+
+
+def query_set_by_name(connection: Connection, gallery_id: int, name: str) -> QuerySetRow | None:
+    """A gallery's query set by its name."""
+    return fetch_one(
+        connection,
+        QuerySetRow,
+        "query_set_by_name",
+        "SELECT * FROM query_set WHERE gallery_id = :gallery AND name = :name",
+        gallery=gallery_id,
+        name=name,
+    )
+
+
+def query_sets_of_gallery(connection: Connection, gallery_id: int) -> list[QuerySetRow]:
+    """A gallery's query sets, oldest first."""
+    return fetch_all(
+        connection,
+        QuerySetRow,
+        "query_sets_of_gallery",
+        "SELECT * FROM query_set WHERE gallery_id = :gallery ORDER BY id",
+        gallery=gallery_id,
+    )
+
+
+def queries_of_set(connection: Connection, query_set_id: int) -> list[ItemRow]:
+    """A set's queries in order; `row` is the query's number."""
+    return fetch_all(
+        connection,
+        ItemRow,
+        "queries_of_set",
+        "SELECT no AS row, key, uri, label FROM query WHERE query_set_id = :id ORDER BY no",
+        id=query_set_id,
+    )
+
+
+def relevant_pairs(connection: Connection, query_set_id: int) -> list[tuple[int, int]]:
+    """(query no, item row) pairs in order: the explicit ones, or those of equal label, by the set's rule."""
+    result = execute(
+        connection,
+        "relevant_pairs",
+        """SELECT r.query_no, r.item_row FROM relevance r JOIN query_set s ON s.id = r.query_set_id
+           WHERE s.id = :id AND s.relevance = 'pairs'
+           UNION ALL
+           SELECT q.no, i.row FROM query q JOIN query_set s ON s.id = q.query_set_id
+           JOIN item i ON i.gallery_id = s.gallery_id AND i.label = q.label
+           WHERE s.id = :id AND s.relevance = 'label'
+           ORDER BY 1, 2""",
+        id=query_set_id,
+    )
+    return [(int(query_no), int(row)) for query_no, row in result]
+
+
+def copy_rejected(
+    connection: Connection,
+    gallery_id: int,
+    query_set_id: int | None,
+    rejected: Iterable[tuple[str, str, str]],
+) -> int:
+    """COPY refused items or queries (key, uri, reason)."""
+    return copy_rows(
+        connection,
+        "copy_rejected",
+        "rejected (gallery_id, query_set_id, key, uri, reason)",
+        ((gallery_id, query_set_id, *each) for each in rejected),
+    )
+
+
+def count_rejected(connection: Connection, gallery_id: int) -> dict[str, int]:
+    """Refused items of a gallery by reason."""
+    result = execute(
+        connection,
+        "count_rejected",
+        """SELECT reason, count(*) FROM rejected WHERE gallery_id = :gallery AND query_set_id IS NULL GROUP BY reason""",
+        gallery=gallery_id,
+    )
+    return {str(reason): int(count) for reason, count in result}
+
+
+def rows_of_keys(connection: Connection, gallery_id: int, keys: Sequence[str]) -> dict[str, int]:
+    """The rows of these keys; unknown keys are left out."""
+    result = execute(
+        connection,
+        "rows_of_keys",
+        "SELECT key, row FROM item WHERE gallery_id = :gallery AND key = ANY(CAST(:keys AS text[]))",
+        gallery=gallery_id,
+        keys=list(keys),
+    )
+    return {str(key): int(row) for key, row in result}

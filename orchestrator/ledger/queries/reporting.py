@@ -1,0 +1,60 @@
+"""The dashboard views, read as they stand: what the CLI prints is what a dashboard reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from orchestrator.errors import UsageError
+from orchestrator.ledger.queries.run import execute
+
+# View -> (columns that may filter, order). Names never come from a user: they are looked up here.
+VIEWS: dict[str, tuple[frozenset[str], str]] = {
+    "rollout_status": (frozenset({"id", "gallery"}), "id DESC"),
+    "queue_status": (frozenset({"rollout"}), "rollout, band"),
+    "worker_health": (frozenset({"live"}), "last_heartbeat DESC"),
+    "errors": (frozenset({"rollout", "gallery", "class"}), "gallery, item"),
+    "embedding_versions": (frozenset({"gallery", "item"}), "item"),
+    "coverage_by_model": (frozenset({"gallery"}), "gallery, items DESC"),
+    "flip_summary": (frozenset({"rollout", "gallery", "queryset"}), "rollout, queryset, seq"),
+    "flip_items": (frozenset({"rollout", "queryset", "kind", "reference"}), "opened_seq, query"),
+    "refresh_curve": (frozenset({"rollout", "metric", "against_order"}), "metric, against_order, coverage"),
+    "gate_decisions": (frozenset({"rollout", "gate"}), "decided_at"),
+    "serving_history": (frozenset({"gallery"}), "gallery, valid_from"),
+    "audit": (frozenset({"actor", "action", "target"}), "at"),
+}
+
+
+def read_view(
+    connection: Connection,
+    view: str,
+    *,
+    limit: int = 1000,
+    offset: int = 0,
+    newest: bool = False,
+    **filters: Any,
+) -> list[dict[str, Any]]:
+    """Rows of a reporting view; filters with value None are left out.
+
+    Args:
+        newest: only the last row in the view's order (with its filters).
+
+    Raises:
+        UsageError: no such view, or a column that may not filter it.
+    """
+    if view not in VIEWS:
+        raise UsageError(f"there is no reporting view {view!r}; there are {', '.join(sorted(VIEWS))}.")
+    allowed, order = VIEWS[view]
+    given = {name: value for name, value in filters.items() if value is not None}
+    if unknown := set(given) - allowed:
+        raise UsageError(
+            f"view {view} cannot be filtered by {', '.join(sorted(unknown))}; use {', '.join(sorted(allowed))}."
+        )
+    where = " AND ".join(f'"{name}" = :{name}' for name in given) or "true"
+    if newest:
+        order = ", ".join(f"{column} DESC" for column in order.split(", "))
+        limit = 1
+    sql = f"SELECT * FROM reporting.{view} WHERE {where} ORDER BY {order} LIMIT :row_limit OFFSET :row_offset"  # noqa: S608
+    result = execute(connection, f"read_view.{view}", sql, row_limit=limit, row_offset=offset, **given)
+    return [dict(row) for row in result.mappings()]

@@ -1,0 +1,161 @@
+"""What the ledger's rows become at its border: frozen dataclasses, times in UTC, durations in seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    id: int
+    name: str
+    modality: str
+    architecture: str
+    dim: int
+    digest: str
+    fingerprint: str
+    uri: str
+    manifest: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class AdapterRow:
+    id: int
+    name: str
+    source_model_id: int
+    target_model_id: int
+    digest: str
+    fingerprint: str
+    uri: str
+    manifest: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class GalleryRow:
+    id: int
+    name: str
+    modality: str
+    source: str
+    n_items: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class ItemRow:
+    row: int
+    key: str
+    uri: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class QuerySetRow:
+    id: int
+    gallery_id: int
+    name: str
+    relevance: str
+    source: str
+    n_queries: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class CertificateRow:
+    id: int
+    query_model_id: int
+    gallery_model_id: int
+    adapter_id: int | None
+    query_set_id: int
+    verdict: str
+    reason: str
+    measured: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class RolloutRow:
+    """One rollout. `generation` is its fence epoch: work claimed under an older one is refused."""
+
+    id: int
+    gallery_id: int
+    kind: str
+    from_model_id: int | None
+    to_model_id: int
+    adapter_id: int | None
+    certificate_id: int | None
+    state: str
+    reason: str | None
+    generation: int
+    order_name: str
+    config: dict[str, Any]
+    batch_size: int
+    n_items: int
+    n_batches: int
+    committed_batches: int
+    committed_items: int
+    quarantined_items: int
+    extent_uri: str
+    adapted_uri: str | None
+    actor: str
+    created_at: datetime
+    deployed_at: datetime | None
+    backfill_at: datetime | None
+    last_progress_at: datetime | None
+    finished_at: datetime | None
+    paused_at: datetime | None
+    paused_s: float
+
+
+@dataclass(frozen=True)
+class ServingRow:
+    gallery_id: int
+    generation: int
+    model_id: int
+    rollout_id: int | None
+    valid_from: datetime
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A leased batch: its fence and generation are handed back at commit and must still be the newest."""
+
+    rollout_id: int
+    no: int
+    n: int
+    fence: int
+    generation: int
+    attempt: int
+    band: int
+
+
+@dataclass(frozen=True)
+class LogEntry:
+    """One entry of a gallery's log. `kind`: batch, deployed, finalized, reset. `no`, `n`, `crc`, `holes` for batches."""
+
+    seq: int
+    kind: str
+    rollout_id: int
+    no: int | None
+    n: int | None
+    crc: int | None
+    holes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class EvaluationRow:
+    """Flip counts of one query set at one place of the log; counts, never rates."""
+
+    seq: int
+    items: int
+    k: int
+    n: int
+    both_right: int
+    negative_flips: int
+    positive_flips: int
+    both_wrong: int
+    previous_negative_flips: int
+    previous_positive_flips: int

@@ -1,0 +1,153 @@
+"""Certificates: whether a query model may search a gallery model's embeddings, by measurement on a query set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.context import Context
+from orchestrator.errors import ConflictError, NotCertifiedError
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import CertificateRow
+from orchestrator.service.names import find_adapter, find_gallery, find_model, find_query_set
+from orchestrator.serving.embedding import encode_uris, load_query_set
+from orchestrator.serving.matrix import load_matrix
+
+Progress = Callable[[int, int], None]
+F32 = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class CertifyRequest:
+    """What to measure.
+
+    Attributes:
+        sample: gallery rows measured against: every relevant one, filled up with random others.
+        seed: of the sample and of the simulated refresh's random order.
+    """
+
+    old: str
+    new: str
+    gallery: str
+    query_set: str | None = None
+    adapter: str | None = None
+    sample: int = 5000
+    minimum_queries: int = 100
+    seed: int = 0
+
+
+def certify(
+    context: Context, request: CertifyRequest, progress: Progress = lambda done, total: None
+) -> CertificateRow:
+    """Measure M(old, old), M(new, old or adapted old), M(new, new) and a simulated refresh, and store the verdict.
+
+    Raises:
+        ConflictError: the gallery does not hold the old model's embeddings.
+        NotCertifiedError: dimensions that differ, and no adapter.
+    """
+    from orchestrator.core.certificate import Measurement, judge
+    from orchestrator.core.metrics import evaluate, top_k
+    from orchestrator.core.simulate import refresh_curve
+
+    with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        old, new = find_model(connection, request.old), find_model(connection, request.new)
+        gallery = find_gallery(connection, request.gallery)
+        query_set = load_query_set(connection, find_query_set(connection, gallery, request.query_set))
+        adapter = find_adapter(connection, request.adapter) if request.adapter else None
+        serving = rollout_queries.serving_now(connection, gallery.id)
+        if serving is None or serving.model_id != old.id:
+            raise ConflictError(
+                f"gallery {gallery.name!r} does not hold embeddings of {old.name!r}; embed it with them first."
+            )
+        matrix = load_matrix(connection, gallery.id)
+        rng = np.random.default_rng(request.seed)
+        rows, relevance = _sample(query_set.relevance, np.flatnonzero(matrix.version), request.sample, rng)
+        uris = {i.row: i.uri for i in gallery_queries.items_of_rows(connection, gallery.id, rows.tolist())}
+    if adapter and (adapter.source_model_id, adapter.target_model_id) != (old.id, new.id):
+        raise ConflictError(f"adapter {adapter.name!r} does not lead from {old.name!r} to {new.name!r}.")
+    if adapter is None and old.dim != new.dim:
+        raise NotCertifiedError(
+            f"{new.name!r} has {new.dim} dimensions and {old.name!r} {old.dim}: they cannot meet in one search without an "
+            f"adapter. Fit one with `hotrefresh model adapt {old.name} {new.name} --gallery {gallery.name}`."
+        )
+    stored = matrix.vectors[rows]
+    base = context.adapter(adapter).transform(stored)[0] if adapter else stored
+    old_queries, _ = encode_uris(context.encoder(old), query_set.uris)
+    new_queries, _ = encode_uris(context.encoder(new), query_set.uris)
+    fresh, failed = encode_uris(context.encoder(new), [uris[int(row)] for row in rows], progress)
+    for place in failed:
+        fresh[place] = base[place]  # a quarantined item keeps its old place in the gallery
+    old_right = relevance.hits(top_k(old_queries, stored, 1)[1]) & relevance.answerable
+    curve = refresh_curve(new_queries, base, fresh, rng.permutation(len(rows)), relevance, old_right)
+    measured = Measurement(
+        old_old=evaluate(old_queries, stored, relevance).recall,
+        new_old=curve[0].r_at_1,
+        new_new=curve[-1].r_at_1,
+        curve=[point.r_at_1 or 0.0 for point in curve],
+        n_queries=curve[0].n,
+    )
+    judgement = judge(measured, request.minimum_queries)
+    report: dict[str, Any] = {
+        "metric": "recall_at_1",
+        "old_old": measured.old_old,
+        "new_old": measured.new_old,
+        "new_new": measured.new_new,
+        "curve": [
+            {"coverage": p.coverage, "value": p.r_at_1, "nfr": p.flips.nfr, "pfr": p.flips.pfr} for p in curve
+        ],
+        "lowest": judgement.lowest,
+        "update_gain": judgement.update_gain,
+        "simulated_order": "random",
+        "queries": measured.n_queries,
+        "sampled_items": len(rows),
+        "gallery_items": gallery.n_items,
+        "unreadable_items": len(failed),
+        "seed": request.seed,
+    }
+    with transaction(context.engine) as connection:
+        certificate_id = model_queries.insert_certificate(
+            connection,
+            query_model_id=new.id,
+            gallery_model_id=old.id,
+            adapter_id=adapter.id if adapter else None,
+            query_set_id=query_set.row.id,
+            verdict=judgement.verdict.value,
+            reason=judgement.reason,
+            measured=report,
+        )
+        rollout_queries.write_audit(
+            connection,
+            actor=context.actor,
+            action=f"pair.{judgement.verdict.value}",
+            target=f"{new.name} on {old.name}{f' through {adapter.name}' if adapter else ''}",
+            after={"certificate": certificate_id},
+        )
+        row = model_queries.newest_certificate(
+            connection, gallery.id, new.id, old.id, adapter.id if adapter else None
+        )
+    assert row is not None
+    return row
+
+
+def _sample(
+    relevance: Any, rows: npt.NDArray[np.int64], size: int, rng: np.random.Generator
+) -> tuple[npt.NDArray[np.int64], Any]:
+    """Rows to measure against, rising, and the relevance renumbered to them."""
+    from orchestrator.core.metrics import Relevance
+
+    needed = np.intersect1d(relevance.rows, rows)
+    others = np.setdiff1d(rows, needed, assume_unique=True)
+    extra = max(0, min(len(others), size - len(needed)))
+    chosen = np.sort(np.concatenate([needed, rng.choice(others, extra, replace=False)])).astype(np.int64)
+    query_of = np.repeat(np.arange(len(relevance)), relevance.counts)
+    kept = np.isin(relevance.rows, chosen)
+    return chosen, Relevance.from_pairs(
+        len(relevance), query_of[kept], np.searchsorted(chosen, relevance.rows[kept])
+    )

@@ -1,0 +1,216 @@
+"""Galleries and query sets: from a source to rows of the ledger, and the first embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from orchestrator.context import Context
+from orchestrator.errors import ConflictError, UsageError
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import GalleryRow, QuerySetRow
+from orchestrator.service.names import find_gallery
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import took and what it refused, with the reasons counted."""
+
+    name: str
+    taken: int
+    rejected: int
+    reasons: dict[str, int]
+    labelled: int
+    unanswerable: int = 0
+
+
+def check_name(kind: str, name: str) -> None:
+    """Names are words: they stand in commands, metrics and file names."""
+    if not name or len(name) > 100 or not all(c.isalnum() or c in "-_." for c in name) or name.isdigit():
+        raise UsageError(
+            f"{kind} name {name!r} cannot be used: letters, digits, '-', '_' and '.' only, at most 100, not only digits."
+        )
+
+
+def create_gallery(context: Context, name: str, source: str, split: str | None = None) -> Imported:
+    """Create a gallery from a folder, a CSV or Parquet manifest, or a built-in dataset, in one transaction.
+
+    Bad items are left out, counted and stored with their reason; the rest goes on.
+
+    Raises:
+        UsageError: a source that cannot be read at all, or holds no item.
+        ConflictError: the name is taken.
+    """
+    from models.datasets import list_items, modality_of
+
+    check_name("gallery", name)
+    listing = list_items(source, split)
+    if not listing.items:
+        raise UsageError(
+            f"{source!r} holds no usable item ({len(listing.rejected)} refused); a gallery needs at least one."
+        )
+    origin = source if split is None else f"{source}:{split}"
+    with transaction(context.engine) as connection:
+        gallery_id = gallery_queries.insert_gallery(
+            connection, name=name, modality=modality_of(source), source=origin
+        )
+        if gallery_id is None:
+            raise ConflictError(
+                f"there is a gallery {name!r} already; choose another name, or look at `hotrefresh gallery show {name}`."
+            )
+        taken = gallery_queries.copy_items(
+            connection, gallery_id, ((row, i.key, i.uri, i.label) for row, i in enumerate(listing.items))
+        )
+        rejected = [(r.key, r.uri, r.reason) for r in listing.rejected]
+        gallery_queries.copy_rejected(connection, gallery_id, None, rejected)
+        rollout_queries.write_audit(
+            connection,
+            actor=context.actor,
+            action="gallery.created",
+            target=name,
+            after={"items": taken, "source": origin},
+        )
+    labelled = sum(item.label is not None for item in listing.items)
+    return Imported(name, taken, len(rejected), _counted(r for _, _, r in rejected), labelled)
+
+
+def import_query_set(
+    context: Context,
+    gallery_name: str,
+    name: str,
+    source: str,
+    *,
+    split: str | None = None,
+    pairs: Path | None = None,
+) -> Imported:
+    """Import queries with relevance by equal label, or by explicit (query key, item key) pairs from a CSV file.
+
+    Raises:
+        UsageError: nothing usable in it, other modality than the gallery's, or no query has a relevant item.
+        ConflictError: the gallery has a query set of that name.
+    """
+    from models.datasets import list_items, modality_of
+
+    check_name("query set", name)
+    with transaction(context.engine) as connection:
+        gallery = find_gallery(connection, gallery_name)
+    if modality_of(source) != gallery.modality:
+        raise UsageError(
+            f"gallery {gallery.name!r} holds {gallery.modality}s, but {source!r} holds {modality_of(source)}s."
+        )
+    listing = list_items(source, split)
+    if not listing.items:
+        raise UsageError(f"{source!r} holds no usable query ({len(listing.rejected)} refused).")
+    numbers = {item.key: no for no, item in enumerate(listing.items)}
+    with transaction(context.engine) as connection:
+        relevant, bad = _read_pairs(connection, gallery, pairs, numbers) if pairs else ([], [])
+        query_set_id = gallery_queries.insert_query_set(
+            connection,
+            gallery_id=gallery.id,
+            name=name,
+            relevance="pairs" if pairs else "label",
+            source=source if split is None else f"{source}:{split}",
+        )
+        if query_set_id is None:
+            raise ConflictError(
+                f"gallery {gallery.name!r} has a query set {name!r} already; choose another name."
+            )
+        taken = gallery_queries.copy_queries(
+            connection,
+            query_set_id,
+            ((no, i.key, i.uri, i.label) for no, i in enumerate(listing.items)),
+            relevant,
+        )
+        rejected = [(r.key, r.uri, r.reason) for r in listing.rejected] + bad
+        gallery_queries.copy_rejected(connection, gallery.id, query_set_id, rejected)
+        answerable = len({no for no, _ in gallery_queries.relevant_pairs(connection, query_set_id)})
+        if answerable == 0:
+            raise UsageError(
+                f"no query of {source!r} has a relevant item in gallery {gallery.name!r}: "
+                + (
+                    "the pairs name none."
+                    if pairs
+                    else "no label is shared. Give explicit pairs with --pairs FILE.csv."
+                )
+            )
+        rollout_queries.write_audit(
+            connection,
+            actor=context.actor,
+            action="queryset.imported",
+            target=f"{gallery.name}/{name}",
+            after={"queries": taken},
+        )
+    labelled = sum(item.label is not None for item in listing.items)
+    return Imported(
+        name, taken, len(rejected), _counted(r for _, _, r in rejected), labelled, taken - answerable
+    )
+
+
+def _read_pairs(
+    connection: Connection, gallery: GalleryRow, path: Path, numbers: dict[str, int]
+) -> tuple[list[tuple[int, int]], list[tuple[str, str, str]]]:
+    """(query no, item row) pairs of a CSV with columns query,item; and the lines that name nothing known."""
+    import csv
+
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            if not {"query", "item"} <= set(reader.fieldnames or ()):
+                raise UsageError(
+                    f"{path} needs the columns query,item; it has {', '.join(reader.fieldnames or ['none'])}."
+                )
+            lines = [(line["query"], line["item"]) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"pairs file {path} cannot be read: {error}.") from error
+    rows = gallery_queries.rows_of_keys(connection, gallery.id, sorted({item for _, item in lines}))
+    good, bad = set(), []
+    for query, item in lines:
+        if query in numbers and item in rows:
+            good.add((numbers[query], rows[item]))
+        else:
+            bad.append(
+                (
+                    str(query),
+                    str(item),
+                    "pair names an unknown query" if query not in numbers else "pair names an unknown item",
+                )
+            )
+    return sorted(good), bad
+
+
+def _counted(reasons: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for reason in reasons:
+        counts[reason] = counts.get(reason, 0) + 1
+    return counts
+
+
+@dataclass(frozen=True)
+class GalleryInfo:
+    """A gallery with what serves it."""
+
+    row: GalleryRow
+    model: str | None
+    rejected: dict[str, int]
+    query_sets: tuple[QuerySetRow, ...]
+
+
+def gallery_info(context: Context, name: str) -> GalleryInfo:
+    """A gallery, its serving model, its query sets and what was refused at import."""
+    from orchestrator.ledger.queries import models as model_queries
+
+    with transaction(context.engine) as connection:
+        row = find_gallery(connection, name)
+        serving = rollout_queries.serving_now(connection, row.id)
+        model = model_queries.model_by_id(connection, serving.model_id).name if serving else None
+        return GalleryInfo(
+            row,
+            model,
+            gallery_queries.count_rejected(connection, row.id),
+            tuple(gallery_queries.query_sets_of_gallery(connection, row.id)),
+        )

@@ -1,0 +1,206 @@
+"""Models and adapters: into the registry, verified; fitted on pairs of stored and new embeddings."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.context import Context
+from orchestrator.errors import ConflictError, UsageError
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import AdapterRow, ModelRow
+from orchestrator.service.galleries import check_name
+from orchestrator.service.names import find_gallery, find_model
+from orchestrator.serving.embedding import encode_uris
+from orchestrator.serving.matrix import load_matrix
+from orchestrator.store.extents import sync_folder
+
+Progress = Callable[[int, int], None]
+ADAPTERS = ("mlp", "procrustes")
+
+
+def import_model(context: Context, folder: Path, name: str) -> ModelRow:
+    """Verify an artifact, copy it under its fingerprint into the model folder, and register it.
+
+    Raises:
+        ArtifactError: missing, tampered with, or of an unknown format.
+        ConflictError: the name is taken by another model (the same one again is done already).
+    """
+    from models.encoders import load_encoder
+
+    check_name("model", name)
+    manifest = load_encoder(folder).manifest
+    kept = keep_artifact(context, folder, manifest.fingerprint)
+    with transaction(context.engine) as connection:
+        model_id = model_queries.insert_model(
+            connection,
+            name=name,
+            modality=manifest.modality,
+            architecture=manifest.architecture,
+            dim=manifest.dim,
+            digest=manifest.digest,
+            fingerprint=manifest.fingerprint,
+            uri=str(kept),
+            manifest=asdict(manifest),
+        )
+        if model_id is None:
+            row = find_model(connection, name)
+            if row.fingerprint != manifest.fingerprint:
+                raise ConflictError(
+                    f"there is another model {name!r} already (fingerprint {row.fingerprint[:12]}); choose another name."
+                )
+            return row
+        rollout_queries.write_audit(
+            connection,
+            actor=context.actor,
+            action="model.imported",
+            target=name,
+            after={"fingerprint": manifest.fingerprint},
+        )
+        return find_model(connection, name)
+
+
+def keep_artifact(context: Context, folder: Path, fingerprint: str) -> Path:
+    """Copy an artifact's files into the model folder, under its fingerprint; what is there already stays."""
+    kept = context.settings.artifacts / fingerprint[:32]
+    if not kept.exists():
+        partial = context.settings.artifacts / f".partial-{secrets.token_hex(6)}"
+        try:
+            shutil.copytree(folder, partial, symlinks=False)
+            partial.rename(kept)
+            sync_folder(kept.parent)
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            if not kept.exists():  # another import of the same artifact may have been first
+                raise UsageError(f"{folder} cannot be copied to {kept}: {error.strerror}.") from error
+    return kept
+
+
+def verify_model(context: Context, name: str) -> ModelRow:
+    """Load a model with all checks; raises ArtifactError when it is not what was registered."""
+    with transaction(context.engine) as connection:
+        row = find_model(connection, name)
+    context.encoder(row)
+    return row
+
+
+def paired_sample(
+    context: Context,
+    old: ModelRow,
+    new: ModelRow,
+    gallery_name: str,
+    pairs: int,
+    seed: int,
+    progress: Progress,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Stored embeddings of a gallery's random items, and the new model's of the same items: (p, d_old), (p, d_new).
+
+    Raises:
+        ConflictError: the gallery does not hold embeddings of the old model.
+    """
+    with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        gallery = find_gallery(connection, gallery_name)
+        serving = rollout_queries.serving_now(connection, gallery.id)
+        if serving is None or serving.model_id != old.id:
+            raise ConflictError(
+                f"gallery {gallery.name!r} does not hold embeddings of {old.name!r}; pairs need them."
+            )
+        matrix = load_matrix(connection, gallery.id)
+        have = np.flatnonzero(matrix.version)
+        rows = np.sort(np.random.default_rng(seed).choice(have, min(pairs, len(have)), replace=False))
+        uris = {i.row: i.uri for i in gallery_queries.items_of_rows(connection, gallery.id, rows.tolist())}
+    vectors, failed = encode_uris(context.encoder(new), [uris[int(row)] for row in rows], progress)
+    good = np.array([place not in failed for place in range(len(rows))], bool)
+    return matrix.vectors[rows[good]], vectors[good]
+
+
+def fit_adapter(
+    context: Context,
+    old_name: str,
+    new_name: str,
+    gallery_name: str,
+    *,
+    name: str,
+    method: str = "mlp",
+    pairs: int = 10_000,
+    seed: int = 0,
+    progress: Progress = lambda done, total: None,
+) -> AdapterRow:
+    """Fit a forward adapter on a paired sample of a gallery and register it.
+
+    Raises:
+        UsageError: no such method, or too few pairs to fit anything.
+    """
+    import models.adapters as adapters
+
+    check_name("adapter", name)
+    with transaction(context.engine) as connection:
+        old, new = find_model(connection, old_name), find_model(connection, new_name)
+    stored, fresh = paired_sample(context, old, new, gallery_name, pairs, seed, progress)
+    folder = context.settings.artifacts / f".fit-{secrets.token_hex(6)}"
+    try:
+        adapters.fit_adapter(
+            method,
+            stored,
+            fresh,
+            folder=folder,
+            name=name,
+            modality=new.modality,
+            source_fingerprint=old.fingerprint,
+            target_fingerprint=new.fingerprint,
+            seed=seed,
+            prototypes=context.encoder(new).prototypes,
+        )
+        return import_adapter(context, folder, name, old, new)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def import_adapter(context: Context, folder: Path, name: str, old: ModelRow, new: ModelRow) -> AdapterRow:
+    """Verify and register an adapter that leads from `old` to `new`.
+
+    Raises:
+        ConflictError: it was fitted for other models, or the name is taken.
+    """
+    from models.adapters import load_adapter
+
+    check_name("adapter", name)
+    manifest = load_adapter(folder).manifest
+    wanted = {"source_fingerprint": old.fingerprint, "target_fingerprint": new.fingerprint}
+    if {key: manifest.options.get(key) for key in wanted} != wanted:
+        raise ConflictError(
+            f"the adapter in {folder} was not fitted to lead from {old.name!r} to {new.name!r}."
+        )
+    kept = keep_artifact(context, folder, manifest.fingerprint)
+    with transaction(context.engine) as connection:
+        adapter_id = model_queries.insert_adapter(
+            connection,
+            name=name,
+            source_model_id=old.id,
+            target_model_id=new.id,
+            digest=manifest.digest,
+            fingerprint=manifest.fingerprint,
+            uri=str(kept),
+            manifest=asdict(manifest),
+        )
+        if adapter_id is None:
+            raise ConflictError(f"there is an adapter {name!r} already; choose another name.")
+        rollout_queries.write_audit(
+            connection,
+            actor=context.actor,
+            action="adapter.imported",
+            target=name,
+            after={"from": old.name, "to": new.name},
+        )
+        row = model_queries.adapter_by_name(connection, name)
+    assert row is not None
+    return row

@@ -1,0 +1,202 @@
+"""The flip evaluator: follows the log like a replica, and knows after every batch how each query is answered.
+
+It can die at any time. Started again it replays what it has evaluated without writing, and goes on from there, so its
+"previous stage" is the one it would have had. One evaluator a rollout, by an advisory lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from orchestrator.context import Context
+from orchestrator.core.flips import FlipCounts, FlipEvent, FlipStage, FlipTracker
+from orchestrator.core.incremental import IncrementalTopK
+from orchestrator.core.metrics import top_k
+from orchestrator.errors import ConflictError
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import batches as batch_queries
+from orchestrator.ledger.queries import flips as flip_queries
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import locks
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import EvaluationRow, LogEntry, RolloutRow
+from orchestrator.serving.embedding import QuerySet, encode_uris, load_query_set
+from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch
+
+K = 1
+
+
+class QuerySetEvaluator:
+    """One query set of one rollout. `items` counts the rows that hold the new model's vectors."""
+
+    def __init__(
+        self, rollout: RolloutRow, queries: QuerySet, old: npt.NDArray[np.float32], new: npt.NDArray[np.float32],
+        before: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32], buffer: int,
+    ) -> None:  # fmt: skip
+        """`old`, `new`: (Q, d) query vectors; `before`, `deployed`: (N, d) what the old system and the new one search."""
+        self.rollout = rollout
+        self.query_set_id = queries.row.id
+        self.items = 0
+        self._tracker = FlipTracker(queries.relevance, *top_k(old, before, K))
+        self._answers = IncrementalTopK(new, deployed, K, buffer)
+
+    def deployed(self) -> FlipStage:
+        """The stage of the deployment: every query is answered by the new model from now on."""
+        everyone = np.arange(len(self._tracker.right))
+        return self._tracker.update(everyone, *self._answers.top())
+
+    def apply(self, rows: npt.NDArray[np.int64], vectors: npt.NDArray[np.float32]) -> FlipStage:
+        """The stage of one committed batch."""
+        changed = self._answers.apply(rows, vectors)
+        self.items += len(rows)
+        scores, found = self._answers.top()
+        return self._tracker.update(changed, scores[changed], found[changed])
+
+    def record(self, connection: Connection, seq: int, stage: FlipStage) -> None:
+        """Write a stage's counts and flips; nothing where they are written already."""
+        row = _evaluation(seq, self.items, stage.against_old, stage.against_previous)
+        if not flip_queries.insert_evaluation(connection, self.rollout.id, self.query_set_id, row):
+            return
+        healed: dict[str, list[int]] = {}
+        for event in stage.events:
+            if event.healed:
+                healed.setdefault(event.reference.value, []).append(event.query)
+        for reference, queries in healed.items():
+            flip_queries.heal_flips(connection, self.rollout.id, self.query_set_id, reference, queries, seq)
+        flip_queries.insert_flips(connection, [self._opened(e, seq) for e in stage.events if not e.healed])
+
+    def _opened(self, event: FlipEvent, seq: int) -> dict[str, Any]:
+        return {
+            "rollout_id": self.rollout.id,
+            "query_set_id": self.query_set_id,
+            "query_no": event.query,
+            "kind": event.kind.value,
+            "reference": event.reference.value,
+            "opened_seq": seq,
+            "old_row": event.old_row,
+            "new_row": event.new_row,
+            "old_score": event.old_score,
+            "new_score": event.new_score,
+        }
+
+
+def _evaluation(seq: int, items: int, old: FlipCounts, previous: FlipCounts) -> EvaluationRow:
+    return EvaluationRow(
+        seq=seq,
+        items=items,
+        k=K,
+        n=old.n,
+        both_right=old.both_right,
+        negative_flips=old.negative_flips,
+        positive_flips=old.positive_flips,
+        both_wrong=old.both_wrong,
+        previous_negative_flips=previous.negative_flips,
+        previous_positive_flips=previous.positive_flips,
+    )
+
+
+class Evaluator:
+    """All query sets of one deployed rollout."""
+
+    def __init__(self, context: Context, rollout_id: int) -> None:
+        self._context = context
+        with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+            rollout = rollout_queries.rollout_by_id(connection, rollout_id)
+            assert rollout is not None, f"no rollout {rollout_id}"
+            self.rollout = rollout
+            self.seq = batch_queries.deployed_seq(connection, rollout_id)
+            sets = gallery_queries.query_sets_of_gallery(connection, rollout.gallery_id)
+            loaded = [load_query_set(connection, row) for row in sets]
+            assert rollout.from_model_id is not None, "the first embedding has no old system"
+            old_model = model_queries.model_by_id(connection, rollout.from_model_id)
+            new_model = model_queries.model_by_id(connection, rollout.to_model_id)
+            before = load_matrix(connection, rollout.gallery_id, before=rollout.id)
+            old_vectors = before.vectors.copy()
+            apply_rollout(connection, before, rollout, seq=0)
+        self._sets = []
+        for queries in loaded:
+            old, _ = encode_uris(context.encoder(old_model), queries.uris)
+            new, _ = encode_uris(context.encoder(new_model), queries.uris)
+            self._sets.append(
+                QuerySetEvaluator(
+                    rollout,
+                    queries,
+                    old,
+                    new,
+                    old_vectors,
+                    before.vectors.copy(),
+                    context.settings.buffer_size,
+                )
+            )
+        self._record(self.seq, [each.deployed() for each in self._sets])
+
+    def catch_up(self) -> int:
+        """Evaluate every log entry of this rollout that is new; returns how many batches."""
+        done = 0
+        while True:
+            with self._context.engine.connect() as connection:
+                entries = batch_queries.log_after(connection, self.rollout.gallery_id, self.seq, 64)
+                stages = [(entry, self._stage(connection, entry)) for entry in entries]
+            for entry, stage in stages:
+                if stage:
+                    self._record(entry.seq, stage)
+                    done += 1
+                self.seq = entry.seq
+            if len(entries) < 64:
+                return done
+
+    def _stage(self, connection: Connection, entry: LogEntry) -> list[FlipStage]:
+        if entry.kind != "batch" or entry.rollout_id != self.rollout.id:
+            return []
+        rows, vectors = read_batch(connection, self.rollout, entry)
+        return [each.apply(rows, vectors) for each in self._sets]
+
+    def _record(self, seq: int, stages: Sequence[FlipStage]) -> None:
+        with transaction(self._context.engine) as connection:
+            for each, stage in zip(self._sets, stages, strict=True):
+                each.record(connection, seq, stage)
+
+
+def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluator]) -> int:
+    """Bring a rollout's flips to the log's end, unless another process is doing so; returns batches evaluated.
+
+    Args:
+        kept: evaluators of this process by rollout, so that the next call goes on where this one ended.
+    """
+    with context.engine.connect() as connection:
+        rollout = rollout_queries.rollout_by_id(connection, rollout_id)
+        if rollout is None or rollout.kind != "upgrade" or rollout.deployed_at is None:
+            return 0
+        if not gallery_queries.query_sets_of_gallery(connection, rollout.gallery_id):
+            return 0
+        if not locks.try_lock_evaluator(connection, rollout_id):
+            return 0
+        try:
+            if rollout.state in ("cancelled", "rolled_back", "failed"):
+                kept.pop(rollout_id, None)
+                return 0
+            if rollout_id not in kept:
+                kept[rollout_id] = Evaluator(context, rollout_id)
+            return kept[rollout_id].catch_up()
+        finally:
+            locks.unlock_evaluator(connection, rollout_id)
+            connection.rollback()
+
+
+def wait_evaluated(context: Context, rollout_id: int) -> None:
+    """Evaluate to the end in this process, where no worker does.
+
+    Raises:
+        ConflictError: the rollout was never deployed.
+    """
+    with transaction(context.engine) as connection:
+        rollout = rollout_queries.rollout_by_id(connection, rollout_id)
+    if rollout is None or rollout.deployed_at is None:
+        raise ConflictError(f"rollout {rollout_id} was never deployed; there is nothing to evaluate.")
+    evaluate_rollout(context, rollout_id, {})

@@ -1,0 +1,199 @@
+"""A replica answers searches from one consistent mixture and follows the gallery's log.
+
+It can die at any time: what it holds is a function of the ledger and the extents.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from orchestrator.context import Context
+from orchestrator.errors import ConflictError, HotrefreshError
+from orchestrator.index import VectorIndex, make_index
+from orchestrator.ledger.queries import batches as batch_queries
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import GalleryRow, LogEntry, ModelRow
+from orchestrator.serving.lock import WriterPreferringLock
+from orchestrator.serving.matrix import load_matrix, read_batch
+
+# Rows applied under one hold of the lock: a search waits for at most this copy.
+SLICE = 1024
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One answer: which item, how near, and in which version it is stored."""
+
+    row: int
+    key: str
+    uri: str
+    label: str | None
+    score: float
+    rollout_id: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search returns: the hits, the model that encoded the query, the place of the log it was answered at."""
+
+    hits: tuple[Hit, ...]
+    model: str
+    seq: int
+    coverage_ratio: float
+
+
+@dataclass
+class _Served:
+    index: VectorIndex
+    version: npt.NDArray[np.int64]
+    model: ModelRow
+    rollout_id: int | None
+
+
+class Replica:
+    """Follows one gallery. `catch_up` applies what is new; `follow` does so in a thread until `close`."""
+
+    def __init__(self, context: Context, gallery: GalleryRow, backend: str = "faiss-flat") -> None:
+        self._context = context
+        self.gallery = gallery
+        self._backend = backend
+        self._lock = WriterPreferringLock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.error: HotrefreshError | None = None
+        self.seq = 0
+        self._served: _Served
+        self._reload()
+
+    @property
+    def model(self) -> ModelRow:
+        """The model that queries are encoded with."""
+        return self._served.model
+
+    def _reload(self) -> None:
+        with self._context.engine.connect().execution_options(
+            isolation_level="REPEATABLE READ"
+        ) as connection:
+            serving = rollout_queries.serving_now(connection, self.gallery.id)
+            if serving is None:
+                raise ConflictError(
+                    f"gallery {self.gallery.name!r} has no embeddings yet; run "
+                    f"`hotrefresh gallery embed {self.gallery.name} --model NAME` first."
+                )
+            model = model_queries.model_by_id(connection, serving.model_id)
+            matrix = load_matrix(connection, self.gallery.id)
+        served = _Served(make_index(self._backend, matrix.vectors), matrix.version, model, serving.rollout_id)
+        with self._lock.write():
+            self._served, self.seq = served, matrix.seq
+
+    def catch_up(self) -> int:
+        """Apply every log entry that is new; returns how many."""
+        applied = 0
+        while True:
+            with self._context.engine.connect() as connection:
+                entries = batch_queries.log_after(connection, self.gallery.id, self.seq, 256)
+                for entry in entries:
+                    if self._apply(connection, entry):
+                        return applied + 1  # reloaded: the entries behind are already in
+                    applied += 1
+            if len(entries) < 256:
+                return applied
+
+    def _apply(self, connection: Connection, entry: LogEntry) -> bool:
+        """Apply one entry; True when the whole gallery was loaded anew."""
+        rollout = rollout_queries.rollout_by_id(connection, entry.rollout_id)
+        assert rollout is not None
+        if entry.kind == "batch":
+            rows, vectors = read_batch(connection, rollout, entry)
+            for at in range(0, len(rows), SLICE):
+                with self._lock.write():
+                    self._served.index.replace(rows[at : at + SLICE], vectors[at : at + SLICE])
+                    self._served.version[rows[at : at + SLICE]] = rollout.id
+            self.seq = entry.seq
+            return False
+        if entry.kind == "deployed" and rollout.adapter_id is None and rollout.kind == "upgrade":
+            # Nothing stored changes: only the model that encodes queries. This is why the answer comes in seconds.
+            model = model_queries.model_by_id(connection, rollout.to_model_id)
+            with self._lock.write():
+                self._served.model, self._served.rollout_id, self.seq = model, rollout.id, entry.seq
+            return False
+        if entry.kind == "finalized" and rollout.kind == "upgrade":
+            self.seq = entry.seq
+            return False
+        self._reload()
+        return True
+
+    def search(self, queries: Sequence[Any], k: int = 10) -> list[Answer]:
+        """Answer queries (decoded images or texts), each from one consistent mixture.
+
+        The query is encoded outside the lock; when the model was switched meanwhile, it is encoded again.
+        """
+        while True:
+            model = self._served.model
+            encoder = self._context.encoder(model)
+            vectors = encoder.encode([encoder.preprocess(query) for query in queries])
+            with self._lock.read():
+                served = self._served
+                if served.model.id != model.id:
+                    continue
+                scores, rows = served.index.search(vectors, min(k, max(1, len(served.version))))
+                versions = np.where(rows >= 0, served.version[rows], 0)
+                seq, rollout_id = self.seq, served.rollout_id
+                coverage = float(np.mean(served.version == rollout_id)) if len(served.version) else 0.0
+            return self._answers(model.name, scores, rows, versions, seq, coverage)
+
+    def _answers(
+        self, model: str, scores: Any, rows: Any, versions: Any, seq: int, coverage: float
+    ) -> list[Answer]:
+        with self._context.engine.connect() as connection:
+            wanted = sorted({int(row) for row in rows.ravel() if row >= 0})
+            items = {i.row: i for i in gallery_queries.items_of_rows(connection, self.gallery.id, wanted)}
+        return [
+            Answer(
+                tuple(
+                    Hit(int(r), items[int(r)].key, items[int(r)].uri, items[int(r)].label, float(s), int(v))
+                    for s, r, v in zip(scores[q], rows[q], versions[q], strict=True)
+                    if r >= 0 and v > 0
+                ),
+                model,
+                seq,
+                coverage,
+            )
+            for q in range(len(rows))
+        ]
+
+    def follow(self, interval_s: float = 0.05, changed: Callable[[], None] | None = None) -> None:
+        """Follow the log in a thread. A fault is kept in `error`, and tried again: what is served stays served."""
+
+        def run() -> None:
+            while not self._stop.wait(interval_s):
+                try:
+                    if self.catch_up() and changed is not None:
+                        changed()
+                    self.error = None
+                except HotrefreshError as error:
+                    self.error = error
+
+        self._thread = threading.Thread(target=run, name=f"replica-{self.gallery.name}", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop following."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    def __enter__(self) -> Replica:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

@@ -1,0 +1,109 @@
+"""Settings: flag over environment over file over default, the same name in all three.
+
+The file is `hotrefresh.toml` in the current folder (or the path in HOTREFRESH_CONFIG). Secrets (the passwords inside
+URLs) come from environment or file only and are masked wherever settings are shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from models.errors import UsageError
+
+DEFAULT_FILE = "hotrefresh.toml"
+
+
+class Settings(BaseSettings):
+    """One resolved configuration. Durations are seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="HOTREFRESH_", extra="forbid", frozen=True)
+
+    database_url: str | None = Field(None, description="PostgreSQL URL; unset: an embedded server")
+    broker_url: str | None = Field(None, description="Redis or Valkey URL; unset: an embedded server")
+    data_dir: Path = Field(Path(".hotrefresh"), description="embedded servers, models and extents live here")
+    store_dir: Path | None = Field(None, description="extents; default <data_dir>/extents")
+    model_dir: Path | None = Field(None, description="model artifacts; default <data_dir>/models")
+    batch_size: int = Field(1024, ge=1, le=65_536, description="items in a batch")
+    lease_s: float = Field(30.0, gt=0.5, description="a batch's lease; renewed every third of it")
+    heartbeat_s: float = Field(2.0, gt=0.05, description="a worker's heartbeat interval")
+    decode_threads: int = Field(2, ge=1, le=64, description="threads that read and decode items in a worker")
+    worker_idle_s: float = Field(
+        60.0, gt=0, description="a worker started by a command leaves after this idle time"
+    )
+    buffer_size: int = Field(100, ge=10, description="candidates kept for each query by the flip evaluator")
+
+    @property
+    def extents(self) -> Path:
+        """The folder of the extents, absolute."""
+        return (self.store_dir or self.data_dir / "extents").absolute()
+
+    @property
+    def artifacts(self) -> Path:
+        """The folder of imported and trained model artifacts, absolute."""
+        return (self.model_dir or self.data_dir / "models").absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        file = config_file()
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls, file))
+
+    def shown(self) -> dict[str, Any]:
+        """The settings with passwords masked, ready to print."""
+        shown = self.model_dump(mode="json")
+        for name in ("database_url", "broker_url"):
+            shown[name] = masked(shown[name])
+        return shown
+
+
+def config_file() -> Path:
+    """The configuration file that is read, whether or not it exists."""
+    return Path(os.environ.get("HOTREFRESH_CONFIG", DEFAULT_FILE))
+
+
+def load_settings(**flags: Any) -> Settings:
+    """Resolve the settings; `flags` are the command's own options, None meaning "not given".
+
+    Raises:
+        UsageError: a value that does not fit, or an unknown name in the file.
+    """
+    named = os.environ.get("HOTREFRESH_CONFIG")
+    if named and not Path(named).is_file():
+        raise UsageError(
+            f"HOTREFRESH_CONFIG names {named!r}, which is no file; create it or unset the variable."
+        )
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e.get('input')!r})" for e in error.errors()
+        ]
+        raise UsageError(
+            "configuration cannot be used: "
+            + "; ".join(lines)
+            + f". Look at the flags, HOTREFRESH_* and {config_file()}."
+        ) from None
+    except ValueError as error:  # the TOML itself cannot be parsed
+        raise UsageError(f"{config_file()} is not valid TOML: {error}. Correct the line named.") from None
+
+
+def masked(url: str | None) -> str | None:
+    """A URL with its password replaced by ***."""
+    return None if url is None else re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)

@@ -1,0 +1,68 @@
+"""Keeping the leases of batches in flight: renewed every third of their length, given up when refused or run out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+from sqlalchemy import Engine
+
+from orchestrator.errors import HotrefreshError
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import batches as batch_queries
+from orchestrator.ledger.rows import Claim
+
+
+class LeaseKeeper:
+    """Renews what is held, in a thread, while its context is open."""
+
+    def __init__(self, engine: Engine, lease_s: float) -> None:
+        self._engine = engine
+        self._lease_s = lease_s
+        self._held: dict[tuple[int, int], tuple[Claim, float]] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
+
+    def hold(self, claim: Claim) -> None:
+        """Begin to renew a claim."""
+        with self._lock:
+            self._held[claim.no, claim.fence] = claim, time.monotonic() + self._lease_s
+
+    def drop(self, claim: Claim) -> None:
+        """Stop renewing it."""
+        with self._lock:
+            self._held.pop((claim.no, claim.fence), None)
+
+    def holds(self, claim: Claim) -> bool:
+        """Whether the lease was neither refused nor has run out by our own clock."""
+        with self._lock:
+            held = self._held.get((claim.no, claim.fence))
+        return held is not None and time.monotonic() < held[1]
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._lease_s / 3):
+            with self._lock:
+                claims = [claim for claim, _ in self._held.values()]
+            for claim in claims:
+                asked = time.monotonic()
+                try:
+                    with transaction(self._engine) as connection:
+                        renewed = batch_queries.renew_lease(connection, claim, self._lease_s)
+                except HotrefreshError:
+                    continue  # the database is away; the deadline by our own clock decides
+                with self._lock:
+                    if (claim.no, claim.fence) in self._held:
+                        if renewed:
+                            self._held[claim.no, claim.fence] = claim, asked + self._lease_s
+                        else:
+                            del self._held[claim.no, claim.fence]
+
+    def __enter__(self) -> LeaseKeeper:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._stop.set()
+        self._thread.join()

@@ -1,0 +1,58 @@
+"""A worker process: `hotrefresh worker`, or started in the background by a command that has work for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+
+from celery.signals import setup_logging, worker_shutting_down
+
+from orchestrator.bootstrap import open_context
+from orchestrator.settings import Settings
+from workers.app import build_app
+from workers.runtime import Runtime
+
+
+def run_worker(settings: Settings, *, exit_when_idle_s: float | None = None) -> int:
+    """Work until SIGTERM or Ctrl-C; finishes the batch at hand first. Returns the exit code."""
+    # Two OpenMP runtimes live in one process (torch, faiss): one thread each, parallelism comes from processes.
+    import torch
+
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
+    with open_context(settings) as context:
+        runtime = Runtime(context, exit_when_idle_s=exit_when_idle_s)
+        app = build_app(runtime)
+
+        @setup_logging.connect(weak=False)
+        def keep_our_logging(**_: object) -> None:
+            """Celery leaves logging alone when somebody listens here."""
+
+        @worker_shutting_down.connect(weak=False)
+        def stop_draining(**_: object) -> None:
+            runtime.stop.set()
+
+        runtime.start()
+        try:
+            with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
+                app.worker_main(
+                    ["worker", "--pool=threads", "--concurrency=2", "--without-gossip", "--without-mingle",
+                     "--without-heartbeat", "--loglevel=WARNING", f"--hostname={runtime.id}"]
+                )  # fmt: skip
+        finally:
+            runtime.close()
+    return 0
+
+
+def main() -> None:
+    """`python -m workers.main [IDLE_S]`: the background worker that a command starts."""
+    from orchestrator.settings import load_settings
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal that started us is not for us
+    idle_s = float(sys.argv[1]) if len(sys.argv) > 1 else None
+    sys.exit(run_worker(load_settings(), exit_when_idle_s=idle_s))
+
+
+if __name__ == "__main__":
+    main()
