@@ -62,4 +62,6 @@ def _is_exact(scores: np.ndarray, window: int) -> bool:
     falls = ordered[1:] < ordered[:-1]
     ties = (ordered[1:] == ordered[:-1]) & (rows[1:] > rows[:-1])
     complete = np.bincount(rows, minlength=len(scores)).max(initial=1) == 1
-    return bool((falls | ties).all() and complete and np.array_equal(rows[:window], first_window(scores, window)))
+    return bool(
+        (falls | ties).all() and complete and np.array_equal(rows[:window], first_window(scores, window))
+    )

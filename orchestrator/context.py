@@ -15,6 +15,9 @@ from orchestrator.errors import ArtifactError
 from orchestrator.ledger.rows import AdapterRow, ModelRow
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from models.adapters import Adapter
     from models.encoders import Encoder
     from orchestrator.broker import Broker
@@ -47,6 +50,16 @@ class Context:
             _same_digest(model.name, model.fingerprint, encoder.manifest.fingerprint, model.uri)
             self._encoders[model.id] = encoder
         return self._encoders[model.id]
+
+    def prototypes(self, model: ModelRow) -> npt.NDArray[np.float32] | None:
+        """The model's head, (C, dim) float32, L2-normalised; None where its artifact keeps none."""
+        from models.training import load_prototypes
+
+        self.encoder(model)  # verified
+        try:
+            return load_prototypes(Path(model.uri))[0]
+        except ArtifactError:
+            return None
 
     def adapter(self, row: AdapterRow) -> Adapter:
         """The adapter, loaded once a process and verified against the ledger's digest."""

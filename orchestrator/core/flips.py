@@ -124,7 +124,7 @@ class FlipTracker:
             raise ValueError(f"{len(relevance)} queries need (Q, k >= 1) answers, not {old_rows.shape}")
         self._relevance = relevance
         self._counted = np.flatnonzero(relevance.answerable)
-        self.old_right = relevance.hits(old_rows) & relevance.answerable
+        self.old_right = relevance.hits(old_rows)
         self.previous_right = self.old_right.copy()
         self.right = self.old_right.copy()
         self._old_rows, self._old_scores = old_rows[:, 0].copy(), old_scores[:, 0].copy()
@@ -138,7 +138,7 @@ class FlipTracker:
         The other queries keep theirs: `IncrementalTopK.apply` names the queries to pass.
         """
         self.previous_right = self.right.copy()
-        self.right[queries] = self._relevance.hits(rows, queries) & self._relevance.answerable[queries]
+        self.right[queries] = self._relevance.hits(rows, queries)
         before = self._rows.copy(), self._scores.copy()
         self._rows[queries], self._scores[queries] = rows[:, 0], scores[:, 0]
         moved = np.flatnonzero(self.right != self.previous_right)

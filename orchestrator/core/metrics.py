@@ -63,10 +63,9 @@ class Relevance:
         cls, queries: Iterable[str | int | None], gallery: Iterable[str | int | None]
     ) -> Relevance:
         """Every gallery row with a query's label answers it; `None` is no label and matches nothing."""
-        rows_by_label: dict[str | int, list[int]] = {}
+        rows_by_label: dict[str | int | None, list[int]] = {}
         for row, label in enumerate(gallery):
-            if label is not None:
-                rows_by_label.setdefault(label, []).append(row)
+            rows_by_label.setdefault(label, []).append(row)
         answers = [[] if label is None else rows_by_label.get(label, []) for label in queries]
         offsets = np.concatenate([[0], np.cumsum([len(rows) for rows in answers])]).astype(np.int64)
         return cls(offsets, np.array([row for rows in answers for row in rows], np.int64))

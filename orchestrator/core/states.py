@@ -71,98 +71,31 @@ _FAIL_WHEN = {
     _S.ROLLING_BACK: "The old embeddings cannot be brought back.",
 }
 
+# One edge a line, however long: it is read as a table.
+# fmt: off
 TRANSITIONS: tuple[Edge, ...] = (
-    Edge(
-        _S.PLANNED,
-        _V.DEPLOY,
-        _S.DEPLOYED,
-        "The certificate holds, and queries flip to the new model at once.",
-    ),
-    Edge(
-        _S.DEPLOYED,
-        _V.BEGIN_BACKFILL,
-        _S.BACKFILLING,
-        "The order is scored and the plan written; workers may claim.",
-    ),
+    Edge(_S.PLANNED, _V.DEPLOY, _S.DEPLOYED, "The certificate holds, and queries flip to the new model at once."),
+    Edge(_S.DEPLOYED, _V.BEGIN_BACKFILL, _S.BACKFILLING, "The order is scored and the plan written; workers may claim."),
     Edge(_S.DEPLOYED, _V.PAUSE, _S.PAUSED, "An operator or a gate stops the rollout before its first batch."),
-    Edge(
-        _S.BACKFILLING,
-        _V.PAUSE,
-        _S.PAUSED,
-        "An operator wants the GPUs, or a gate saw too many negative flips.",
-    ),
-    Edge(
-        _S.PAUSED,
-        _V.RESUME,
-        _S.BACKFILLING,
-        "The reason is gone and the plan is written: workers claim again.",
-    ),
+    Edge(_S.BACKFILLING, _V.PAUSE, _S.PAUSED, "An operator wants the GPUs, or a gate saw too many negative flips."),
+    Edge(_S.PAUSED, _V.RESUME, _S.BACKFILLING, "The reason is gone and the plan is written: workers claim again."),
     Edge(_S.BACKFILLING, _V.COMPLETE, _S.FINALIZABLE, "The last batch of the plan was committed."),
-    Edge(
-        _S.PAUSED,
-        _V.COMPLETE,
-        _S.FINALIZABLE,
-        "The batch in flight when the pause was asked was the last one.",
-    ),
-    Edge(
-        _S.FINALIZABLE,
-        _V.FINALIZE,
-        _S.FINALIZED,
-        "An operator accepts the upgrade; the rollback window starts.",
-    ),
+    Edge(_S.PAUSED, _V.COMPLETE, _S.FINALIZABLE, "The batch in flight when the pause was asked was the last one."),
+    Edge(_S.FINALIZABLE, _V.FINALIZE, _S.FINALIZED, "An operator accepts the upgrade; the rollback window starts."),
     Edge(_S.PLANNED, _V.CANCEL, _S.CANCELLING, "The plan was only looked at, and the operator drops it."),
     Edge(_S.DEPLOYED, _V.CANCEL, _S.CANCELLING, "The operator stops before anything was re-embedded."),
-    Edge(
-        _S.BACKFILLING,
-        _V.CANCEL,
-        _S.CANCELLING,
-        "The operator stops the re-embedding; workers must let go first.",
-    ),
+    Edge(_S.BACKFILLING, _V.CANCEL, _S.CANCELLING, "The operator stops the re-embedding; workers must let go first."),
     Edge(_S.PAUSED, _V.CANCEL, _S.CANCELLING, "The pause showed that the rollout should not go on."),
-    Edge(
-        _S.CANCELLING,
-        _V.ACKNOWLEDGE_CANCEL,
-        _S.CANCELLED,
-        "No worker holds a lease any more, or the cancel was forced.",
-    ),
-    Edge(
-        _S.DEPLOYED,
-        _V.ROLLBACK,
-        _S.ROLLING_BACK,
-        "The first answers of the new model are worse than promised.",
-    ),
-    Edge(
-        _S.BACKFILLING,
-        _V.ROLLBACK,
-        _S.ROLLING_BACK,
-        "Negative flips exceed what was allowed while re-embedding.",
-    ),
-    Edge(
-        _S.PAUSED,
-        _V.ROLLBACK,
-        _S.ROLLING_BACK,
-        "A gate paused the rollout and the flips turn out to be real.",
-    ),
-    Edge(
-        _S.FINALIZABLE,
-        _V.ROLLBACK,
-        _S.ROLLING_BACK,
-        "Everything is re-embedded, and the result is not accepted.",
-    ),
-    Edge(
-        _S.FINALIZED,
-        _V.ROLLBACK,
-        _S.ROLLING_BACK,
-        "A complaint arrives after finalizing, while the window is open.",
-    ),
-    Edge(
-        _S.ROLLING_BACK,
-        _V.ACKNOWLEDGE_ROLLBACK,
-        _S.ROLLED_BACK,
-        "Old model and old vectors serve again, everywhere.",
-    ),
+    Edge(_S.CANCELLING, _V.ACKNOWLEDGE_CANCEL, _S.CANCELLED, "No worker holds a lease any more, or the cancel was forced."),
+    Edge(_S.DEPLOYED, _V.ROLLBACK, _S.ROLLING_BACK, "The first answers of the new model are worse than promised."),
+    Edge(_S.BACKFILLING, _V.ROLLBACK, _S.ROLLING_BACK, "Negative flips exceed what was allowed while re-embedding."),
+    Edge(_S.PAUSED, _V.ROLLBACK, _S.ROLLING_BACK, "A gate paused the rollout and the flips turn out to be real."),
+    Edge(_S.FINALIZABLE, _V.ROLLBACK, _S.ROLLING_BACK, "Everything is re-embedded, and the result is not accepted."),
+    Edge(_S.FINALIZED, _V.ROLLBACK, _S.ROLLING_BACK, "A complaint arrives after finalizing, while the window is open."),
+    Edge(_S.ROLLING_BACK, _V.ACKNOWLEDGE_ROLLBACK, _S.ROLLED_BACK, "Old model and old vectors serve again, everywhere."),
     *(Edge(state, _V.FAIL, _S.FAILED, when) for state, when in _FAIL_WHEN.items()),
 )
+# fmt: on
 
 _TABLE = MappingProxyType({(edge.from_state, edge.verb): edge.to_state for edge in TRANSITIONS})
 

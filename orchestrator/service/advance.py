@@ -172,7 +172,7 @@ def choose_prototypes(
     from orchestrator.core.prototypes import class_means, kmeans_centroids
 
     wanted = str(row.config["prototypes"])
-    head = context.encoder(model_queries.model_by_id(connection, row.to_model_id)).prototypes
+    head = context.prototypes(model_queries.model_by_id(connection, row.to_model_id))
     if wanted in ("auto", "head") and head is not None:
         return head
     if wanted == "head":

@@ -158,7 +158,7 @@ def fit_adapter(
             source_fingerprint=old.fingerprint,
             target_fingerprint=new.fingerprint,
             seed=seed,
-            prototypes=context.encoder(new).prototypes,
+            prototypes=context.prototypes(new),
         )
         return import_adapter(context, folder, name, old, new)
     finally:

@@ -98,7 +98,12 @@ def test_the_first_k_can_be_asked_for(grid):
 
 @pytest.mark.parametrize(
     ("rows", "shape", "message"),
-    [([5], (1, 3), "outside"), ([-1], (1, 3), "outside"), ([0], (1, 2), "need vectors"), ([0, 1], (1, 3), "need")],
+    [
+        ([5], (1, 3), "outside"),
+        ([-1], (1, 3), "outside"),
+        ([0], (1, 2), "need vectors"),
+        ([0, 1], (1, 3), "need"),
+    ],
 )
 def test_a_batch_that_does_not_fit_is_refused_and_changes_nothing(grid, rows, shape, message):
     gallery = grid(5)

@@ -120,7 +120,14 @@ def test_pairs_may_come_in_any_order_and_twice():
 
 @pytest.mark.parametrize(
     ("offsets", "rows"),
-    [([1, 2], [0, 1]), ([0, 1], [0, 1]), ([0, 2, 1, 3], [0, 1, 2]), ([0, 2], [1, 1]), ([0, 2], [2, 1]), ([0, 1], [-1])],
+    [
+        ([1, 2], [0, 1]),
+        ([0, 1], [0, 1]),
+        ([0, 2, 1, 3], [0, 1, 2]),
+        ([0, 2], [1, 1]),
+        ([0, 2], [2, 1]),
+        ([0, 1], [-1]),
+    ],
 )
 def test_relevance_that_is_no_set_of_rows_is_refused(offsets, rows):
     with pytest.raises(ValueError, match="relevan"):

@@ -95,7 +95,9 @@ def test_rank_of_and_row_of_are_inverse():
 def test_chunks_give_the_plan_back(n):
     rank_of = np.random.default_rng(n).permutation(n).astype(np.uint32)
     chunks = to_chunks(rank_of)
-    assert [len(chunk) for chunk in chunks] == [4 * CHUNK] * (n // CHUNK) + ([4 * (n % CHUNK)] if n % CHUNK else [])
+    assert [len(chunk) for chunk in chunks] == [4 * CHUNK] * (n // CHUNK) + (
+        [4 * (n % CHUNK)] if n % CHUNK else []
+    )
     assert np.array_equal(from_chunks(chunks), rank_of)
 
 
@@ -154,4 +156,6 @@ def test_bands_never_become_more_urgent_along_the_plan(n_batches):
 def test_the_benchmark_of_the_order_prints_two_rows_beside_their_targets():
     rows = run(repeats=1, n=20_000, window=500)
     assert [row["target"] for row in rows] == [">= 2.5", "<= 0.1"]
-    assert all(set(row) == {"row", "name", "value", "unit", "against", "ratio", "target", "holds"} for row in rows)
+    assert all(
+        set(row) == {"row", "name", "value", "unit", "against", "ratio", "target", "holds"} for row in rows
+    )

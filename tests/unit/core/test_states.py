@@ -60,7 +60,13 @@ def test_a_rollout_can_fail_from_every_active_state_and_from_no_other():
 
 
 def test_rollback_is_legal_exactly_while_the_new_model_serves():
-    assert set(states_allowing("rollback")) == {S.DEPLOYED, S.BACKFILLING, S.PAUSED, S.FINALIZABLE, S.FINALIZED}
+    assert set(states_allowing("rollback")) == {
+        S.DEPLOYED,
+        S.BACKFILLING,
+        S.PAUSED,
+        S.FINALIZABLE,
+        S.FINALIZED,
+    }
 
 
 def test_pause_and_cancel_are_asked_and_cancel_is_then_acknowledged():
@@ -102,7 +108,7 @@ def test_any_walk_stays_in_the_table_and_an_illegal_verb_changes_nothing(verbs):
 
 
 def test_an_illegal_verb_names_the_state_and_what_is_possible():
-    with pytest.raises(IllegalTransition, match="cannot finalize a rollout that is paused.*resume"):
+    with pytest.raises(IllegalTransition, match=r"cannot finalize a rollout that is paused.*resume"):
         next_state("paused", "finalize")
     with pytest.raises(IllegalTransition, match="final"):
         next_state("cancelled", "resume")

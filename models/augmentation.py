@@ -1,0 +1,80 @@
+"""Augmentation of a whole batch at once, in torch, from an explicit generator."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a training picture may differ from its original; all zero = not at all.
+
+    Attributes:
+        shift: largest shift, as a share of the edge.
+        scale: largest change of size, each axis by itself: factor exp(u), u uniform in -scale..scale.
+        rotate: largest rotation, degrees.
+        shear: largest shear, as a tangent.
+        stroke: share of pictures whose strokes get bolder or thinner by up to a pixel (dilation, erosion, blended).
+        blur: share of pictures that are blurred by a 3x3 mean, blended.
+        noise: largest standard deviation of Gaussian noise, pixels in 0..1.
+        flip: True mirrors half of the pictures (photographs; never characters).
+    """
+
+    shift: float = 0.06
+    scale: float = 0.12
+    rotate: float = 6.0
+    shear: float = 0.0
+    stroke: float = 0.0
+    blur: float = 0.25
+    noise: float = 0.05
+    flip: bool = False
+
+    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        """(B, channels, size, size) float32 0..1 -> the same shape; each picture drawn its own change."""
+        pixels = self._moved(pixels, generator)
+        if self.stroke:
+            pixels = self._stroked(pixels, generator)
+        if self.blur:
+            amount = _chosen(pixels, self.blur, generator)
+            pixels = pixels + amount * (functional.avg_pool2d(pixels, 3, 1, 1) - pixels)
+        if self.noise:
+            spread = torch.rand(len(pixels), 1, 1, 1, generator=generator) * self.noise
+            pixels = pixels + spread * torch.randn(pixels.shape, generator=generator)
+        return pixels.clamp(0.0, 1.0)
+
+    def _moved(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        if not (self.shift or self.scale or self.rotate or self.shear or self.flip):
+            return pixels
+
+        def uniform(limit: float) -> Tensor:
+            return (torch.rand(len(pixels), generator=generator) * 2 - 1) * limit
+
+        angle = uniform(math.radians(self.rotate))
+        wide, high = torch.exp(uniform(self.scale)), torch.exp(uniform(self.scale))
+        shear = uniform(self.shear)
+        if self.flip:
+            wide = wide * torch.where(torch.rand(len(pixels), generator=generator) < 0.5, -1.0, 1.0)
+        cos, sin = torch.cos(angle), torch.sin(angle)
+        # The grid maps output to input places; a shift of the edge's share s is 2s in grid units.
+        first = torch.stack([cos * wide, shear * cos - sin * high, uniform(2 * self.shift)], dim=1)
+        second = torch.stack([sin * wide, shear * sin + cos * high, uniform(2 * self.shift)], dim=1)
+        grid = functional.affine_grid(torch.stack([first, second], dim=1), list(pixels.shape), align_corners=False)
+        return functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+    def _stroked(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        amount = _chosen(pixels, self.stroke, generator)
+        bolder = torch.rand(len(pixels), 1, 1, 1, generator=generator) < 0.5
+        dilated = functional.max_pool2d(pixels, 3, 1, 1)
+        eroded = -functional.max_pool2d(-pixels, 3, 1, 1)
+        return pixels + amount * (torch.where(bolder, dilated, eroded) - pixels)
+
+
+def _chosen(pixels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """(B, 1, 1, 1): 0 for most, a uniform amount in 0..1 for `share` of the pictures."""
+    drawn = torch.rand(2, len(pixels), 1, 1, 1, generator=generator)
+    return drawn[0] * (drawn[1] < share)

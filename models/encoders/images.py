@@ -1,0 +1,123 @@
+"""What all image encoders in plain torch share: preprocessing by the manifest, batches, normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.artifact import Manifest
+from models.errors import ItemError
+
+_BATCH = 512
+PROTOTYPES = "prototypes"
+"""Name of the extra tensor with class prototypes; no parameter of the network."""
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """A picture becomes (channels, size, size) uint8: keep the aspect ratio, pad the rest.
+
+    Attributes:
+        size: edge in pixels.
+        mode: "L" (grey, 1 channel) or "RGB" (3 channels); transparency is painted over `fill`.
+        fill: 0..255, the colour of the padding.
+    """
+
+    size: int = 32
+    mode: str = "L"
+    fill: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("L", "RGB") or not 4 <= self.size <= 1024 or not 0 <= self.fill <= 255:
+            raise ValueError(f"preprocessing cannot be {asdict(self)}")
+
+    @property
+    def channels(self) -> int:
+        """1 for grey, 3 for RGB."""
+        return 1 if self.mode == "L" else 3
+
+    def __call__(self, picture: Image.Image) -> np.ndarray:
+        """(channels, size, size) uint8. Raises ItemError for a picture without area."""
+        if min(picture.size) < 1:
+            raise ItemError("empty", f"a picture of {picture.size[0]} x {picture.size[1]} pixels has no area")
+        picture = self._coloured(picture)
+        if picture.size != (self.size, self.size):
+            picture = self._boxed(picture)
+        pixels = np.asarray(picture, np.uint8)
+        return pixels[None] if self.mode == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+    def _coloured(self, picture: Image.Image) -> Image.Image:
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            rgba = picture.convert("RGBA")
+            ground = Image.new("RGBA", rgba.size, (self.fill, self.fill, self.fill, 255))
+            picture = Image.alpha_composite(ground, rgba)
+        return picture if picture.mode == self.mode else picture.convert(self.mode)
+
+    def _boxed(self, picture: Image.Image) -> Image.Image:
+        scale = self.size / max(picture.size)
+        width, height = (max(1, round(edge * scale)) for edge in picture.size)
+        resized = picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
+        if width == height:
+            return resized
+        box = Image.new(self.mode, (self.size, self.size), self.fill if self.mode == "L" else (self.fill,) * 3)
+        box.paste(resized, ((self.size - width) // 2, (self.size - height) // 2))
+        return box
+
+
+class TorchImageEncoder:
+    """An `Encoder` around a network (B, channels, size, size) float32 0..1 -> (B, dim) float32."""
+
+    def __init__(self, manifest: Manifest, network: nn.Module) -> None:
+        self.manifest = manifest
+        self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.requires_grad_(False)
+        self.preprocessing = ImagePreprocessing(**manifest.preprocessing)
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        return self.manifest.dim
+
+    @property
+    def modality(self) -> str:
+        """Always "image"."""
+        return "image"
+
+    def preprocess(self, item: Image.Image | str) -> np.ndarray:
+        """(channels, size, size) uint8 from a decoded picture. Raises ItemError for a text or an empty picture."""
+        if isinstance(item, str):
+            raise ItemError("modality", f"{self.manifest.name} embeds images, this item is a text: {item[:40]!r}")
+        return self.preprocessing(item)
+
+    def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """(n, dim) float32, L2-normalised, finite; `prepared`: n arrays (channels, size, size) uint8, or one stack."""
+        out = np.empty((len(prepared), self.dim), np.float32)
+        with torch.inference_mode():
+            for at in range(0, len(prepared), _BATCH):
+                stack = np.ascontiguousarray(np.stack(prepared[at : at + _BATCH]))  # type: ignore[call-overload]
+                vectors = self.embed(torch.from_numpy(stack))
+                out[at : at + len(stack)] = vectors.numpy()
+        return out
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """(B, dim) float32, L2-normalised, from (B, channels, size, size) uint8 or float 0..1, under autograd's mode."""
+        return functional.normalize(self.network(to_float(pixels)), dim=1)
+
+    @classmethod
+    def restore(cls, manifest: Manifest, network: nn.Module, tensors: Mapping[str, Tensor]) -> TorchImageEncoder:
+        """The encoder with the artifact's weights. Raises RuntimeError when they do not fit the network."""
+        network.load_state_dict({key: value for key, value in tensors.items() if key != PROTOTYPES})
+        return cls(manifest, network)
+
+
+def to_float(pixels: Tensor) -> Tensor:
+    """float32 0..1, channels-last, from uint8 0..255 (or floats, unchanged)."""
+    if pixels.dtype == torch.uint8:
+        pixels = pixels.float().div_(255.0)
+    return pixels.contiguous(memory_format=torch.channels_last)

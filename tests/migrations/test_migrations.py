@@ -1,0 +1,137 @@
+"""Migrations on a real PostgreSQL: up, down, up again; two at once; what dashboards may read."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from sqlalchemy.exc import ProgrammingError
+
+from orchestrator.ledger import database
+from orchestrator.ledger.queries.reporting import VIEWS, read_view
+
+COLUMNS = {
+    "rollout_status": "id gallery kind from_model to_model adapter state sub_state reason total pending leased committed "
+    "quarantined rate_per_s eta_s coverage started_at last_progress_at paused_s actor",
+    "queue_status": "rollout band queue_state depth leased oldest_age_s",
+    "worker_health": "worker host pid device version last_heartbeat expected_interval_s live success_count error_count last_error",
+    "errors": "rollout gallery item attempt class type message first_seen last_seen count",
+    "embedding_versions": "gallery item model adapter rollout batch uncertainty committed_at",
+    "coverage_by_model": "gallery model items ratio",
+    "flip_summary": "rollout gallery queryset slice seq coverage k both_right negative_flips positive_flips both_wrong n nfr pfr "
+    "ci_low ci_high previous_negative_flips previous_positive_flips at",
+    "flip_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
+    "opened_at healed_at",
+    "refresh_curve": "rollout coverage metric value against_order",
+    "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect",
+    "serving_history": "gallery model rollout valid_from valid_to actor reason",
+    "audit": "at actor action target before after",
+}
+
+
+@pytest.fixture
+def engine(empty_database):
+    engine = database.open_engine(empty_database, pooled=False)
+    yield engine
+    engine.dispose()
+
+
+def _tables(engine) -> set[str]:
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT table_schema || '.' || table_name FROM information_schema.tables "
+            "WHERE table_schema IN ('hotrefresh', 'reporting')"
+        )
+        return {name for (name,) in rows}
+
+
+def test_an_empty_database_goes_up_down_and_up_again(engine):
+    database.upgrade(engine)
+    first = _tables(engine)
+    assert database.current(engine) == database.HEAD
+    assert "hotrefresh.batch" in first
+    database.downgrade(engine, "base")
+    assert _tables(engine) == {"hotrefresh.alembic_version"}
+    assert database.current(engine) is None
+    database.upgrade(engine)
+    assert _tables(engine) == first
+
+
+def test_each_single_step_can_be_taken_back(engine):
+    database.upgrade(engine, "0001")
+    assert not any(name.startswith("reporting.") for name in _tables(engine))
+    database.upgrade(engine, "0002")
+    database.downgrade(engine, "0001")
+    assert not any(name.startswith("reporting.") for name in _tables(engine))
+    database.upgrade(engine)
+    assert database.current(engine) == database.HEAD
+
+
+def test_upgrades_at_once_take_turns(empty_database):
+    failures: list[BaseException] = []
+
+    def upgrade() -> None:
+        engine = database.open_engine(empty_database, pooled=False)
+        try:
+            database.upgrade(engine)
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            engine.dispose()
+
+    threads = [threading.Thread(target=upgrade) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_every_reporting_view_has_the_columns_of_the_contract(engine):
+    database.upgrade(engine)
+    with engine.connect() as connection:
+        rows = connection.exec_driver_sql(
+            "SELECT table_name, string_agg(column_name, ' ' ORDER BY ordinal_position) FROM information_schema.columns "
+            "WHERE table_schema = 'reporting' GROUP BY table_name"
+        )
+        assert {view: columns for view, columns in rows} == COLUMNS
+
+
+def test_every_reporting_view_can_be_read_and_an_unknown_one_names_those_there_are(engine):
+    database.upgrade(engine)
+    with engine.connect() as connection:
+        for view in VIEWS:
+            assert read_view(connection, view) == []
+        with pytest.raises(database.UsageError, match="rollout_status"):
+            read_view(connection, "pg_shadow")
+        with pytest.raises(database.UsageError, match="cannot be filtered"):
+            read_view(connection, "audit", before="1")
+
+
+def test_the_dashboard_role_reads_the_views_and_no_table(engine):
+    database.upgrade(engine)
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET ROLE hotrefresh_dashboard")
+        for view in COLUMNS:
+            connection.exec_driver_sql(f"SELECT * FROM reporting.{view} LIMIT 1")
+        with pytest.raises(ProgrammingError, match="permission denied"):
+            connection.exec_driver_sql("SELECT * FROM hotrefresh.audit")
+
+
+def test_the_schema_head_in_code_is_the_newest_migration():
+    from alembic.script import ScriptDirectory
+
+    assert ScriptDirectory.from_config(database._alembic_config()).get_current_head() == database.HEAD
+
+
+def test_a_url_of_another_database_is_refused_with_what_to_write():
+    with pytest.raises(database.UsageError, match="postgresql://"):
+        database.open_engine("mysql://localhost/x")
+
+
+def test_a_database_that_does_not_answer_is_named_without_its_password():
+    engine = database.open_engine("postgresql://someone:s3cret@127.0.0.1:9/none", pooled=False)
+    with pytest.raises(database.UnreachableError, match="does not answer") as caught:
+        database.check(engine)
+    assert "s3cret" not in str(caught.value)

@@ -1,0 +1,85 @@
+"""The fused statistics equal a plain float64 softmax."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from orchestrator.core import uncertainty as module
+from orchestrator.core.uncertainty import uncertainty
+
+
+def naive(embeddings, prototypes, temperature):
+    logits = embeddings.astype(np.float64) @ prototypes.astype(np.float64).T / temperature
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    ordered = np.sort(p, axis=1)[:, ::-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.where(p > 0, p * np.log(p), 0).sum(axis=1) / np.log(p.shape[1])
+    return 1 - ordered[:, 0], 1 - (ordered[:, 0] - ordered[:, 1]), entropy
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.05, 1.0])
+@pytest.mark.parametrize(("n", "C"), [(1, 2), (700, 30), (1100, 5), (513, 2000)])
+def test_all_three_statistics_equal_a_float64_softmax(unit, n, C, temperature):
+    embeddings, prototypes = unit(n, 24), unit(C, 24)
+    found = uncertainty(embeddings, prototypes, temperature)
+    least, margin, entropy = naive(embeddings, prototypes, temperature)
+    # A float32 logit of s / T is off by about 1e-7 / T.
+    np.testing.assert_allclose(found.least_confidence, least, atol=3e-7 / temperature)
+    np.testing.assert_allclose(found.margin, margin, atol=3e-7 / temperature)
+    np.testing.assert_allclose(found.entropy, entropy, atol=3e-7 / temperature)
+    assert found.entropy.dtype == np.float32
+
+
+def test_chunks_do_not_change_the_statistics(unit, monkeypatch):
+    embeddings, prototypes = unit(900, 16), unit(40, 16)
+    whole = uncertainty(embeddings, prototypes)
+    monkeypatch.setattr(module, "_CHUNK_ROWS", 37)
+    pieces = uncertainty(embeddings, prototypes)
+    np.testing.assert_allclose(pieces.entropy, whole.entropy, atol=1e-6)
+    np.testing.assert_allclose(pieces.margin, whole.margin, atol=1e-6)
+
+
+def test_a_sure_item_keeps_its_precision_where_a_subtraction_would_give_zero():
+    prototypes = np.eye(3, dtype=np.float32)
+    found = uncertainty(prototypes[:1], prototypes, 0.05)
+    assert found.least_confidence[0] == pytest.approx(2 * np.exp(-20), rel=1e-4)
+    assert found.margin[0] == pytest.approx(3 * np.exp(-20), rel=1e-4)
+
+
+def test_two_equal_prototypes_leave_no_margin_and_all_equal_ones_full_entropy():
+    embeddings = np.array([[1, 0]], np.float32)
+    two = uncertainty(embeddings, np.array([[1, 0], [1, 0], [-1, 0]], np.float32))
+    assert two.margin[0] == pytest.approx(1)
+    assert two.least_confidence[0] == pytest.approx(0.5)
+    assert uncertainty(embeddings, np.repeat(embeddings, 8, axis=0)).entropy[0] == pytest.approx(1)
+
+
+def test_scratch_stays_within_its_limit_when_prototypes_are_many(monkeypatch):
+    sizes = []
+    real = torch.empty
+
+    def recording(*shape, **options):
+        sizes.append(4 * int(np.prod(shape)))
+        return real(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", recording)
+    uncertainty(np.ones((1000, 1), np.float32), np.ones((30_000, 1), np.float32))
+    assert max(sizes) > 2**20
+    assert sum(sizes) <= 32 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("prototypes", "temperature", "message"),
+    [
+        (np.ones((1, 3), np.float32), 0.05, "two prototypes"),
+        (np.ones((4, 2), np.float32), 0.05, "must be"),
+        (np.ones((4, 3), np.float32), 0.0, "above 0"),
+        (np.ones((4, 3), np.float32), float("nan"), "above 0"),
+    ],
+)
+def test_inputs_that_allow_no_softmax_are_refused(prototypes, temperature, message):
+    with pytest.raises(ValueError, match=message):
+        uncertainty(np.ones((2, 3), np.float32), prototypes, temperature)
