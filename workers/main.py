@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 
 from celery.signals import setup_logging, worker_shutting_down
 
@@ -19,7 +20,10 @@ def run_worker(settings: Settings, *, exit_when_idle_s: float | None = None) -> 
     """Work until SIGTERM or Ctrl-C; finishes the batch at hand first. Returns the exit code."""
     # Two OpenMP runtimes live in one process (torch, faiss): one thread each, parallelism comes from processes.
     import torch
+    from celery.platforms import SecurityWarning
 
+    # Celery warns of running as root because of pickles; we accept JSON only.
+    warnings.simplefilter("ignore", SecurityWarning)
     torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     with open_context(settings) as context:
         runtime = Runtime(context, exit_when_idle_s=exit_when_idle_s)
@@ -37,7 +41,7 @@ def run_worker(settings: Settings, *, exit_when_idle_s: float | None = None) -> 
         try:
             with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
                 app.worker_main(
-                    ["worker", "--pool=threads", "--concurrency=2", "--without-gossip", "--without-mingle",
+                    ["--quiet", "worker", "--pool=threads", "--concurrency=2", "--without-gossip", "--without-mingle",
                      "--without-heartbeat", "--loglevel=WARNING", f"--hostname={runtime.id}"]
                 )  # fmt: skip
         finally:

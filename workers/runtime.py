@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.context import Context
 from orchestrator.core.states import RolloutState
-from orchestrator.errors import ArtifactError, ConflictError, HotrefreshError, UnreachableError
+from orchestrator.errors import ConflictError, HotrefreshError, StoreFullError, UnreachableError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
@@ -76,10 +76,9 @@ class Runtime:
         """Deploy and plan what stands out, then drain."""
         from orchestrator.service.advance import advance
 
-        with self._work(rollout_id) as mine:
-            if mine:
-                row = advance(self.context, rollout_id)
-                log("rollout.advanced", rollout_id=rollout_id, state=row.state)
+        with self._work(rollout_id):
+            row = advance(self.context, rollout_id)
+            log("rollout.advanced", rollout_id=rollout_id, state=row.state)
         self.drain(rollout_id)
 
     def drain(self, rollout_id: int) -> None:
@@ -206,9 +205,8 @@ class _Work:
         self._runtime = runtime
         self._rollout_id = rollout_id
 
-    def __enter__(self) -> bool:
+    def __enter__(self) -> None:
         self._runtime._working += 1
-        return True
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         self._runtime._working -= 1

@@ -324,7 +324,7 @@ CREATE TABLE audit (
 -- that may read no table.
 CREATE FUNCTION rank_of(p_rollout bigint, p_row bigint) RETURNS bigint
 LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = hotrefresh AS $$
-    SELECT get_byte(b, 0)::bigint | get_byte(b, 1)::bigint << 8 | get_byte(b, 2)::bigint << 16 | get_byte(b, 3)::bigint << 24
+    SELECT get_byte(b, 0) + get_byte(b, 1) * 256 + get_byte(b, 2) * 65536 + get_byte(b, 3)::bigint * 16777216
     FROM (SELECT substring(ranks FROM (p_row % 65536)::integer * 4 + 1 FOR 4) AS b
           FROM hotrefresh.plan_chunk WHERE rollout_id = p_rollout AND no = p_row / 65536) AS slice
 $$;

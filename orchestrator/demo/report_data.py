@@ -21,6 +21,8 @@ METHOD_TITLES: dict[str, str] = {
 }
 """The demo's methods, in the order of the report."""
 
+VERDICTS = ("certified", "refused", "inconclusive")
+
 
 @dataclass(frozen=True)
 class NotRun:
@@ -120,7 +122,10 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class Certificate:
-    """A measured pair of models and its verdict, as the ledger holds it. `upgrade` is the pair's name for people."""
+    """A measured pair of models and its verdict (certified, refused, inconclusive), as the ledger holds it.
+
+    `upgrade` is the pair's name for people.
+    """
 
     upgrade: str
     query_model: str
@@ -128,8 +133,12 @@ class Certificate:
     old_old: float
     new_old: Measured
     new_new: Measured
-    certified: bool
+    verdict: str
     reason: str
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"unknown verdict {self.verdict!r} of {self.upgrade}: one of {', '.join(VERDICTS)}")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,7 @@ def adapt_gallery(context: Context, row: RolloutRow, progress: Progress) -> None
         old = load_matrix(connection, row.gallery_id, before=row.id)
         target = adapted_file(connection, row)
     target.create()
+    started = time.monotonic()
     for first in range(0, row.n_items, ADAPT_CHUNK):
         lifted, _ = adapter.transform(old.vectors[first : first + ADAPT_CHUNK])
         lifted[old.version[first : first + ADAPT_CHUNK] == 0] = 0  # no vector before, none after
@@ -103,6 +105,7 @@ def adapt_gallery(context: Context, row: RolloutRow, progress: Progress) -> None
     target.close()
     with transaction(context.engine) as connection:
         rollout_queries.set_adapted(connection, row.id, str(target.path))
+        rollout_queries.set_config(connection, row.id, {"adapted_s": time.monotonic() - started})
 
 
 def write_plan(context: Context, rollout_id: int) -> None:

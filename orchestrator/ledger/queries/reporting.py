@@ -15,7 +15,8 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
     "queue_status": (frozenset({"rollout"}), "rollout, band"),
     "worker_health": (frozenset({"live"}), "last_heartbeat DESC"),
     "errors": (frozenset({"rollout", "gallery", "class"}), "gallery, item"),
-    "embedding_versions": (frozenset({"gallery", "item"}), "item"),
+    # No order: a version is looked up an item at a time, and sorting would look up all of them.
+    "embedding_versions": (frozenset({"gallery", "item"}), ""),
     "coverage_by_model": (frozenset({"gallery"}), "gallery, items DESC"),
     "flip_summary": (frozenset({"rollout", "gallery", "queryset"}), "rollout, queryset, seq"),
     "flip_items": (frozenset({"rollout", "queryset", "kind", "reference"}), "opened_seq, query"),
@@ -55,6 +56,7 @@ def read_view(
     if newest:
         order = ", ".join(f"{column} DESC" for column in order.split(", "))
         limit = 1
-    sql = f"SELECT * FROM reporting.{view} WHERE {where} ORDER BY {order} LIMIT :row_limit OFFSET :row_offset"  # noqa: S608
+    ordered = f"ORDER BY {order}" if order else ""
+    sql = f"SELECT * FROM reporting.{view} WHERE {where} {ordered} LIMIT :row_limit OFFSET :row_offset"  # noqa: S608
     result = execute(connection, f"read_view.{view}", sql, row_limit=limit, row_offset=offset, **given)
     return [dict(row) for row in result.mappings()]

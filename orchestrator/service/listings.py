@@ -1,0 +1,151 @@
+"""What there is: registered models, adapters, galleries, query sets, and the reporting views, for whoever shows them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from orchestrator.context import Context
+from orchestrator.errors import NotFoundError
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.queries.reporting import read_view
+from orchestrator.ledger.rows import RolloutRow
+from orchestrator.service.names import find_gallery, find_model, find_query_set, find_rollout
+
+Row = dict[str, Any]
+
+
+def models(context: Context) -> list[Row]:
+    """Registered models and adapters, oldest first."""
+    with transaction(context.engine) as connection:
+        encoders = model_queries.list_models(connection)
+        adapters = model_queries.list_adapters(connection)
+    names = {model.id: model for model in encoders}
+    rows = [{"kind": "encoder", **asdict(m), "leads": None} for m in encoders]
+    for a in adapters:
+        target = names[a.target_model_id]
+        rows.append(
+            {
+                "kind": "adapter",
+                **asdict(a),
+                "modality": target.modality,
+                "architecture": a.manifest.get("architecture"),
+                "dim": target.dim,
+                "leads": f"{names[a.source_model_id].name} → {target.name}",
+            }
+        )
+    return rows
+
+
+def model(context: Context, name: str) -> Row:
+    """A model or an adapter by name, with the certificates it takes part in."""
+    for row in models(context):
+        if row["name"] == name:
+            break
+    else:
+        with transaction(context.engine) as connection:
+            find_model(connection, name)  # raises, naming what there is
+        raise NotFoundError(f"there is no model {name!r}.")
+    return row | {"certificates": certificates(context, row["id"]) if row["kind"] == "encoder" else []}
+
+
+def certificates(context: Context, model_id: int) -> list[Row]:
+    """The certificates in which a model takes part, newest first, with names instead of ids."""
+    with transaction(context.engine) as connection:
+        found = model_queries.certificates_of_model(connection, model_id)
+        names = {m.id: m.name for m in model_queries.list_models(connection)}
+        adapters = {a.id: a.name for a in model_queries.list_adapters(connection)}
+    return [
+        {
+            "id": c.id,
+            "verdict": c.verdict,
+            "query_model": names[c.query_model_id],
+            "gallery_model": names[c.gallery_model_id],
+            "adapter": adapters[c.adapter_id] if c.adapter_id is not None else None,
+            "reason": c.reason,
+            "measured": c.measured,
+            "created_at": c.created_at,
+        }
+        for c in found
+    ]
+
+
+def galleries(context: Context) -> list[Row]:
+    """All galleries with what serves them and their newest rollout."""
+    with transaction(context.engine) as connection:
+        rows = []
+        for gallery in gallery_queries.list_galleries(connection):
+            serving = rollout_queries.serving_now(connection, gallery.id)
+            latest = rollout_queries.latest_rollout(connection, gallery.id)
+            rows.append(
+                asdict(gallery)
+                | {
+                    "model": model_queries.model_by_id(connection, serving.model_id).name if serving else None,
+                    "rollout": latest.id if latest else None,
+                    "state": latest.state if latest else None,
+                }
+            )
+    return rows
+
+
+def query_sets(context: Context, gallery_name: str | None) -> list[Row]:
+    """The query sets of one gallery or of all."""
+    with transaction(context.engine) as connection:
+        wanted = (
+            [find_gallery(connection, gallery_name)]
+            if gallery_name is not None
+            else gallery_queries.list_galleries(connection)
+        )
+        return [
+            {"gallery": gallery.name, **asdict(row)}
+            for gallery in wanted
+            for row in gallery_queries.query_sets_of_gallery(connection, gallery.id)
+        ]
+
+
+def query_set(context: Context, gallery_name: str, name: str | None, first: int = 5) -> Row:
+    """A query set with its counts and its first queries."""
+    with transaction(context.engine) as connection:
+        gallery = find_gallery(connection, gallery_name)
+        row = find_query_set(connection, gallery, name)
+        queries = gallery_queries.queries_of_set(connection, row.id)
+        pairs = gallery_queries.relevant_pairs(connection, row.id)
+    return {
+        "gallery": gallery.name,
+        **asdict(row),
+        "answerable": len({no for no, _ in pairs}),
+        "relevant_pairs": len(pairs),
+        "first_queries": [{"key": q.key, "uri": q.uri, "label": q.label} for q in queries[:first]],
+    }
+
+
+def item_uri(context: Context, gallery_name: str, key: str) -> str:
+    """Where an item of a gallery is read from.
+
+    Raises:
+        NotFoundError: no such gallery or item.
+    """
+    with transaction(context.engine) as connection:
+        gallery = find_gallery(connection, gallery_name)
+        item = gallery_queries.item_by_key(connection, gallery.id, key)
+    if item is None:
+        raise NotFoundError(
+            f"gallery {gallery.name!r} has no item {key!r}; "
+            f"`hotrefresh ledger versions {gallery.name} --items` lists its keys."
+        )
+    return item.uri
+
+
+def rollout(context: Context, name: str) -> RolloutRow:
+    """A rollout by its id, GALLERY or GALLERY@latest."""
+    with transaction(context.engine) as connection:
+        return find_rollout(connection, name)
+
+
+def view(context: Context, name: str, *, limit: int = 1000, newest: bool = False, **filters: Any) -> list[Row]:
+    """Rows of a reporting view; filters that are None are left out."""
+    with transaction(context.engine) as connection:
+        return read_view(connection, name, limit=limit, newest=newest, **filters)
