@@ -13,7 +13,21 @@ from typing import Annotated
 
 import typer
 
-from cli import bench, config, db, demo, doctor, gallery, init, ledger, model, queryset, rollout, version, worker
+from cli import (
+    bench,
+    config,
+    db,
+    demo,
+    doctor,
+    gallery,
+    init,
+    ledger,
+    model,
+    queryset,
+    rollout,
+    version,
+    worker,
+)
 from cli.session import configure, current
 from orchestrator.errors import ExitCode, HotrefreshError
 
@@ -58,17 +72,25 @@ def root(
         str | None, typer.Option(help="Redis or Valkey URL; without one an embedded server is used.")
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of embedded servers, models and extents (default .hotrefresh).")
+        Path | None,
+        typer.Option(help="Folder of embedded servers, models and extents (default .hotrefresh)."),
     ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No narration and no progress on stderr.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No narration and no progress on stderr.")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and leave."
+        ),
     ] = False,
 ) -> None:
     """Upgrade the embedding model of a search gallery now, re-embed behind."""
     configure(
-        {"database_url": database_url, "broker_url": broker_url, "data_dir": data_dir}, quiet=quiet, debug=debug
+        {"database_url": database_url, "broker_url": broker_url, "data_dir": data_dir},
+        quiet=quiet,
+        debug=debug,
     )
 
 

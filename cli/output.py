@@ -52,8 +52,8 @@ def plain(value: Any) -> Any:
     return value
 
 
-def show(document: Mapping[str, Any], output: Format, *, lines: bool = False) -> bool:
-    """Print a document as JSON or YAML; False for a table, which only the caller can draw.
+def show(document: Any, output: Format, *, lines: bool = False) -> bool:
+    """Print a mapping or a dataclass as JSON or YAML; False for a table, which only the caller can draw.
 
     Args:
         lines: JSON Lines, one document a line (under --watch).

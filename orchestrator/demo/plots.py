@@ -37,7 +37,7 @@ COLOURS: dict[str, str] = {
 
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
-    "font.size": 9.0,
+    "font.size": 10.0,
     "text.color": COLOURS["ink"],
     "axes.labelcolor": COLOURS["muted"],
     "axes.edgecolor": COLOURS["muted"],
@@ -48,7 +48,7 @@ _STYLE: dict[str, Any] = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.axisbelow": True,
-    "axes.titlesize": 10.5,
+    "axes.titlesize": 11.0,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "grid.color": COLOURS["grid"],
@@ -61,8 +61,8 @@ _STYLE: dict[str, Any] = {
     "lines.solid_capstyle": "round",
 }
 _SIZE = (5.2, 3.5)
-_LABELS_BEHIND = 0.8
-_MARGINS = {"left": 0.105, "top": 0.885, "bottom": 0.145}
+_LABELS_BEHIND = 0.745
+_NO_KEY = 0.97
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,9 @@ class Panel:
     description: str
     draw: Callable[[Axes], None]
     not_run: NotRun | None = None
-    right: float = 0.975
-    """Where the axes end, as a share of the width: less where labels stand behind them."""
+    right: float = 0.955
+    top: float = 0.885
+    """Where the axes end, as shares of the drawing: `right` leaves room for labels behind them, `top` for the key."""
 
 
 def panels(data: ReportData) -> dict[str, Panel]:
@@ -89,7 +90,7 @@ def svg(panel: Panel) -> str:
         figure = _figure(_SIZE)
         axes = figure.subplots()
         panel.draw(axes)
-        figure.subplots_adjust(**_MARGINS, right=panel.right)
+        figure.subplots_adjust(left=0.11, right=panel.right, top=panel.top, bottom=0.145)
         target = io.StringIO()
         figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
     return _for_the_page(target.getvalue())
@@ -106,7 +107,7 @@ def png(chosen: Sequence[Panel], columns: int = 1) -> bytes:
                 panel.draw(axes)
             else:
                 _say_not_run(axes, panel.not_run)
-            axes.set_title(panel.title, pad=24)
+            axes.set_title(panel.title, pad=8 if panel.top == _NO_KEY else 26)
         figure.tight_layout(pad=1.4, h_pad=2.2, w_pad=2.2)
         target = io.BytesIO()
         figure.savefig(target, format="png", dpi=200, facecolor=COLOURS["card"], metadata={"Software": None})
@@ -127,7 +128,8 @@ def png_files(drawn: dict[str, Panel]) -> dict[str, bytes]:
 def _styled(more: dict[str, Any]) -> Any:
     import matplotlib as mpl
 
-    return mpl.rc_context({**_STYLE, **more})
+    settings: Any = {**_STYLE, **more}
+    return mpl.rc_context(settings)
 
 
 def _figure(size: tuple[float, float]) -> Figure:
@@ -215,7 +217,7 @@ def _level(axes: Axes, value: float, colour: str, text: str, *, above: bool) -> 
     axes.annotate(
         text, (0.0 if above else 100.0, value), xytext=(2 if above else -2, 4 if above else -4),
         textcoords="offset points", ha="left" if above else "right", va="bottom" if above else "top",
-        color=COLOURS[colour], fontsize=8.5,
+        color=COLOURS[colour], fontsize=9.5,
     )  # fmt: skip
 
 
@@ -227,7 +229,7 @@ def _curves(data: ReportData) -> tuple[Panel, Panel]:
     return (
         Panel(
             "recall",
-            "Right first answers (R@1) while the gallery is refreshed",
+            "R@1, right first answers, during the refresh",
             f"Recall at 1 over coverage for {run.title}: entropy order, random order and an oracle, between the old "
             "system and the fully refreshed new model.",
             lambda axes: _draw_orders(axes, recall, seed.old_old, run.new_new, rollout.measured),
@@ -235,7 +237,7 @@ def _curves(data: ReportData) -> tuple[Panel, Panel]:
         ),
         Panel(
             "map",
-            "Mean average precision (mAP) while the gallery is refreshed",
+            "mAP, mean average precision, during the refresh",
             f"Mean average precision over coverage for {run.title}: entropy order, random order and an oracle.",
             lambda axes: _draw_orders(axes, precision, seed.old_old_map, new_map, rollout.measured_map),
             run.map_curve if isinstance(run.map_curve, NotRun) else None,
@@ -252,13 +254,14 @@ def _draw_orders(
     _line(axes, oracle, "oracle", "oracle", linewidth=1.7, linestyle=(0, (1, 1.6)), zorder=3)
     _dots(axes, measured)
     levels = [100 * value for value in (old, new) if not isinstance(value, NotRun)]
-    values = [y for line in axes.lines for y in map(float, line.get_ydata())] + levels  # type: ignore[union-attr]
+    drawn: Any = [line.get_ydata() for line in axes.lines]
+    values = [float(value) for line in drawn for value in line] + levels
     if not isinstance(old, NotRun):
         _level(axes, 100 * old, "old", f"old system {100 * old:.1f} %", above=False)
     if not isinstance(new, NotRun):
         _level(axes, 100 * new, "new", f"new model, all refreshed {100 * new:.1f} %", above=True)
     room = max(max(values) - min(values), 0.5)
-    axes.set_ylim(min(values) - 0.16 * room, max(values) + 0.14 * room)
+    axes.set_ylim(min(values) - 0.18 * room, max(values) + 0.14 * room)
     _coverage_axis(axes)
     _percent_axis(axes)
     _key(axes)
@@ -306,11 +309,10 @@ def _draw_flips(axes: Axes, runs: Sequence[tuple[MethodRun, MeasuredCurve, bool]
     top = max([100 * point.value for _, curve, _ in shown for point in curve] + [0.5])
     axes.set_ylim(0, 1.08 * top)
     ends = [100 * curve[-1].value for _, curve, _ in shown]
-    for (run, _, ours), end, place in zip(shown, ends, spaced(ends, 0.075 * top), strict=True):
+    for (run, _, ours), place in zip(shown, spaced(ends, 0.07 * top), strict=True):
         axes.annotate(
-            f"{run.title.replace(' + ', ' +' + chr(10))} {end:.1f} %" if ours else f"{run.title} {end:.1f} %",
-            (100, place), xytext=(7, 0), textcoords="offset points", va="center", annotation_clip=False,
-            color=COLOURS["upgrade" if ours else run.name], fontweight="bold" if ours else "normal", fontsize=8.5,
+            run.title, (100, place), xytext=(7, 0), textcoords="offset points", va="center", annotation_clip=False,
+            color=COLOURS["upgrade" if ours else run.name], fontweight="bold" if ours else "normal", fontsize=9.5,
         )  # fmt: skip
     _coverage_axis(axes)
     _percent_axis(axes)
@@ -328,6 +330,7 @@ def _timeline(data: ReportData) -> tuple[Panel, Panel]:
             "Throughput in items per second over the seconds since start, with the moment of kill -9 marked.",
             lambda axes: _draw_series(axes, data, rollout.throughput, rate=True),
             None if rollout.throughput else none,
+            top=_NO_KEY,
         ),
         Panel(
             "coverage",
@@ -335,13 +338,12 @@ def _timeline(data: ReportData) -> tuple[Panel, Panel]:
             "Coverage in per cent over the seconds since start, with the moment of kill -9 marked.",
             lambda axes: _draw_series(axes, data, rollout.progress, rate=False),
             None if rollout.progress else none,
+            top=_NO_KEY,
         ),
     )
 
 
-def _draw_series(
-    axes: Axes, data: ReportData, series: Sequence[tuple[float, float]], *, rate: bool
-) -> None:
+def _draw_series(axes: Axes, data: ReportData, series: Sequence[tuple[float, float]], *, rate: bool) -> None:
     from matplotlib.ticker import MaxNLocator
 
     across = [seconds for seconds, _ in series]
@@ -354,7 +356,7 @@ def _draw_series(
     axes.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     if rate:
         axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}".replace(",", "\u202f"))
     else:
         axes.set_yticks([0, 25, 50, 75, 100])
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
@@ -374,7 +376,7 @@ def _mark_the_kill(axes: Axes, data: ReportData) -> None:
     gap = "" if killed.resumed_s is None else f", {killed.resumed_s - killed.killed_s:.1f} s without a worker"
     axes.annotate(
         f"kill −9{gap}", (killed.killed_s, top), xytext=(-5 if left else 5, -2), textcoords="offset points",
-        ha="right" if left else "left", va="top", color=COLOURS["alarm"], fontsize=8.5, fontweight="bold",
+        ha="right" if left else "left", va="top", color=COLOURS["alarm"], fontsize=9.5, fontweight="bold",
     )  # fmt: skip
 
 
@@ -382,7 +384,7 @@ def _text(data: ReportData) -> Panel:
     story = data.text
     return Panel(
         "text",
-        "Texts: right first answers (R@1) while the gallery is refreshed",
+        "R@1 on texts during the refresh",
         "Recall at 1 over coverage for the text gallery, between the old and the new text model.",
         (lambda axes: None) if isinstance(story, NotRun) else (lambda axes: _draw_text(axes, story)),
         story if isinstance(story, NotRun) else None,

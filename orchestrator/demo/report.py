@@ -27,6 +27,7 @@ REPORT_FILE = "report.html"
 SUMMARY_FILE = "summary.json"
 
 _PICTURE_PIXELS = 192
+_FLIPS_SHOWN = 8
 _TABLE_COVERAGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _NO_BREAK = "\u00a0"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -52,8 +53,12 @@ def write_report(data: ReportData, folder: Path) -> tuple[Path, ...]:
         return tuple(_replace(folder / name, content) for name, content in files.items())
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise StoreFullError(f"the disk is full: the report in {folder} was not written; free some space") from error
-        raise UsageError(f"cannot write the report to {folder} ({error.strerror}): choose another folder") from error
+            raise StoreFullError(
+                f"the disk is full: the report in {folder} was not written; free some space"
+            ) from error
+        raise UsageError(
+            f"cannot write the report to {folder} ({error.strerror}): choose another folder"
+        ) from error
 
 
 def render(data: ReportData) -> str:
@@ -77,6 +82,7 @@ def render(data: ReportData) -> str:
         mean_nfr=upgrade_over_seeds(data, lambda run: run.mean_nfr),
         rivals_nfr={name: _mean_nfr(data, name) for name in ("bct", "ract")},
         sparkline=_sparkline(data),
+        flips=sorted(data.flips, key=lambda flip: -flip.new.score)[:_FLIPS_SHOWN],
         panels=drawn,
         drawings=drawings,
         plot_colours=COLOURS,
@@ -99,7 +105,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        percent=_percent, points=_points, number=_number, seconds=_seconds, gib=_gib, spread=_spread, picture=_picture
+        percent=_percent,
+        points=_points,
+        number=_number,
+        seconds=_seconds,
+        gib=_gib,
+        spread=_spread,
+        picture=_picture,
     )
     environment.tests["missing"] = lambda value: isinstance(value, NotRun)
     return environment
@@ -137,7 +149,7 @@ def _seconds(value: Measured | None) -> str | NotRun:
     if value is None or isinstance(value, NotRun):
         return _format(value, "")
     if value < 120:
-        return _format(value, ".2f" if value < 1 else ".1f" if value < 10 else ".0f", unit="s")
+        return _format(value, ".2f" if value < 1 else ".1f" if value < 60 else ".0f", unit="s")
     return f"{value // 60:.0f}{_NO_BREAK}min {value % 60:.0f}{_NO_BREAK}s"
 
 
@@ -184,7 +196,11 @@ def _curve_table(data: ReportData) -> list[tuple[str, list[Measured]]]:
     """Recall of each order at a few coverages: the plot for those who cannot see it."""
     run = data.upgrade
     curves = {"entropy": run.curve, "random": run.random_curve, "oracle": run.oracle_curve}
-    return [(name, _at(curve, _TABLE_COVERAGES)) for name, curve in curves.items() if not isinstance(curve, NotRun)]
+    return [
+        (name, _at(curve, _TABLE_COVERAGES))
+        for name, curve in curves.items()
+        if not isinstance(curve, NotRun)
+    ]
 
 
 def _flips_table(data: ReportData) -> list[dict[str, Any]]:

@@ -138,7 +138,9 @@ class Certificate:
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
-            raise ValueError(f"unknown verdict {self.verdict!r} of {self.upgrade}: one of {', '.join(VERDICTS)}")
+            raise ValueError(
+                f"unknown verdict {self.verdict!r} of {self.upgrade}: one of {', '.join(VERDICTS)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,9 @@ class ReportData:
         if not self.seeds:
             raise ValueError("a report needs at least one seed")
         if len(self.seeds) < self.seeds_asked and not self.fewer_seeds_reason:
-            raise ValueError(f"{len(self.seeds)} of {self.seeds_asked} seeds ran: fewer_seeds_reason must say why")
+            raise ValueError(
+                f"{len(self.seeds)} of {self.seeds_asked} seeds ran: fewer_seeds_reason must say why"
+            )
         if self.certified_upgrade not in METHOD_TITLES:
             raise ValueError(f"unknown certified upgrade {self.certified_upgrade!r}")
 

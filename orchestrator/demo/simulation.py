@@ -15,7 +15,13 @@ import numpy.typing as npt
 from orchestrator.core import plan
 from orchestrator.core.metrics import Relevance, evaluate, top_k
 from orchestrator.core.orders import order_scores
-from orchestrator.core.simulate import CurvePoint, normalised_area, oracle_scores, refresh_curve, trapezoid_area
+from orchestrator.core.simulate import (
+    CurvePoint,
+    normalised_area,
+    oracle_scores,
+    refresh_curve,
+    trapezoid_area,
+)
 
 F32 = npt.NDArray[np.float32]
 RANDOM_ORDERS = 3
@@ -96,7 +102,10 @@ def measure_arm(
         )
 
     entropy = along(plan.order_rows(scores), average_precision)
-    random = tuple(along(rng.permutation(len(arm.base)), average_precision and turn == 0) for turn in range(random_orders))
+    random = tuple(
+        along(rng.permutation(len(arm.base)), average_precision and turn == 0)
+        for turn in range(random_orders)
+    )
     best = along(plan.order_rows(oracle_scores(arm.base, arm.new)), average_precision) if oracle else None
     return ArmCurves(
         name=arm.name,

@@ -16,7 +16,7 @@ from orchestrator.errors import UsageError
 from orchestrator.ledger.queries.reporting import VIEWS, read_view
 
 FORMATS = (".csv", ".json", ".jsonl")
-PAGE = 20_000
+EVERYTHING = 2**62
 SCHEMA_VERSION = 1
 
 
@@ -45,15 +45,10 @@ def export_view(context: Context, view: str, path: Path, **filters: Any) -> int:
 
 
 def _rows(context: Context, view: str, filters: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """All rows page by page, at one instant."""
-    with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
-        offset = 0
-        while True:
-            page = read_view(connection, view, limit=PAGE, offset=offset, **filters)
-            yield from ({key: _plain(value) for key, value in row.items()} for row in page)
-            if len(page) < PAGE:
-                return
-            offset += PAGE
+    """All rows, of one instant: one statement, because pages of a view without an order would not fit together."""
+    with context.engine.connect() as connection:
+        for row in read_view(connection, view, limit=EVERYTHING, **filters):
+            yield {key: _plain(value) for key, value in row.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -65,24 +60,32 @@ def _plain(value: Any) -> Any:
 
 
 def _write(file: IO[str], suffix: str, view: str, rows: Iterator[dict[str, Any]]) -> int:
-    count = 0
     if suffix == ".csv":
-        writer: csv.DictWriter[str] | None = None
-        for row in rows:
-            if writer is None:
-                writer = csv.DictWriter(file, list(row))
-                writer.writeheader()
-            writer.writerow(
-                {k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()}
-            )
-            count += 1
-        return count
-    if suffix == ".json":
-        file.write(f'{{"schema_version": {SCHEMA_VERSION}, "view": {json.dumps(view)}, "rows": [')
+        return _write_csv(file, rows)
+    if suffix == ".jsonl":
+        return _write_lines(file, rows, between="\n", after="\n")
+    file.write(f'{{"schema_version": {SCHEMA_VERSION}, "view": {json.dumps(view)}, "rows": [\n')
+    count = _write_lines(file, rows, between=",\n", after="\n")
+    file.write("]}\n")
+    return count
+
+
+def _write_lines(file: IO[str], rows: Iterator[dict[str, Any]], *, between: str, after: str) -> int:
+    count = 0
     for row in rows:
-        file.write(("," if count and suffix == ".json" else "") + ("\n" if suffix == ".json" else ""))
-        file.write(json.dumps(row, ensure_ascii=False) + ("" if suffix == ".json" else "\n"))
+        file.write((between if count else "") + json.dumps(row, ensure_ascii=False))
         count += 1
-    if suffix == ".json":
-        file.write("\n]}\n")
+    file.write(after if count else "")
+    return count
+
+
+def _write_csv(file: IO[str], rows: Iterator[dict[str, Any]]) -> int:
+    writer: csv.DictWriter[str] | None = None
+    count = 0
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+        writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()})
+        count += 1
     return count

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.context import Context
 from orchestrator.errors import NotFoundError
-from orchestrator.ledger.database import transaction
+from orchestrator.ledger.database import current, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
@@ -83,7 +83,9 @@ def galleries(context: Context) -> list[Row]:
             rows.append(
                 asdict(gallery)
                 | {
-                    "model": model_queries.model_by_id(connection, serving.model_id).name if serving else None,
+                    "model": model_queries.model_by_id(connection, serving.model_id).name
+                    if serving
+                    else None,
                     "rollout": latest.id if latest else None,
                     "state": latest.state if latest else None,
                 }
@@ -145,7 +147,44 @@ def rollout(context: Context, name: str) -> RolloutRow:
         return find_rollout(connection, name)
 
 
-def view(context: Context, name: str, *, limit: int = 1000, newest: bool = False, **filters: Any) -> list[Row]:
+def view(
+    context: Context, name: str, *, limit: int = 1000, newest: bool = False, **filters: Any
+) -> list[Row]:
     """Rows of a reporting view; filters that are None are left out."""
     with transaction(context.engine) as connection:
         return read_view(connection, name, limit=limit, newest=newest, **filters)
+
+
+def held(context: Context) -> dict[str, int]:
+    """What a downgrade would touch: how many of what; empty where there is no schema."""
+    if current(context.engine) is None:
+        return {}
+    with transaction(context.engine) as connection:
+        return {
+            "models": len(model_queries.list_models(connection)),
+            "galleries": len(gallery_queries.list_galleries(connection)),
+            "rollouts": len(rollout_queries.list_rollouts(connection, None)),
+        }
+
+
+def load(context: Context, name: str) -> None:
+    """Load an encoder or an adapter by name with all checks.
+
+    Raises:
+        ArtifactError: missing, tampered with, or not the one that was registered.
+        NotFoundError: neither a model nor an adapter has this name.
+    """
+    with transaction(context.engine) as connection:
+        adapter = model_queries.adapter_by_name(connection, name)
+        encoder = None if adapter else find_model(connection, name)
+    if adapter:
+        context.adapter(adapter)
+    elif encoder:
+        context.encoder(encoder)
+
+
+def gallery_exists(context: Context, name: str | None) -> None:
+    """Raise NotFoundError, naming those there are, unless there is a gallery of this name (or none was asked for)."""
+    if name is not None:
+        with transaction(context.engine) as connection:
+            find_gallery(connection, name)

@@ -125,4 +125,3 @@ def _check_stopped(status: RolloutStatus) -> None:
             f"rollout {status.id} failed: {reason.rstrip('.')}. "
             f"What happened is in `hotrefresh rollout history {status.id}`."
         )
-

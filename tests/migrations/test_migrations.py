@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import subprocess
+import sys
 
 import pytest
 
@@ -68,24 +69,13 @@ def test_each_single_step_can_be_taken_back(engine):
     assert database.current(engine) == database.HEAD
 
 
-def test_upgrades_at_once_take_turns(empty_database):
-    failures: list[BaseException] = []
-
-    def upgrade() -> None:
-        engine = database.open_engine(empty_database, pooled=False)
-        try:
-            database.upgrade(engine)
-        except BaseException as error:
-            failures.append(error)
-        finally:
-            engine.dispose()
-
-    threads = [threading.Thread(target=upgrade) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert failures == []
+def test_upgrades_at_once_take_turns(empty_database, engine):
+    code = "import sys; from orchestrator.ledger import database as d; d.upgrade(d.open_engine(sys.argv[1]))"
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, empty_database], stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    assert [(process.communicate()[1], process.returncode) for process in running] == [("", 0)] * 4
+    assert database.current(engine) == database.HEAD
 
 
 def test_every_reporting_view_has_the_columns_of_the_contract(engine):

@@ -1,0 +1,94 @@
+"""`hotrefresh bench`: measurements against the stated limits. They are in the source tree, not in the wheel."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from cli.output import Format, Output, plain, show_rows
+from cli.progress import working
+from cli.session import next_step
+
+COLUMNS = ("row", "name", "value", "unit", "against", "ratio", "target", "holds")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: hotrefresh bench core -o json")(bench)
+
+
+def bench(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A benchmark; without one they are listed.")
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Run a benchmark and print each row beside its limit. Exit code 1 when a target is missed."""
+    from orchestrator.errors import ExitCode, NotFoundError
+
+    folder = bench_folder()
+    known = benchmarks(folder)
+    if name is None:
+        show_rows(
+            "benchmarks",
+            [{"name": n, "measures": text} for n, text in known.items()],
+            ("name", "measures"),
+            output,
+        )
+        next_step("bench core" if "core" in known else f"bench {next(iter(known))}")
+        return
+    if name not in known:
+        raise NotFoundError(f"there is no benchmark {name!r}; there are {', '.join(known)}.")
+    with working(f"measuring {name}"):
+        rows = _run(folder, name)
+    show_rows("results", rows, COLUMNS, output)
+    next_step("bench")
+    if any(row.get("holds") is False for row in rows):
+        raise typer.Exit(ExitCode.ERROR)
+
+
+def bench_folder() -> Path:
+    """The `bench` package beside ours.
+
+    Raises:
+        NotFoundError: this is an installed wheel, which ships none.
+    """
+    folder = Path(__file__).resolve().parent.parent / "bench"
+    if not (folder / "__init__.py").is_file():
+        from orchestrator.errors import NotFoundError
+
+        raise NotFoundError(
+            f"there are no benchmarks beside {folder.parent}: they are in the source tree, not in the installed package. "
+            "Clone the repository and run `make bench` there."
+        )
+    return folder
+
+
+def benchmarks(folder: Path) -> dict[str, str]:
+    """Every module that has `run`, with the first line of its docstring; nothing is imported."""
+    found = {}
+    for path in sorted(folder.glob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.FunctionDef) and node.name == "run" for node in tree.body):
+            found[path.stem] = (ast.get_docstring(tree) or "").partition("\n")[0]
+    return found
+
+
+def _run(folder: Path, name: str) -> list[dict[str, Any]]:
+    sys.path.insert(0, str(folder.parent))  # before any other installed `bench`
+    module = importlib.import_module(f"bench.{name}")
+    values = module.run(**_wanted(module.run))
+    return list(plain(values["rows"] if isinstance(values, dict) else values))
+
+
+def _wanted(run: Any) -> dict[str, Any]:
+    """A benchmark may ask where to narrate."""
+    from cli.session import say
+
+    return {"say": say} if "say" in inspect.signature(run).parameters else {}

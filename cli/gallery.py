@@ -1,0 +1,170 @@
+"""`hotrefresh gallery`: items, their embeddings, searches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import SOURCE_HELP, GalleryName, Split, Timeout
+from cli.output import Format, Output, console, make_table, plain, show, show_object, show_rows
+from cli.progress import progress, working
+from cli.session import next_step, open_ledger, say
+
+if TYPE_CHECKING:
+    from orchestrator.context import Context
+    from orchestrator.ledger.rows import RolloutRow
+    from orchestrator.service.galleries import Imported
+
+app = typer.Typer(no_args_is_help=True, help="Galleries: items and their embeddings.")
+
+
+@app.command(epilog="Example: hotrefresh gallery create photos ~/Pictures")
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The gallery's name.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
+    split: Split = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Create a gallery. Items that cannot be used are left out, counted, and listed by `ledger errors`."""
+    with open_ledger() as context:
+        with working(f"creating {name}"):
+            from orchestrator.service.galleries import create_gallery
+
+            result = create_gallery(context, name, source, split)
+        from orchestrator.service.guide import next_command
+
+        then = next_command(context, name)
+    imported("gallery", result, output)
+    next_step(then)
+
+
+def imported(kind: str, result: Imported, output: Format) -> None:
+    """Show what an import took and what it refused."""
+    if show(result, output):
+        return
+    parts = [f"{kind} {result.name}: {result.taken} taken, {result.labelled} with a label"]
+    if result.unanswerable:
+        parts.append(f"{result.unanswerable} queries without a relevant item")
+    if result.rejected:
+        parts.append(
+            f"{result.rejected} refused ({', '.join(f'{r}: {n}' for r, n in result.reasons.items())})"
+        )
+    say("; ".join(parts))
+
+
+@app.command("list", epilog="Example: hotrefresh gallery list")
+def list_galleries(output: Output = Format.TABLE) -> None:
+    """List galleries, the model that serves each, and its newest rollout."""
+    with open_ledger() as context:
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.listings import galleries
+
+        rows = galleries(context)
+        then = next_command(context)
+    show_rows(
+        "galleries", rows, ("name", "modality", "n_items", "model", "rollout", "state", "source"), output
+    )
+    next_step(then)
+
+
+@app.command("show", epilog="Example: hotrefresh gallery show photos")
+def show_gallery(name: GalleryName, output: Output = Format.TABLE) -> None:
+    """Show a gallery: what serves it, the coverage of each model, its query sets, what was refused at import."""
+    with open_ledger() as context:
+        from orchestrator.service.galleries import gallery_info
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.listings import view
+
+        info = gallery_info(context, name)
+        coverage = view(context, "coverage_by_model", gallery=name)
+        then = next_command(context, name)
+    document = plain(info.row) | {
+        "model": info.model,
+        "rejected": info.rejected,
+        "query_sets": plain(info.query_sets),
+        "coverage": plain(coverage),
+    }
+    if not show(document, output):
+        document["query_sets"] = ", ".join(f"{s.name} ({s.n_queries})" for s in info.query_sets) or None
+        document["coverage"] = ", ".join(f"{c['model']} {c['ratio']:.1%}" for c in coverage) or None
+        show_object(document, output)
+    next_step(then)
+
+
+@app.command(epilog="Example: hotrefresh gallery embed photos --model old")
+def embed(
+    name: GalleryName,
+    model: Annotated[str, typer.Option(help="The model that embeds the gallery.")],
+    from_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Take embeddings from this .npy file, (items, dim) float32, in the gallery's order."
+        ),
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=65_536, help="Items in a batch.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every item is embedded.")] = True,
+    timeout: Timeout = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Give a gallery its first embeddings, by the workers or from a file. Exit code 7 when items were quarantined."""
+    from cli.watch import finish, start_worker, wait_with_bar
+
+    with open_ledger() as context:
+        if from_file is not None:
+            row = _embed_from_file(context, name, model, from_file)
+        else:
+            with working("asking for the embedding"):
+                from orchestrator.service.advance import embed_gallery
+
+                row = embed_gallery(context, name, model, batch_size)
+            start_worker(context, row.id)
+            if wait:
+                wait_with_bar(context, row.id, f"embedding {name}", timeout)
+        finish(context, row.id, output, accepted=not wait and from_file is None)
+
+
+def _embed_from_file(context: Context, name: str, model: str, path: Path) -> RolloutRow:
+    import numpy as np
+
+    from models.errors import UsageError
+    from orchestrator.service.advance import import_embeddings
+
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as a .npy file: {error}") from error
+    if getattr(vectors, "dtype", None) != np.float32:
+        raise UsageError(f"{path} holds {getattr(vectors, 'dtype', 'no array')}; embeddings must be float32.")
+    with progress(f"importing {path.name}") as update:
+        return import_embeddings(context, name, model, vectors, update)
+
+
+@app.command(epilog="Example: hotrefresh gallery search photos --image query.jpg -k 5")
+def search(
+    name: GalleryName,
+    text: Annotated[str | None, typer.Option(help="Search by this text.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Search by this picture.")] = None,
+    key: Annotated[str | None, typer.Option(help="Search by an item of the gallery.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many answers.")] = 10,
+    output: Output = Format.TABLE,
+) -> None:
+    """Search a gallery with the model that serves it now. Each hit names the version of its embedding."""
+    from models.errors import UsageError
+
+    if sum(given is not None for given in (text, image, key)) != 1:
+        raise UsageError("say what to search by, one of --text TEXT, --image FILE, --key KEY.")
+    with open_ledger() as context:
+        with working("searching"):
+            from orchestrator.service.search import Query, search
+
+            found = search(context, name, Query(text=text, image=image, key=key), k)
+        from orchestrator.service.guide import next_command
+
+        then = next_command(context, name)
+    if not show(found, output):
+        rows: list[dict[str, Any]] = plain(found.hits)
+        console().print(make_table(rows, ("rank", "score", "key", "label", "version")))
+        say(f"answered by {found.model}; {found.coverage_ratio:.1%} of the gallery is embedded by it")
+    next_step(then)

@@ -1,0 +1,209 @@
+"""`hotrefresh ledger`: what happened, out of the reporting views."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import GalleryName, Limit, RolloutName
+from cli.output import Format, Output, show, show_rows
+from cli.progress import working
+from cli.session import next_step, open_ledger, say
+
+if TYPE_CHECKING:
+    from orchestrator.context import Context
+
+app = typer.Typer(
+    no_args_is_help=True, help="What happened: flips, versions, curves, errors, the audit trail."
+)
+RolloutOption = Annotated[
+    str | None,
+    typer.Option("--rollout", metavar="ROLLOUT", help="Only this rollout: id, GALLERY or GALLERY@latest."),
+]
+GalleryOption = Annotated[str | None, typer.Option("--gallery", help="Only this gallery.")]
+
+
+@app.command(epilog="Example: hotrefresh ledger flips photos --kind negative")
+def flips(
+    rollout: RolloutName,
+    kind: Annotated[str | None, typer.Option(help="negative or positive.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="old (the old system) or previous (the previous stage).")
+    ] = None,
+    queryset: Annotated[str | None, typer.Option(help="Only this query set.")] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="The counts after every batch instead of each flip.")
+    ] = False,
+    limit: Limit = 1000,
+    output: Output = Format.TABLE,
+) -> None:
+    """List flips: queries that are answered differently now, with the old and the new answer."""
+    with open_ledger() as context:
+        rollout_id = _rollout_id(context, rollout)
+        if summary:
+            rows = _view(context, "flip_summary", limit, rollout=rollout_id, queryset=queryset)
+            columns = (
+                "queryset",
+                "coverage",
+                "n",
+                "negative_flips",
+                "positive_flips",
+                "nfr",
+                "pfr",
+                "ci_low",
+                "ci_high",
+            )
+            show_rows("flip_summary", rows, columns, output)
+        else:
+            known = {"kind": kind, "reference": reference, "queryset": queryset}
+            rows = _view(context, "flip_items", limit, rollout=rollout_id, **known)
+            columns = (
+                "queryset",
+                "query",
+                "kind",
+                "reference",
+                "old_item",
+                "new_item",
+                "old_score",
+                "new_score",
+                "healed_at",
+            )
+            show_rows("flips", rows, columns, output)
+    _cut(rows, limit)
+    next_step(f"ledger curve {rollout_id}")
+
+
+@app.command(epilog="Example: hotrefresh ledger versions photos")
+def versions(
+    gallery: GalleryName,
+    items: Annotated[
+        bool, typer.Option("--items", help="Every item's version instead of the coverage.")
+    ] = False,
+    item: Annotated[str | None, typer.Option(help="Only the item of this key.")] = None,
+    limit: Limit = 1000,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show how many items each model has embedded, or the version of single items."""
+    with open_ledger() as context:
+        from orchestrator.service.listings import gallery_exists, item_uri
+
+        gallery_exists(context, gallery)
+        if item is not None:
+            item_uri(context, gallery, item)
+        if items or item is not None:
+            rows = _view(context, "embedding_versions", limit, gallery=gallery, item=item)
+            show_rows(
+                "versions", rows, ("item", "model", "adapter", "batch", "uncertainty", "committed_at"), output
+            )
+        else:
+            rows = _view(context, "coverage_by_model", limit, gallery=gallery)
+            show_rows("coverage", rows, ("gallery", "model", "items", "ratio"), output)
+    _cut(rows, limit)
+    next_step(f"gallery show {gallery}")
+
+
+@app.command(epilog="Example: hotrefresh ledger curve photos")
+def curve(
+    rollout: RolloutName,
+    metric: Annotated[str | None, typer.Option(help="Only this metric, such as recall_at_1.")] = None,
+    limit: Limit = 1000,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show the refresh curve: the metric over coverage, as measured and against other orders."""
+    with open_ledger() as context:
+        rollout_id = _rollout_id(context, rollout)
+        rows = _view(context, "refresh_curve", limit, rollout=rollout_id, metric=metric)
+    show_rows("curve", rows, ("metric", "against_order", "coverage", "value"), output)
+    _cut(rows, limit)
+    next_step(f"ledger flips {rollout_id} --summary")
+
+
+@app.command(epilog="Example: hotrefresh ledger gates photos")
+def gates(rollout: RolloutName, limit: Limit = 1000, output: Output = Format.TABLE) -> None:
+    """Show what the gates decided."""
+    with open_ledger() as context:
+        rollout_id = _rollout_id(context, rollout)
+        rows = _view(context, "gate_decisions", limit, rollout=rollout_id)
+    show_rows("gates", rows, ("decided_at", "gate", "result", "value", "limit", "sample_n", "effect"), output)
+    _cut(rows, limit)
+    next_step(f"rollout status {rollout_id}")
+
+
+@app.command(epilog="Example: hotrefresh ledger errors --gallery photos")
+def errors(
+    rollout: RolloutOption = None,
+    gallery: GalleryOption = None,
+    limit: Limit = 1000,
+    output: Output = Format.TABLE,
+) -> None:
+    """List quarantined items, failed batches and refused imports, each with its reason."""
+    with open_ledger() as context:
+        from orchestrator.service.listings import gallery_exists
+
+        gallery_exists(context, gallery)
+        rollout_id = None if rollout is None else _rollout_id(context, rollout)
+        rows = _view(context, "errors", limit, rollout=rollout_id, gallery=gallery)
+    show_rows("errors", rows, ("gallery", "rollout", "item", "type", "class", "attempt", "message"), output)
+    _cut(rows, limit)
+    next_step("gallery list")
+
+
+@app.command(epilog="Example: hotrefresh ledger audit --action rollout.paused")
+def audit(
+    actor: Annotated[str | None, typer.Option(help="Only what this actor did.")] = None,
+    action: Annotated[str | None, typer.Option(help="Only this action, such as rollout.paused.")] = None,
+    target: Annotated[str | None, typer.Option(help="Only this target: a rollout's id, or a name.")] = None,
+    limit: Limit = 1000,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show who did what, when, to what."""
+    with open_ledger() as context:
+        rows = _view(context, "audit", limit, actor=actor, action=action, target=target)
+    show_rows("audit", rows, ("at", "actor", "action", "target", "before", "after"), output)
+    _cut(rows, limit)
+    next_step("rollout list")
+
+
+@app.command(epilog="Example: hotrefresh ledger export flip_items flips.csv --rollout photos")
+def export(
+    view: Annotated[
+        str, typer.Argument(metavar="VIEW", help="A reporting view, such as flip_items or audit.")
+    ],
+    path: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A .csv, .json or .jsonl file; replaced in one step.")
+    ],
+    rollout: RolloutOption = None,
+    gallery: GalleryOption = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Write a whole reporting view to a file."""
+    with open_ledger() as context:
+        from orchestrator.service.export import export_view
+
+        filters: dict[str, Any] = {"gallery": gallery}
+        if rollout is not None:
+            filters["id" if view == "rollout_status" else "rollout"] = _rollout_id(context, rollout)
+        with working(f"exporting {view}"):
+            count = export_view(context, view, path, **filters)
+    if not show({"view": view, "path": path, "rows": count}, output):
+        say(f"{count} rows of {view} in {path}")
+    next_step("gallery list")
+
+
+def _rollout_id(context: Context, name: str) -> int:
+    from orchestrator.service.listings import rollout
+
+    return rollout(context, name).id
+
+
+def _view(context: Context, name: str, limit: int, **filters: Any) -> list[dict[str, Any]]:
+    from orchestrator.service.listings import view
+
+    return view(context, name, limit=limit, **filters)
+
+
+def _cut(rows: list[dict[str, Any]], limit: int) -> None:
+    if len(rows) == limit:
+        say(f"only the first {limit} rows are shown; raise --limit, or use `hotrefresh ledger export`")

@@ -1,0 +1,319 @@
+"""`hotrefresh model`: encoders, adapters, certificates."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import SOURCE_HELP, Seed, Split
+from cli.output import Format, Output, console, make_table, plain, show, show_object, show_rows
+from cli.progress import progress, working
+from cli.session import next_step, open_ledger, say, warn
+
+if TYPE_CHECKING:
+    from orchestrator.context import Context
+    from orchestrator.ledger.rows import CertificateRow, ModelRow
+
+app = typer.Typer(no_args_is_help=True, help="Encoders, adapters and their certificates.")
+COLUMNS = ("name", "kind", "modality", "architecture", "dim", "leads", "fingerprint", "created_at")
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
+Old = Annotated[str, typer.Argument(metavar="OLD", help="The model whose embeddings the gallery holds.")]
+New = Annotated[str, typer.Argument(metavar="NEW", help="The model that shall search them.")]
+
+
+@app.command("list", epilog="Example: hotrefresh model list")
+def list_models(output: Output = Format.TABLE) -> None:
+    """List registered encoders and adapters."""
+    with open_ledger() as context:
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.listings import models
+
+        rows = models(context)
+        then = next_command(context)
+    if output is Format.TABLE:
+        rows = [row | {"fingerprint": row["fingerprint"][:12]} for row in rows]
+    show_rows("models", rows, COLUMNS, output)
+    next_step(then)
+
+
+@app.command("show", epilog="Example: hotrefresh model show new")
+def show_model(name: Name, output: Output = Format.TABLE) -> None:
+    """Show a model's manifest and the certificates it takes part in."""
+    with open_ledger() as context:
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.listings import model
+
+        row = model(context, name)
+        then = next_command(context)
+    if not show(row, output):
+        certificates = plain(row.pop("certificates"))
+        training = row.pop("manifest").get("training", {})
+        classes = training.get("classes")
+        if isinstance(classes, list):
+            training = training | {"classes": len(classes)}
+        show_object(row | {"training": training}, output)
+        if certificates:
+            console().print()
+            console().print(
+                make_table(certificates, ("verdict", "query_model", "gallery_model", "adapter", "reason"))
+            )
+    next_step(then)
+
+
+@app.command("import", epilog="Example: hotrefresh model import small --wordllama 64")
+def import_(
+    name: Name,
+    folder: Annotated[
+        Path | None, typer.Argument(help="An artifact's folder: manifest.json, weights.safetensors.")
+    ] = None,
+    wordllama: Annotated[
+        int | None,
+        typer.Option(metavar="DIMS", help="A text encoder: the first DIMS of wordllama's 256 dimensions."),
+    ] = None,
+    minilm: Annotated[bool, typer.Option("--minilm", help="A text encoder: all-MiniLM-L6-v2.")] = False,
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FACTORY", help="An encoder of your own; FACTORY(**options) makes it."),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", metavar="KEY=VALUE", help="For --encoder; values are JSON or text."),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Register a model: an artifact's folder, a built-in text encoder, or an encoder of your own."""
+    from models.errors import UsageError
+
+    given = [what for what in (folder, wordllama, minilm or None, encoder) if what is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "say what to import, one of: an artifact's FOLDER, --wordllama DIMS, --minilm, --encoder MODULE:FACTORY."
+        )
+    options = _options(option or [])
+    if options and encoder is None:
+        raise UsageError("--option belongs to --encoder; leave it out.")
+
+    def run(context: Context) -> ModelRow:
+        from orchestrator.service import models, training
+
+        if wordllama is not None:
+            return training.import_wordllama(context, name, wordllama)
+        if minilm:
+            return training.import_minilm(context, name)
+        if encoder is not None:
+            return training.import_factory(context, name, encoder, options)
+        assert folder is not None
+        return models.import_model(context, folder, name)
+
+    with open_ledger() as context:
+        with working(f"importing {name}"):
+            row = run(context)
+        _registered(context, row, output)
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    from models.errors import UsageError
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--option {pair!r} is not KEY=VALUE.")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
+
+
+@app.command(epilog="Example: hotrefresh model train new --method ract --old old --data photos/")
+def train(
+    name: Name,
+    data: Annotated[str, typer.Option(metavar="SOURCE", help=SOURCE_HELP)],
+    split: Split = None,
+    method: Annotated[
+        str, typer.Option(help="independent, bct or ract; the latter two train against --old.")
+    ] = "independent",
+    old: Annotated[str | None, typer.Option(help="The older model to be compatible with.")] = None,
+    seed: Seed = 0,
+    architecture: Annotated[str, typer.Option(help="convnet or vit.")] = "convnet",
+    dim: Annotated[
+        int | None, typer.Option(min=2, max=4096, help="Length of the embeddings (default 64).")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Edge of the input in pixels.")] = None,
+    mode: Annotated[str | None, typer.Option(help="L (grey) or RGB.")] = None,
+    epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=1e-7, help="At its peak.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Train an image encoder and register it. Without labels each picture is a class of its own."""
+    with open_ledger() as context:
+        with progress(f"training {name}", "steps") as update:
+            from orchestrator.service.training import TrainRequest, train_model
+
+            request = TrainRequest(
+                name=name,
+                source=data,
+                split=split,
+                method=method,
+                old=old,
+                seed=seed,
+                architecture=architecture,
+                dim=dim,
+                size=size,
+                mode=mode,
+                epochs=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                threads=threads,
+            )
+            row = train_model(context, request, update)
+        _registered(context, row, output)
+
+
+def _registered(context: Context, row: ModelRow, output: Format) -> None:
+    from orchestrator.service.guide import next_command
+
+    if not show(row, output):
+        training = row.manifest.get("training", {})
+        trained = (
+            f", {training['pictures']} pictures in {training['seconds']:.0f} s"
+            if "pictures" in training
+            else ""
+        )
+        say(f"model {row.name}: {row.modality}s, {row.architecture}, {row.dim} dimensions{trained}")
+    next_step(next_command(context))
+
+
+@app.command(epilog="Example: hotrefresh model adapt old new --gallery photos")
+def adapt(
+    old: Old,
+    new: New,
+    gallery: Annotated[str, typer.Option(help="Pairs are drawn from this gallery's stored embeddings.")],
+    name: Annotated[str | None, typer.Option(help="The adapter's name (default OLD-to-NEW).")] = None,
+    method: Annotated[str, typer.Option(help="mlp (with uncertainty) or procrustes.")] = "mlp",
+    pairs: Annotated[int, typer.Option(min=2, help="Items embedded by the new model to fit on.")] = 10_000,
+    seed: Seed = 0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Fit a forward adapter that lifts stored embeddings of OLD into the space of NEW, and register it."""
+    name = name or f"{old}-to-{new}"
+    with open_ledger() as context:
+        with progress(f"fitting {name}") as update:
+            from orchestrator.service.models import fit_adapter
+
+            row = fit_adapter(
+                context, old, new, gallery, name=name, method=method, pairs=pairs, seed=seed, progress=update
+            )
+        from orchestrator.service.guide import next_command
+
+        then = next_command(context, gallery)
+    if not show(row, output):
+        say(f"adapter {row.name}: {method}, {old} → {new}")
+    next_step(then)
+
+
+@app.command(epilog="Example: hotrefresh model certify old new --gallery photos --adapter old-to-new")
+def certify(
+    old: Old,
+    new: New,
+    gallery: Annotated[str, typer.Option(help="The gallery that holds OLD's embeddings.")],
+    queryset: Annotated[
+        str | None, typer.Option(help="The query set, where the gallery has several.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Measure through this adapter.")] = None,
+    sample: Annotated[
+        int, typer.Option(min=1, help="Gallery items measured against, all relevant ones included.")
+    ] = 5000,
+    minimum_queries: Annotated[
+        int, typer.Option(min=1, help="With fewer the verdict is inconclusive.")
+    ] = 100,
+    seed: Seed = 0,
+    output: Output = Format.TABLE,
+) -> None:
+    """Measure whether NEW may search the stored embeddings of OLD. Exit code 5 when refused, 6 when inconclusive."""
+    with open_ledger() as context:
+        with progress(f"measuring {new} on {old}") as update:
+            from orchestrator.service.certify import CertifyRequest, certify
+
+            request = CertifyRequest(
+                old=old,
+                new=new,
+                gallery=gallery,
+                query_set=queryset,
+                adapter=adapter,
+                sample=sample,
+                minimum_queries=minimum_queries,
+                seed=seed,
+            )
+            row = certify(context, request, update)
+        from orchestrator.service.guide import next_command
+
+        then = next_command(context, gallery)
+    if not show(row, output):
+        _draw_certificate(row)
+    through = f" --adapter {adapter}" if adapter else ""
+    next_step(f"rollout plan {gallery} --to {new}{through}" if row.verdict == "certified" else then)
+    _exit_for(row.verdict)
+
+
+def _draw_certificate(row: CertificateRow) -> None:
+    names = {
+        "old_old": "old queries, old gallery",
+        "new_old": "new queries, gallery at 0 %",
+        "lowest": "lowest along a simulated refresh",
+        "new_new": "new queries, gallery at 100 %",
+    }
+    rows = [{"": text, "recall at 1": row.measured.get(key)} for key, text in names.items()]
+    console().print(make_table(rows, ("", "recall at 1")))
+    typer.echo(f"{row.verdict}: {row.reason}")
+
+
+def _exit_for(verdict: str) -> None:
+    from orchestrator.errors import ExitCode
+
+    codes = {"certified": ExitCode.DONE, "inconclusive": ExitCode.INCONCLUSIVE}
+    if code := codes.get(verdict, ExitCode.NOT_CERTIFIED):
+        raise typer.Exit(code)
+
+
+@app.command(epilog="Example: hotrefresh model verify")
+def verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Models to verify; none: all.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Load models with all checks of their digests. Exit code 1 when one is not what was registered."""
+    from orchestrator.errors import ExitCode
+
+    with open_ledger() as context:
+        from orchestrator.service.listings import model, models
+
+        rows = [model(context, name) for name in names] if names else models(context)
+        with progress("verifying", "models") as update:
+            results = []
+            for done, row in enumerate(rows, 1):
+                results.append({"name": row["name"], **_verified(context, row["name"])})
+                update(done, len(rows))
+    if not show({"models": results}, output):
+        console().print(make_table(results, ("name", "ok", "problem")))
+    bad = [result for result in results if not result["ok"]]
+    next_step(f"model show {bad[0]['name']}" if bad else "model list")
+    if bad:
+        warn(f"{len(bad)} of {len(results)} models are not what was registered.")
+        raise typer.Exit(ExitCode.ERROR)
+
+
+def _verified(context: Context, name: str) -> dict[str, Any]:
+    from orchestrator.errors import ArtifactError
+    from orchestrator.service.listings import load
+
+    try:
+        load(context, name)
+    except ArtifactError as error:
+        return {"ok": False, "problem": str(error)}
+    return {"ok": True, "problem": None}

@@ -1,0 +1,22 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Timeout = Annotated[
+    float | None,
+    typer.Option(min=0.0, metavar="SECONDS", help="Stop waiting after this time (exit 9); the work goes on."),
+]
+Reason = Annotated[str | None, typer.Option(help="Kept in the audit trail.")]
+Split = Annotated[str | None, typer.Option(help="A part of a built-in dataset, such as gallery or queries.")]
+GalleryName = Annotated[str, typer.Argument(metavar="GALLERY", help="The gallery's name.")]
+RolloutName = Annotated[
+    str, typer.Argument(metavar="ROLLOUT", help="A rollout's id, GALLERY or GALLERY@latest.")
+]
+Limit = Annotated[int, typer.Option(min=1, help="At most this many rows.")]
+Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+SOURCE_HELP = "An image folder, a .csv or .parquet manifest (key, path or text, label), or glyphs, verses:web, verses:kjv."

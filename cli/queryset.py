@@ -1,0 +1,82 @@
+"""`hotrefresh queryset`: queries whose right answers are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.gallery import imported
+from cli.options import SOURCE_HELP, GalleryName, Split
+from cli.output import Format, Output, console, make_table, plain, show, show_object, show_rows
+from cli.progress import working
+from cli.session import next_step, open_ledger
+
+app = typer.Typer(
+    no_args_is_help=True, help="Queries whose right answers are known: what flips are counted on."
+)
+
+
+@app.command("import", epilog="Example: hotrefresh queryset import photos queries query-photos/")
+def import_(
+    gallery: GalleryName,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The query set's name.")],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
+    split: Split = None,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(help="A CSV file with columns query,item: explicit relevance instead of labels."),
+    ] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Import queries; relevant are items of equal label, or the explicit pairs."""
+    with open_ledger() as context:
+        with working(f"importing {name}"):
+            from orchestrator.service.galleries import import_query_set
+
+            result = import_query_set(context, gallery, name, source, split=split, pairs=pairs)
+        from orchestrator.service.guide import next_command
+
+        then = next_command(context, gallery)
+    imported("query set", result, output)
+    next_step(then)
+
+
+@app.command("list", epilog="Example: hotrefresh queryset list photos")
+def list_query_sets(
+    gallery: Annotated[str | None, typer.Argument(metavar="GALLERY", help="Only this gallery's.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """List query sets."""
+    with open_ledger() as context:
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.listings import query_sets
+
+        rows = query_sets(context, gallery)
+        then = next_command(context, gallery)
+    show_rows(
+        "query_sets", rows, ("gallery", "name", "n_queries", "relevance", "source", "created_at"), output
+    )
+    next_step(then)
+
+
+@app.command("show", epilog="Example: hotrefresh queryset show photos queries")
+def show_query_set(
+    gallery: GalleryName,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Where the gallery has several.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show a query set: its counts and its first queries."""
+    with open_ledger() as context:
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.listings import query_set
+
+        row = plain(query_set(context, gallery, name))
+        then = next_command(context, gallery)
+    if not show(row, output):
+        first = row.pop("first_queries")
+        show_object(row, output)
+        console().print()
+        console().print(make_table(first, ("key", "label", "uri")))
+    next_step(then)

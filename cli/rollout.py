@@ -1,0 +1,363 @@
+"""`hotrefresh rollout`: plan, start, watch, decide."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cli.options import GalleryName, Reason, RolloutName, Seed, Timeout, Yes
+from cli.output import Format, Output, console, make_table, plain, show, show_object, show_rows
+from cli.progress import progress, working
+from cli.session import confirm, current, next_step, open_ledger, say
+from cli.watch import document, finish, goes_on, screen, start_worker, wait_with_bar, watch
+
+if TYPE_CHECKING:
+    from orchestrator.context import Context
+    from orchestrator.ledger.rows import RolloutRow
+    from orchestrator.service.rollouts import StartRequest
+    from orchestrator.service.wait import RolloutStatus
+
+app = typer.Typer(no_args_is_help=True, help="Upgrades of a gallery's model.")
+
+To = Annotated[str, typer.Option("--to", metavar="MODEL", help="The model that shall serve the gallery.")]
+Adapter = Annotated[str | None, typer.Option(help="Lift the stored embeddings through this adapter first.")]
+Order = Annotated[str, typer.Option(help="entropy, margin, least_confidence, random or row.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, max=65_536, help="Items in a batch.")]
+Prototypes = Annotated[
+    str, typer.Option(help="auto, head (the new model's), classes (means by label) or clusters.")
+]
+Temperature = Annotated[float, typer.Option(min=1e-4, help="Of the softmax over prototypes.")]
+Lease = Annotated[float | None, typer.Option("--lease-s", min=0.5, help="A batch's lease in seconds.")]
+
+
+def _request(
+    gallery: str, to: str, adapter: str | None, order: str, batch_size: int | None, prototypes: str,
+    temperature: float, seed: int, lease_s: float | None,
+) -> StartRequest:  # fmt: skip
+    from models.errors import UsageError
+    from orchestrator.service.rollouts import StartRequest
+
+    known = ("auto", "head", "classes", "clusters")
+    if prototypes not in known:
+        raise UsageError(f"--prototypes {prototypes!r} is not known; choose one of {', '.join(known)}.")
+    return StartRequest(
+        gallery=gallery,
+        to_model=to,
+        adapter=adapter,
+        order=order,
+        batch_size=batch_size,
+        prototypes=prototypes,
+        temperature=temperature,
+        seed=seed,
+        lease_s=lease_s,
+    )
+
+
+@app.command("plan", epilog="Example: hotrefresh rollout plan photos --to new --adapter old-to-new")
+def plan_(
+    gallery: GalleryName,
+    to: To,
+    adapter: Adapter = None,
+    order: Order = "entropy",
+    batch_size: BatchSize = None,
+    prototypes: Prototypes = "auto",
+    temperature: Temperature = 0.05,
+    seed: Seed = 0,
+    lease_s: Lease = None,
+    first: Annotated[int, typer.Option(min=0, help="How many of the first items to show.")] = 10,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show what `start` would do: certificate, batches, bytes, the first items. Changes nothing."""
+    request = _request(gallery, to, adapter, order, batch_size, prototypes, temperature, seed, lease_s)
+    with open_ledger() as context, working("planning"):
+        from orchestrator.service.plan_preview import preview
+
+        planned = preview(context, request, first)
+    values = plain(planned)
+    if not show(values, output):
+        items = values.pop("first_items")
+        show_object(values, output)
+        console().print()
+        console().print(make_table(items, ("rank", "score", "key", "label")))
+        say("nothing was changed")
+    options = "".join(
+        f" --{name.replace('_', '-')} {value}"
+        for name, value, default in (
+            ("adapter", adapter, None),
+            ("order", order, "entropy"),
+            ("batch_size", batch_size, None),
+            ("prototypes", prototypes, "auto"),
+            ("temperature", temperature, 0.05),
+            ("seed", seed, 0),
+            ("lease_s", lease_s, None),
+        )
+        if value != default
+    )
+    next_step(f"rollout start {gallery} --to {to}{options}")
+
+
+@app.command(epilog="Example: hotrefresh rollout start photos --to new --adapter old-to-new")
+def start(
+    gallery: GalleryName,
+    to: To,
+    adapter: Adapter = None,
+    order: Order = "entropy",
+    batch_size: BatchSize = None,
+    prototypes: Prototypes = "auto",
+    temperature: Temperature = 0.05,
+    seed: Seed = 0,
+    lease_s: Lease = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait until every item is re-embedded.")
+    ] = False,
+    timeout: Timeout = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Serve the new model from now on, and re-embed the gallery behind it. Exit code 5 without a certificate."""
+    request = _request(gallery, to, adapter, order, batch_size, prototypes, temperature, seed, lease_s)
+    with open_ledger() as context:
+        current.interrupted = (
+            f"What was accepted goes on with a worker. Look: hotrefresh rollout status {gallery}"
+        )
+        row = _start(context, request)
+        start_worker(context, row.id)
+        if wait:
+            wait_with_bar(context, row.id, f"re-embedding {gallery}", timeout)
+        finish(context, row.id, output, accepted=not wait)
+
+
+def _start(context: Context, request: StartRequest) -> RolloutRow:
+    from orchestrator.service.rollouts import start
+
+    began, lifted = time.monotonic(), [0, 0.0]
+    with progress(f"deploying {request.to_model}") as update:
+
+        def adapted(done: int, total: int) -> None:
+            lifted[:] = done, time.monotonic() - began
+            update(done, total)
+
+        row = start(context, request, adapted)
+    say(
+        f"{request.to_model} serves {request.gallery} since {time.monotonic() - began:.2f} s after the request"
+    )
+    if lifted[0]:
+        say(
+            f"lifted {lifted[0]} stored embeddings, {lifted[0] / max(lifted[1], 1e-9):.0f}/s, no item was read"
+        )
+    return row
+
+
+@app.command(epilog="Example: hotrefresh rollout status -w photos")
+def status(
+    rollout: RolloutName,
+    follow: Annotated[
+        bool, typer.Option("--watch", "-w", help="Go on showing until it is finalizable or over.")
+    ] = False,
+    timeout: Timeout = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show a rollout on one screen.
+
+    With --watch the exit code says how it ended: 0 finalizable or finalized, 7 the same with quarantined items,
+    4 paused, cancelled or rolled back, 1 failed, 9 timed out.
+    """
+    with open_ledger() as context:
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.listings import rollout as find
+        from orchestrator.service.wait import read_status
+
+        rollout_id = find(context, rollout).id
+        if follow:
+            seen = watch(context, rollout_id, output, timeout)
+        else:
+            seen = read_status(context, rollout_id)
+            if not show(document(seen), output):
+                console().print(screen(seen))
+        then = _stuck(context, seen) or next_command(context, seen.rollout["gallery"])
+    next_step(then)
+    if follow:
+        _exit_for(seen)
+
+
+def _stuck(context: Context, seen: RolloutStatus) -> str | None:
+    """What to do about a rollout that has work and no worker."""
+    if seen.workers_alive or seen.state not in ("planned", "deployed", "backfilling"):
+        return None
+    return f"rollout resume {seen.id}" if context.embedded else "worker"
+
+
+def _exit_for(seen: RolloutStatus) -> None:
+    from orchestrator.errors import ExitCode
+
+    if seen.state in ("cancelled", "rolled_back"):
+        raise typer.Exit(ExitCode.CONFLICT)
+    if seen.rollout["quarantined"]:
+        raise typer.Exit(ExitCode.QUARANTINED)
+
+
+@app.command("list", epilog="Example: hotrefresh rollout list photos")
+def list_rollouts(
+    gallery: Annotated[str | None, typer.Argument(metavar="GALLERY", help="Only this gallery's.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """List rollouts, newest first."""
+    with open_ledger() as context:
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.listings import gallery_exists, view
+
+        gallery_exists(context, gallery)
+        rows = view(context, "rollout_status", gallery=gallery)
+        then = next_command(context, gallery)
+    columns = (
+        "id",
+        "gallery",
+        "from_model",
+        "to_model",
+        "adapter",
+        "state",
+        "committed",
+        "total",
+        "quarantined",
+        "started_at",
+    )
+    show_rows("rollouts", rows, columns, output)
+    next_step(then)
+
+
+@app.command(epilog="Example: hotrefresh rollout pause photos --reason 'GPUs are needed'")
+def pause(rollout: RolloutName, reason: Reason = None, output: Output = Format.TABLE) -> None:
+    """Stop claiming and committing at once; queries keep the new model. Paused already is fine."""
+    with open_ledger() as context:
+        from orchestrator.service.rollouts import pause
+
+        _moved(context, pause(context, rollout, reason), output)
+
+
+@app.command(epilog="Example: hotrefresh rollout resume photos")
+def resume(rollout: RolloutName, output: Output = Format.TABLE) -> None:
+    """Go on after a pause, with a worker where none is alive."""
+    with open_ledger() as context:
+        from orchestrator.service.rollouts import resume
+
+        row = resume(context, rollout)
+        start_worker(context, row.id)
+        _moved(context, row, output)
+
+
+@app.command(epilog="Example: hotrefresh rollout cancel photos --yes")
+def cancel(
+    rollout: RolloutName,
+    force: Annotated[
+        bool,
+        typer.Option(
+            "--force", help="Do not ask. Dead workers never block a cancel: their leases are fenced."
+        ),
+    ] = False,
+    yes: Yes = False,
+    reason: Reason = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Stop for good and serve what was served before, the old model with the old vectors."""
+    with open_ledger() as context:
+        from orchestrator.service.rollouts import cancel
+
+        _confirm_return(context, rollout, "Cancelling", yes=yes or force)
+        _moved(context, cancel(context, rollout, reason), output)
+
+
+@app.command(epilog="Example: hotrefresh rollout finalize photos")
+def finalize(rollout: RolloutName, output: Output = Format.TABLE) -> None:
+    """Accept the upgrade once every item is re-embedded. It can be rolled back until its window closes."""
+    with open_ledger() as context:
+        from orchestrator.service.rollouts import finalize
+
+        _moved(context, finalize(context, rollout), output)
+
+
+@app.command(epilog="Example: hotrefresh rollout rollback photos --yes")
+def rollback(
+    rollout: RolloutName, yes: Yes = False, reason: Reason = None, output: Output = Format.TABLE
+) -> None:
+    """Restore the old model and the old vectors, also after finalize while the window is open."""
+    with open_ledger() as context:
+        from orchestrator.service.rollouts import rollback
+
+        _confirm_return(context, rollout, "Rolling back", yes=yes)
+        _moved(context, rollback(context, rollout, reason), output)
+
+
+def _confirm_return(context: Context, name: str, doing: str, *, yes: bool) -> None:
+    """Target, effect and count of a verb that goes back to the old model."""
+    from orchestrator.service.listings import rollout
+    from orchestrator.service.wait import read_status
+
+    row = read_status(context, rollout(context, name).id).rollout
+    if row["from_model"] is None:
+        effect = "it is the gallery's first embedding"
+    else:
+        effect = f"{row['gallery']} serves {row['from_model']} with its old vectors again"
+    confirm(
+        f"{doing} rollout {row['id']} ({row['state']}): {effect}; "
+        f"{row['committed']} of {row['total']} re-embedded items are no longer used.",
+        yes=yes,
+    )
+
+
+def _moved(context: Context, row: RolloutRow, output: Format) -> None:
+    """Print where a verb led, and what comes next."""
+    from orchestrator.service.guide import next_command
+    from orchestrator.service.wait import read_status
+
+    goes_on(row.id)
+    status = read_status(context, row.id)
+    if not show(document(status), output):
+        say(
+            f"rollout {row.id} of {status.rollout['gallery']} is {row.state}"
+            + (f": {row.reason}" if row.reason else "")
+        )
+    next_step(next_command(context, status.rollout["gallery"]))
+
+
+@app.command(epilog="Example: hotrefresh rollout history photos")
+def history(rollout: RolloutName, output: Output = Format.TABLE) -> None:
+    """Show every state a rollout was in, with who, when and why."""
+    with open_ledger() as context:
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.listings import rollout as find
+        from orchestrator.service.listings import view
+
+        row = find(context, rollout)
+        rows: list[dict[str, Any]] = view(context, "audit", target=str(row.id))
+        then = next_command(context)
+    if output is Format.TABLE:
+        rows = [r | {"reason": (r["after"] or {}).get("reason")} for r in rows]
+    show_rows("history", rows, ("at", "actor", "action", "reason"), output)
+    next_step(then)
+
+
+@app.command(epilog="Example: hotrefresh rollout get photos lease_s")
+def get(
+    rollout: RolloutName,
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="One value; without it all.")] = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show the configuration that was resolved when the rollout started."""
+    from orchestrator.errors import NotFoundError
+
+    with open_ledger() as context:
+        from orchestrator.service.listings import rollout as find
+
+        row = find(context, rollout)
+    config = {"order": row.order_name, "batch_size": row.batch_size, **row.config}
+    if key is not None and key not in config:
+        raise NotFoundError(
+            f"rollout {row.id} has no setting {key!r}; there are {', '.join(sorted(config))}."
+        )
+    show_object(config if key is None else {key: config[key]}, output)
+    next_step(f"rollout status {row.id}")
+
+
+for alias, verb in (("promote", finalize), ("abort", cancel), ("undo", rollback)):
+    app.command(alias, hidden=True, epilog=f"Example: hotrefresh rollout {alias} photos")(verb)

@@ -1,0 +1,100 @@
+"""The one next command, from what the ledger holds."""
+
+from __future__ import annotations
+
+import shlex
+
+from sqlalchemy import Connection
+
+from orchestrator.context import Context
+from orchestrator.core.states import RolloutState
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import GalleryRow, ModelRow, RolloutRow
+
+# What to do with a rollout in this state; {id} is the rollout's.
+_BY_STATE = {
+    RolloutState.PLANNED: "rollout status -w {id}",
+    RolloutState.DEPLOYED: "rollout status -w {id}",
+    RolloutState.BACKFILLING: "rollout status -w {id}",
+    RolloutState.PAUSED: "rollout resume {id}",
+    RolloutState.FINALIZABLE: "rollout finalize {id}",
+    RolloutState.CANCELLING: "rollout status {id}",
+    RolloutState.ROLLING_BACK: "rollout status {id}",
+}
+
+
+def next_command(context: Context, gallery_name: str | None = None) -> str:
+    """The arguments of the command that brings this gallery (or the newest one) one step on."""
+    with transaction(context.engine) as connection:
+        gallery = _gallery(connection, gallery_name)
+        if gallery is None:
+            return "gallery create NAME SOURCE"
+        latest = rollout_queries.latest_rollout(connection, gallery.id)
+        if latest is not None and RolloutState(latest.state) in _BY_STATE:
+            return after_rollout(latest)
+        models = [m for m in model_queries.list_models(connection) if m.modality == gallery.modality]
+        serving = rollout_queries.serving_now(connection, gallery.id)
+        if serving is None:
+            return _before_embedding(gallery, models)
+        if not gallery_queries.query_sets_of_gallery(connection, gallery.id):
+            return f"queryset import {gallery.name} queries SOURCE"
+        return _towards_upgrade(connection, gallery, serving.model_id, models)
+
+
+def after_rollout(row: RolloutRow) -> str:
+    """The command that follows a rollout in its state."""
+    pattern = _BY_STATE.get(RolloutState(row.state), "rollout history {id}")
+    return pattern.format(id=row.id)
+
+
+def _gallery(connection: Connection, name: str | None) -> GalleryRow | None:
+    if name is not None:
+        return gallery_queries.gallery_by_name(connection, name)
+    galleries = gallery_queries.list_galleries(connection)
+    return galleries[-1] if galleries else None
+
+
+def _before_embedding(gallery: GalleryRow, models: list[ModelRow]) -> str:
+    if models:
+        return f"gallery embed {gallery.name} --model {models[-1].name}"
+    if gallery.modality == "text":
+        return "model import small --wordllama 64"
+    return f"model train old --data {_source(gallery)}"
+
+
+def _towards_upgrade(
+    connection: Connection, gallery: GalleryRow, serving_id: int, models: list[ModelRow]
+) -> str:
+    old = model_queries.model_by_id(connection, serving_id)
+    newer = [m for m in models if m.id > old.id]
+    if not newer:
+        if gallery.modality == "text":
+            return "model import large --wordllama 256"
+        return f"model train new --method ract --old {old.name} --data {_source(gallery)}"
+    new = newer[-1]
+    adapters = [
+        a
+        for a in model_queries.list_adapters(connection)
+        if (a.source_model_id, a.target_model_id) == (old.id, new.id)
+    ]
+    adapter = adapters[-1] if adapters else None
+    if adapter is None:
+        return f"model adapt {old.name} {new.name} --gallery {gallery.name}"
+    through = f" --adapter {adapter.name}"
+    certificate = model_queries.newest_certificate(connection, gallery.id, new.id, old.id, adapter.id)
+    if certificate is None:
+        return f"model certify {old.name} {new.name} --gallery {gallery.name}{through}"
+    if certificate.verdict == "certified":
+        return f"rollout start {gallery.name} --to {new.name}{through}"
+    return f"model show {new.name}"
+
+
+def _source(gallery: GalleryRow) -> str:
+    """The gallery's source as `--data` takes it; a split was stored behind a colon."""
+    source, colon, split = gallery.source.rpartition(":")
+    if colon and source == "glyphs":
+        return f"glyphs --split {shlex.quote('train' if split == 'gallery' else split)}"
+    return shlex.quote(gallery.source)

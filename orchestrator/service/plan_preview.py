@@ -1,0 +1,151 @@
+"""What a rollout would do, without doing it: the same checks, the same scores, nothing written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.context import Context
+from orchestrator.core import plan
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.rows import RolloutRow
+from orchestrator.service.advance import choose_prototypes
+from orchestrator.service.rollouts import Checked, StartRequest, check_start
+from orchestrator.serving.matrix import load_matrix
+
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What `rollout start` would do.
+
+    Attributes:
+        extent_bytes: of the new vectors.
+        adapted_bytes: of the lifted old vectors; 0 without an adapter.
+        ledger_bytes: of the stored plan.
+        first_items: the first items in the order: rank, key, label, score (null for an order without scores).
+    """
+
+    gallery: str
+    from_model: str
+    to_model: str
+    adapter: str | None
+    certificate: dict[str, Any]
+    order: str
+    items: int
+    batches: int
+    batch_size: int
+    extent_bytes: int
+    adapted_bytes: int
+    ledger_bytes: int
+    config: dict[str, Any]
+    first_items: list[dict[str, Any]]
+
+
+def preview(context: Context, request: StartRequest, first: int = 10) -> Preview:
+    """Check a start as `start` does, score the gallery, and say what would happen.
+
+    Raises:
+        NotFoundError, ConflictError, NotCertifiedError, InconclusiveError, UsageError: as `start` would.
+    """
+    with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        checked = check_start(context, connection, request)
+        row = _as_it_would_be(context, checked, request)
+        vectors = load_matrix(connection, checked.gallery.id).vectors
+        if checked.adapter is not None:
+            vectors = context.adapter(checked.adapter).transform(vectors)[0]
+        scores = _scores(context, connection, row, vectors)
+        order = plan.order_rows(scores)[:first]
+        items = {
+            i.row: i for i in gallery_queries.items_of_rows(connection, checked.gallery.id, order.tolist())
+        }
+    n, dim = checked.gallery.n_items, checked.new.dim
+    return Preview(
+        gallery=checked.gallery.name,
+        from_model=checked.old.name,
+        to_model=checked.new.name,
+        adapter=checked.adapter.name if checked.adapter else None,
+        certificate={
+            "id": checked.certificate.id,
+            "verdict": checked.certificate.verdict,
+            "reason": checked.certificate.reason,
+            **{
+                key: checked.certificate.measured.get(key)
+                for key in ("old_old", "new_old", "new_new", "lowest")
+            },
+        },
+        order=request.order,
+        items=n,
+        batches=plan.batch_count(n, checked.batch_size),
+        batch_size=checked.batch_size,
+        extent_bytes=n * dim * FLOAT_BYTES,
+        adapted_bytes=n * dim * FLOAT_BYTES if checked.adapter else 0,
+        ledger_bytes=n * FLOAT_BYTES,
+        config=checked.config,
+        first_items=[
+            {
+                "rank": rank,
+                "key": items[int(at)].key,
+                "label": items[int(at)].label,
+                "score": float(scores[at]) if np.isfinite(scores[at]) else None,
+            }
+            for rank, at in enumerate(order)
+        ],
+    )
+
+
+def _scores(
+    context: Context, connection: Any, row: RolloutRow, vectors: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    from orchestrator.core.orders import ORDERS, Input, order_scores
+
+    rng = np.random.default_rng(int(row.config["seed"]))
+    if Input.EMBEDDINGS not in ORDERS[row.order_name].needs:
+        return order_scores(row.order_name, n=row.n_items, rng=rng)
+    return order_scores(
+        row.order_name,
+        n=row.n_items,
+        embeddings=vectors,
+        prototypes=choose_prototypes(context, connection, row, vectors, rng),
+        temperature=float(row.config["temperature"]),
+        rng=rng,
+    )
+
+
+def _as_it_would_be(context: Context, checked: Checked, request: StartRequest) -> RolloutRow:
+    """The rollout's row before it exists: what `choose_prototypes` asks of one."""
+    return RolloutRow(
+        id=0,
+        gallery_id=checked.gallery.id,
+        kind="upgrade",
+        from_model_id=checked.old.id,
+        to_model_id=checked.new.id,
+        adapter_id=checked.adapter.id if checked.adapter else None,
+        certificate_id=checked.certificate.id,
+        state="planned",
+        reason=None,
+        generation=0,
+        order_name=request.order,
+        config=checked.config,
+        batch_size=checked.batch_size,
+        n_items=checked.gallery.n_items,
+        n_batches=0,
+        committed_batches=0,
+        committed_items=0,
+        quarantined_items=0,
+        extent_uri="",
+        adapted_uri=None,
+        actor=context.actor,
+        created_at=datetime.now(UTC),
+        deployed_at=None,
+        backfill_at=None,
+        last_progress_at=None,
+        finished_at=None,
+        paused_at=None,
+        paused_s=0.0,
+    )

@@ -1,0 +1,192 @@
+"""Models made here: trained on pictures, or written from what is installed; each is then imported like any other."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from models.errors import UsageError
+from orchestrator.context import Context
+from orchestrator.errors import ConflictError
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.rows import ModelRow
+from orchestrator.service.galleries import check_name
+from orchestrator.service.models import import_model
+from orchestrator.service.names import find_model
+
+if TYPE_CHECKING:
+    from models.training import TrainingOptions
+
+Progress = Callable[[int, int], None]
+
+# Enough steps for a folder of a few hundred pictures; a large source has them in five epochs anyway.
+LEAST_STEPS = 400
+LEAST_EPOCHS = 5.0
+PHOTO_EDGE = 64
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train. Fields left None are chosen from the old model, then from the source.
+
+    Attributes:
+        source, split: as for a gallery.
+        method: a compatible-training method; all but "independent" need `old`.
+        size: edge of the input, pixels.
+        mode: "L" (grey) or "RGB".
+        epochs: passes over the pictures; None: enough for LEAST_STEPS steps.
+    """
+
+    name: str
+    source: str
+    split: str | None = None
+    method: str = "independent"
+    old: str | None = None
+    seed: int = 0
+    architecture: str = "convnet"
+    dim: int | None = None
+    size: int | None = None
+    mode: str | None = None
+    epochs: float | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    threads: int | None = None
+
+
+def train_model(context: Context, request: TrainRequest, progress: Progress | None = None) -> ModelRow:
+    """Train an image encoder and register it.
+
+    Raises:
+        UsageError: a source, method or option that cannot be used, or too few pictures.
+        ConflictError: the name is taken.
+        NotFoundError: no such old model.
+    """
+    from models.compat import create_method
+    from models.datasets import list_items, modality_of
+    from models.training import read_pictures, train_encoder
+
+    _check_free(context, request.name)
+    needs_old = bool(create_method(request.method).needs)
+    if needs_old and request.old is None:
+        raise UsageError(
+            f"method {request.method!r} trains against an older model: name it with --old, or use --method independent."
+        )
+    if modality_of(request.source) != "image":
+        raise UsageError(
+            f"{request.source!r} holds texts; only image encoders are trained. "
+            f"Take a text encoder with `hotrefresh model import {request.name} --wordllama 64`."
+        )
+    old = _find(context, request.old) if request.old else None
+    if old is not None:
+        context.encoder(old)  # a tampered artifact shows before an hour of training
+    listing = list_items(request.source, request.split)
+    options = _options(request, old)
+    pictures = read_pictures(listing.items, options.preprocessing)
+    options = _sized(options, request, len(pictures.labels))
+    with _scratch(context) as folder:
+        train_encoder(
+            pictures,
+            folder,
+            name=request.name,
+            method=request.method,
+            old=Path(old.uri) if old is not None and needs_old else None,
+            options=options,
+            seed=request.seed,
+            threads=request.threads or os.cpu_count() or 1,
+            progress=progress,
+        )
+        return import_model(context, folder, request.name)
+
+
+def _options(request: TrainRequest, old: ModelRow | None) -> TrainingOptions:
+    from models.augmentation import Augmentation
+    from models.encoders import ARCHITECTURES
+    from models.encoders.images import ImagePreprocessing
+    from models.training import TrainingOptions
+
+    if request.architecture not in ("convnet", "vit"):
+        known = "convnet, vit" if request.architecture in ARCHITECTURES else ", ".join(("convnet", "vit"))
+        raise UsageError(f"architecture {request.architecture!r} cannot be trained; choose one of {known}.")
+    characters = request.source.partition(":")[0] == "glyphs"
+    like: Mapping[str, Any] = old.manifest["preprocessing"] if old is not None else {}
+    size = request.size or like.get("size") or (32 if characters else PHOTO_EDGE)
+    mode = request.mode or like.get("mode") or ("L" if characters else "RGB")
+    try:
+        preprocessing = ImagePreprocessing(size=int(size), mode=str(mode), fill=int(like.get("fill", 0)))
+    except ValueError:
+        raise UsageError(
+            f"pictures of {size} pixels, mode {mode!r}: the edge must be 4 to 1024, the mode L or RGB."
+        ) from None
+    return TrainingOptions(
+        architecture=request.architecture,
+        dim=request.dim or 64,
+        preprocessing=preprocessing,
+        augmentation=Augmentation() if characters else Augmentation(flip=True),
+    )
+
+
+def _sized(options: TrainingOptions, request: TrainRequest, n: int) -> TrainingOptions:
+    """Batch, epochs and rate for `n` pictures."""
+    batch = request.batch_size or (options.batch_size if n >= 4096 else max(2, min(64, n // 2)))
+    epochs = request.epochs or max(LEAST_EPOCHS, LEAST_STEPS * batch / n)
+    return replace(
+        options, batch_size=batch, epochs=epochs, learning_rate=request.learning_rate or options.learning_rate
+    )
+
+
+def import_wordllama(context: Context, name: str, dims: int) -> ModelRow:
+    """Register the first `dims` dimensions of the installed wordllama. Raises UsageError where it is not installed."""
+    from models.encoders import wordllama
+
+    with _scratch(context) as folder:
+        wordllama.create(folder, name, dims)
+        return import_model(context, folder, name)
+
+
+def import_minilm(context: Context, name: str) -> ModelRow:
+    """Register the installed MiniLM. Raises UsageError where it is not installed."""
+    from models.encoders import minilm
+
+    with _scratch(context) as folder:
+        minilm.create(folder, name)
+        return import_model(context, folder, name)
+
+
+def import_factory(context: Context, name: str, factory: str, options: Mapping[str, Any]) -> ModelRow:
+    """Register a user's own encoder, `module:factory` called with `options`."""
+    from models.encoders import factory as factories
+
+    with _scratch(context) as folder:
+        factories.create(folder, name, factory, options)
+        return import_model(context, folder, name)
+
+
+@contextmanager
+def _scratch(context: Context) -> Iterator[Path]:
+    """A folder name beside the artifacts, gone afterwards: what is imported from it is copied."""
+    folder = context.settings.artifacts / f".new-{secrets.token_hex(6)}"
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_free(context: Context, name: str) -> None:
+    check_name("model", name)
+    with transaction(context.engine) as connection:
+        if model_queries.model_by_name(connection, name) is not None:
+            raise ConflictError(
+                f"there is a model {name!r} already; choose another name, or look at `hotrefresh model show {name}`."
+            )
+
+
+def _find(context: Context, name: str) -> ModelRow:
+    with transaction(context.engine) as connection:
+        return find_model(connection, name)

@@ -1,0 +1,98 @@
+"""A small real world for engine tests: pictures on disk, tiny networks as models, a gallery with queries.
+
+`old` and `kin` are one random network and the same network with weights moved a little: what compatible training aims
+at, without training. `stranger` is another random network of the same dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.artifact import save_artifact
+from models.encoders import architecture_module
+from models.encoders.images import ImagePreprocessing
+from orchestrator.context import Context
+from orchestrator.ledger.rows import ModelRow, RolloutRow
+from orchestrator.service import advance, certify, galleries, models, rollouts
+
+CLASSES, PER_CLASS, EDGE = 40, 6, 16
+
+
+def draw_pictures(folder: Path, per_class: int = PER_CLASS, seed: int = 0) -> Path:
+    """CLASSES sub-folders of pictures: a random pattern each, with noise."""
+    patterns = np.random.default_rng(1).integers(0, 255, (CLASSES, EDGE, EDGE))
+    rng = np.random.default_rng(seed)
+    for label, pattern in enumerate(patterns):
+        (folder / f"class-{label:02d}").mkdir(parents=True)
+        for number in range(per_class):
+            noisy = np.clip(pattern + rng.normal(0, 12, pattern.shape), 0, 255).astype(np.uint8)
+            Image.fromarray(noisy).save(folder / f"class-{label:02d}" / f"{number}.png")
+    return folder
+
+
+def save_network(folder: Path, name: str, *, seed: int, moved: float = 0.0, dim: int = 32) -> Path:
+    """The artifact of a random network, its weights moved by `moved` times their size."""
+    preprocessing = ImagePreprocessing(size=EDGE)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = architecture_module("convnet").build({"widths": [8, 16]}, dim, preprocessing)
+        torch.manual_seed(seed + 1000)
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight += moved * weight.abs().mean() * torch.randn_like(weight)
+    save_artifact(
+        folder / name,
+        network.state_dict(),
+        kind="encoder",
+        name=name,
+        architecture="convnet",
+        options={"widths": [8, 16]},
+        modality="image",
+        preprocessing=asdict(preprocessing),
+        dim=dim,
+    )
+    return folder / name
+
+
+def register_network(context: Context, folder: Path, name: str, *, seed: int, moved: float = 0.0, dim: int = 32) -> ModelRow:
+    """Save and register a network."""
+    return models.import_model(context, save_network(folder, name, seed=seed, moved=moved, dim=dim), name)
+
+
+def work(context: Context, rollout_id: int) -> RolloutRow:
+    """Do in this process what a worker does, to the end."""
+    from orchestrator.serving.evaluator import evaluate_rollout
+    from workers.drain import drain
+
+    advance.advance(context, rollout_id)
+    result = drain(context, rollout_id, owner="test")
+    if result.failure is not None:
+        raise result.failure
+    evaluate_rollout(context, rollout_id, {})
+    return rollouts.complete(context, rollout_id)
+
+
+def embedded_gallery(context: Context, tmp_path: Path) -> None:
+    """Gallery `pics` embedded by `old`, query set `asked`, and `kin` certified against `old`."""
+    galleries.create_gallery(context, "pics", str(draw_pictures(tmp_path / "pictures")))
+    galleries.import_query_set(context, "pics", "asked", str(draw_pictures(tmp_path / "queries", 3, seed=7)))
+    register_network(context, tmp_path, "old", seed=0)
+    register_network(context, tmp_path, "kin", seed=0, moved=0.02)
+    assert work(context, advance.embed_gallery(context, "pics", "old").id).state == "finalized"
+    certify_pair(context, "old", "kin")
+
+
+def certify_pair(context: Context, old: str, new: str) -> str:
+    """Certify on the only query set; returns the verdict."""
+    request = certify.CertifyRequest(old, new, "pics", minimum_queries=20)
+    return certify.certify(context, request).verdict
+
+
+def start(context: Context, to: str = "kin", **more: object) -> RolloutRow:
+    """Start a rollout in entropy order."""
+    return rollouts.start(context, rollouts.StartRequest("pics", to, prototypes="classes", **more))  # type: ignore[arg-type]

@@ -1,0 +1,237 @@
+"""What people and disks do wrong: one clear error each, nothing lost, nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from orchestrator.errors import ArtifactError, ConflictError, StoreFullError, UsageError
+from orchestrator.ledger.queries.reporting import read_view
+from orchestrator.service import advance, galleries, rollouts
+from tests.engine import platform
+
+
+@pytest.fixture
+def world(context, tmp_path):
+    platform.embedded_gallery(context, tmp_path)
+    return context
+
+
+def view(context, name, **filters):
+    with context.engine.connect() as connection:
+        return read_view(connection, name, **filters)
+
+
+def test_missing_corrupt_and_strange_pictures_are_quarantined_and_the_rest_goes_on(context, tmp_path):
+    folder = platform.draw_pictures(tmp_path / "pictures")
+    (folder / "class-00" / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage" * 20)
+    whole = (folder / "class-01" / "0.png").read_bytes()
+    (folder / "class-01" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "class-02" / "empty.png").write_bytes(b"")
+    (folder / "class-03" / "text.png").write_text("this is no picture")
+    (folder / "class-04" / "gone.png").write_bytes(whole)
+    galleries.create_gallery(context, "pics", str(folder))
+    (folder / "class-04" / "gone.png").unlink()
+    platform.register_network(context, tmp_path, "old", seed=0)
+    row = platform.work(context, advance.embed_gallery(context, "pics", "old").id)
+    assert (row.state, row.committed_items, row.quarantined_items) == ("finalized", 240, 5)
+    errors = {e["item"]: e["class"] for e in view(context, "errors", rollout=row.id)}
+    assert errors == {
+        "class-00/corrupt.png": "corrupt",
+        "class-01/truncated.png": "corrupt",
+        "class-02/empty.png": "empty",
+        "class-03/text.png": "unsupported",
+        "class-04/gone.png": "missing",
+    }
+    with_model = [v for v in view(context, "embedding_versions", gallery="pics") if v["model"]]
+    assert len(with_model) == 240
+
+
+def test_a_quarantined_item_keeps_its_old_vector_and_version(world, tmp_path):
+    (tmp_path / "pictures" / "class-00" / "0.png").write_bytes(b"gone bad")
+    row = platform.work(world, platform.start(world).id)
+    assert (row.state, row.quarantined_items) == ("finalizable", 1)
+    versions = {v["item"]: v["model"] for v in view(world, "embedding_versions", gallery="pics")}
+    assert versions.pop("class-00/0.png") == "old"
+    assert set(versions.values()) == {"kin"}
+
+
+def test_rows_of_a_manifest_without_their_file_and_duplicate_keys_are_refused_and_counted(context, tmp_path):
+    Image.new("L", (8, 8), 200).save(tmp_path / "a.png")
+    (tmp_path / "items.csv").write_text("key,path,label\na,a.png,x\nb,nowhere.png,x\na,a.png,y\n,a.png,z\nc,,x\n")
+    imported = galleries.create_gallery(context, "few", str(tmp_path / "items.csv"))
+    assert (imported.taken, imported.rejected) == (1, 4)
+    assert imported.reasons == {"missing": 1, "duplicate key": 1, "no key": 1, "no path": 1}
+    assert {e["item"] for e in view(context, "errors", gallery="few")} == {"a", "b", "c", "row 4"}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("key,label\na,x\n", "needs the columns key, and path or text"),
+        ("", "it has none"),
+        ("key,path\n", "no usable item"),
+        (b"key,text\na,\xff\xfe\xfa\n", "not UTF-8"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_one_clear_error_and_leaves_no_gallery(context, tmp_path, content, said):
+    path = tmp_path / "items.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UsageError, match=said):
+        galleries.create_gallery(context, "few", str(path))
+    assert view(context, "audit") == []
+
+
+def test_an_empty_folder_and_a_missing_one_are_clear_errors(context, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UsageError, match="no picture"):
+        galleries.create_gallery(context, "few", str(tmp_path / "nothing"))
+    with pytest.raises(UsageError, match="no folder"):
+        galleries.create_gallery(context, "few", str(tmp_path / "nowhere"))
+
+
+def test_a_query_set_that_nothing_answers_is_refused_whole(world, tmp_path):
+    other = tmp_path / "other"
+    (other / "unknown-class").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(other / "unknown-class" / "q.png")
+    with pytest.raises(UsageError, match="no label is shared"):
+        galleries.import_query_set(world, "pics", "other", str(other))
+    with pytest.raises(ConflictError, match="already"):
+        galleries.import_query_set(world, "pics", "asked", str(tmp_path / "queries"))
+
+
+def test_explicit_pairs_are_relevance_and_unknown_keys_in_them_are_counted(world, tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("query,item\nclass-00/0.png,class-01/3.png\nclass-00/0.png,nobody\nnobody,class-00/0.png\n")
+    imported = galleries.import_query_set(world, "pics", "paired", str(tmp_path / "queries"), pairs=pairs)
+    assert imported.rejected == 2
+    assert imported.unanswerable == imported.taken - 1
+
+
+def test_a_tampered_artifact_is_refused_wherever_it_would_be_used(world, tmp_path):
+    from orchestrator.bootstrap import open_context
+
+    with world.engine.connect() as connection:
+        from orchestrator.ledger.queries import models as model_queries
+
+        uri = Path(model_queries.model_by_name(connection, "kin").uri)
+    weights = uri / "weights.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(bytes(data))
+    with open_context(world.settings) as fresh:
+        row = rollouts.start(fresh, rollouts.StartRequest("pics", "kin", prototypes="classes", order="random"))
+        advance.advance(fresh, row.id)
+        with pytest.raises(ArtifactError, match="does not match its manifest"):
+            platform.work(fresh, row.id)
+    assert view(world, "rollout_status", id=row.id)[0]["committed"] == 0
+
+
+def test_a_full_disk_loses_nothing_and_the_rollout_goes_on_when_there_is_room(world, monkeypatch):
+    row = advance.advance(world, platform.start(world).id)
+    real, left = os.pwrite, [4 * row.batch_size * 32 * 4]
+
+    def nearly_full(descriptor: int, data: bytes, offset: int) -> int:
+        if left[0] <= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left[0] -= len(data)
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", nearly_full)
+    with pytest.raises(StoreFullError, match="Free space"):
+        platform.work(world, row.id)
+    status = view(world, "rollout_status", id=row.id)[0]
+    assert 0 < status["committed"] < row.n_items
+    assert status["leased"] == 0
+    monkeypatch.setattr(os, "pwrite", real)
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE batch SET available_at = NULL")
+    assert platform.work(world, row.id).state == "finalizable"
+
+
+def test_an_encoder_that_fails_on_one_item_loses_only_that_item(world, monkeypatch):
+    from models.encoders.images import TorchImageEncoder
+
+    real = TorchImageEncoder.encode
+    poison = np.asarray(Image.open(world.settings.data_dir.parent / "pictures" / "class-07" / "3.png"))
+
+    def encode(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
+        if any((each == poison).all() for each in prepared):
+            raise RuntimeError("kernel launch failure")
+        return real(self, prepared)
+
+    monkeypatch.setattr(TorchImageEncoder, "encode", encode)
+    row = advance.advance(world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id)
+    from workers.drain import drain
+
+    result = drain(world, row.id, owner="test")
+    assert (result.items, result.quarantined, result.failure) == (239, 1, None)
+    assert [(e["item"], e["class"]) for e in view(world, "errors", rollout=row.id)] == [("class-07/3.png", "encode_failed")]
+
+
+def test_an_encoder_that_fails_on_everything_ends_with_the_failure_and_commits_nothing(world, monkeypatch):
+    from models.encoders.images import TorchImageEncoder
+
+    row = advance.advance(world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id)
+
+    def fail(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
+        raise RuntimeError("no CUDA")
+
+    monkeypatch.setattr(TorchImageEncoder, "encode", fail)
+    monkeypatch.setattr("workers.drain.RETRY_IN_S", 0.0)
+    from workers.drain import drain
+
+    result = drain(world, row.id, owner="test")
+    assert result.failure is not None
+    assert "no CUDA" in str(result.failure)
+    status = view(world, "rollout_status", id=row.id)[0]
+    assert (status["committed"], status["quarantined"], status["leased"]) == (0, 0, 0)
+
+
+def test_a_damaged_extent_is_found_by_its_checksum_and_never_served(world):
+    from orchestrator.serving.replica import Replica
+    from orchestrator.store.extents import CorruptExtentError
+
+    row = platform.work(world, platform.start(world).id)
+    path = Path(row.extent_uri) / "vectors.f32"
+    with path.open("r+b") as file:
+        file.seek(1000)
+        byte = file.read(1)
+        file.seek(1000)
+        file.write(bytes([byte[0] ^ 255]))
+    with world.engine.connect() as connection:
+        from orchestrator.ledger.queries import galleries as gallery_queries
+
+        gallery = gallery_queries.gallery_by_name(connection, "pics")
+    with pytest.raises(CorruptExtentError, match="does not match its checksum"):
+        Replica(world, gallery)
+
+
+def test_a_gallery_without_embeddings_can_neither_be_searched_nor_rolled_out(context, tmp_path):
+    from orchestrator.ledger.queries import galleries as gallery_queries
+    from orchestrator.serving.replica import Replica
+
+    galleries.create_gallery(context, "pics", str(platform.draw_pictures(tmp_path / "pictures")))
+    platform.register_network(context, tmp_path, "old", seed=0)
+    with context.engine.connect() as connection:
+        gallery = gallery_queries.gallery_by_name(connection, "pics")
+    with pytest.raises(ConflictError, match="gallery embed"):
+        Replica(context, gallery)
+    with pytest.raises(ConflictError, match="gallery embed"):
+        platform.start(context, "old")
+
+
+def test_an_embedding_of_an_embedded_gallery_is_refused_with_the_right_command(world):
+    with pytest.raises(ConflictError, match="rollout start"):
+        advance.embed_gallery(world, "pics", "kin")
+
+
+def test_names_that_would_not_fit_a_command_line_are_refused(context, tmp_path):
+    for name in ("", "with space", "../up", "12", "x" * 101):
+        with pytest.raises(UsageError, match="cannot be used"):
+            galleries.create_gallery(context, name, str(tmp_path))
