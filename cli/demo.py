@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from cli.output import Format, Output, show
+from cli.progress import shares
 from cli.session import current, next_step, say
 
 
@@ -17,17 +18,22 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    fast: Annotated[bool, typer.Option("--fast", help="Smaller, about 90 seconds.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="Repeat the measurements with this many seeds.")] = 1,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="One seed and less training, about 90 seconds.")
+    ] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Seeds that are trained and measured. Default: 3, with --fast 1."),
+    ] = None,
     report: Annotated[Path, typer.Option(help="Folder of the report.")] = Path("demo-report"),
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the demo's ledger and extents.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the demo's embeddings and extents.")] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Hot-refresh 20,000 glyphs for real: train, certify, upgrade, kill the worker half-way, and report."""
+    """Hot-refresh over 30,000 pictures for real: train, certify, upgrade, kill the worker half-way, and report."""
     from orchestrator.demo.story import run_demo
 
-    current.interrupted = "The demo's servers and worker stop with it; run it again."
-    summary = run_demo(fast=fast, seeds=seeds, report=report, keep=keep)
-    if not show({"report": report / "index.html", "summary": summary}, output):
-        say(f"report: {report / 'index.html'}")
+    current.interrupted = "The demo's worker and servers leave by themselves; run it again for a fresh start."
+    with shares() as bar:
+        page = run_demo(fast=fast, seeds=seeds, report_dir=report, keep=keep, say=say, bar=bar)
+    show({"report": page, "summary": page.with_name("summary.json")}, output)
     next_step("init")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import SOURCE_HELP, GalleryName, Split, Timeout
-from cli.output import Format, Output, console, make_table, plain, show, show_object, show_rows
+from cli.output import Format, Output, draw, make_table, plain, show, show_object, show_rows
 from cli.progress import progress, working
 from cli.session import next_step, open_ledger, say
 
@@ -165,6 +165,6 @@ def search(
         then = next_command(context, name)
     if not show(found, output):
         rows: list[dict[str, Any]] = plain(found.hits)
-        console().print(make_table(rows, ("rank", "score", "key", "label", "version")))
+        draw(make_table(rows, ("rank", "score", "key", "label", "version")))
         say(f"answered by {found.model}; {found.coverage_ratio:.1%} of the gallery is embedded by it")
     next_step(then)

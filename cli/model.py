@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import SOURCE_HELP, Seed, Split
-from cli.output import Format, Output, console, make_table, plain, show, show_object, show_rows
+from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import progress, working
 from cli.session import next_step, open_ledger, say, warn
 
@@ -54,12 +54,12 @@ def show_model(name: Name, output: Output = Format.TABLE) -> None:
         classes = training.get("classes")
         if isinstance(classes, list):
             training = training | {"classes": len(classes)}
-        show_object(row | {"training": training}, output)
+        tables = [make_pairs(row | {"training": training})]
         if certificates:
-            console().print()
-            console().print(
+            tables.append(
                 make_table(certificates, ("verdict", "query_model", "gallery_model", "adapter", "reason"))
             )
+        draw(*tables)
     next_step(then)
 
 
@@ -76,7 +76,10 @@ def import_(
     minilm: Annotated[bool, typer.Option("--minilm", help="A text encoder: all-MiniLM-L6-v2.")] = False,
     encoder: Annotated[
         str | None,
-        typer.Option(metavar="MODULE:FACTORY", help="An encoder of your own; FACTORY(**options) makes it."),
+        typer.Option(
+            metavar="MODULE:FACTORY",
+            help="An encoder of your own; FACTORY(**options) makes it, MODULE is installed or on PYTHONPATH.",
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -270,7 +273,7 @@ def _draw_certificate(row: CertificateRow) -> None:
         "new_new": "new queries, gallery at 100 %",
     }
     rows = [{"": text, "recall at 1": row.measured.get(key)} for key, text in names.items()]
-    console().print(make_table(rows, ("", "recall at 1")))
+    draw(make_table(rows, ("", "recall at 1")))
     typer.echo(f"{row.verdict}: {row.reason}")
 
 
@@ -300,7 +303,7 @@ def verify(
                 results.append({"name": row["name"], **_verified(context, row["name"])})
                 update(done, len(rows))
     if not show({"models": results}, output):
-        console().print(make_table(results, ("name", "ok", "problem")))
+        draw(make_table(results, ("name", "ok", "problem")))
     bad = [result for result in results if not result["ok"]]
     next_step(f"model show {bad[0]['name']}" if bad else "model list")
     if bad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sys
@@ -16,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 SCHEMA_VERSION = 1
@@ -76,21 +76,26 @@ def show_rows(name: str, rows: Sequence[Any], columns: Sequence[str], output: Fo
     """A list: `{name: [...]}` with every field, or a table of the columns named."""
     values = [plain(row) for row in rows]
     if not show({name: values}, output):
-        console().print(make_table(values, columns))
+        draw(make_table(values, columns))
 
 
 def show_object(values: Any, output: Format) -> None:
     """One thing: its fields as a document, or as two columns."""
     fields = plain(values)
     if not show(fields, output):
-        from rich.table import Table
+        draw(make_pairs(fields))
 
-        table = Table(box=None, show_header=False, pad_edge=False)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for key, value in fields.items():
-            table.add_row(_text(key), _text(cell(value)))
-        console().print(table)
+
+def make_pairs(values: Mapping[str, Any]) -> Table:
+    """One thing in two columns."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in plain(values).items():
+        table.add_row(_text(key.replace("_", " ")), _text(cell(value)))
+    return table
 
 
 def make_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> Table:
@@ -128,8 +133,21 @@ def _text(value: str) -> Any:
     return Text(value)  # never markup: keys and labels are a user's
 
 
-def console() -> Console:
-    """Stdout. Off a terminal nothing is wrapped: what reads it wants one line a row. NO_COLOR is rich's business."""
+def draw(*renderables: Any) -> None:
+    """Print tables on stdout, with a blank line between them. NO_COLOR is rich's business.
+
+    Off a terminal nothing is wrapped or padded: what reads it wants one line a row.
+    """
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=10_000, soft_wrap=True)
+    if sys.stdout.isatty():
+        console = Console()
+        for place, each in enumerate(renderables):
+            console.print(*([""] if place else []), each, sep="\n")
+        return
+    console = Console(width=10_000, file=io.StringIO(), color_system=None)
+    for each in renderables:
+        with console.capture() as captured:
+            console.print(each)
+        blank = "\n" if each is not renderables[0] else ""
+        typer.echo(blank + "\n".join(line.rstrip() for line in captured.get().splitlines()))

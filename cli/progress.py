@@ -15,8 +15,8 @@ WORTH_SAYING_S = 2.0
 
 
 @contextmanager
-def progress(description: str, unit: str = "items") -> Iterator[Update]:
-    """Yields `update(done, total)`. What took longer than two seconds says so when it is done."""
+def progress(description: str, unit: str = "items", *, announce: bool = True) -> Iterator[Update]:
+    """Yields `update(done, total)`. What took longer than two seconds says so when it is done, if `announce`."""
     started = time.monotonic()
     if current.quiet:
         yield lambda done, total: None
@@ -24,14 +24,20 @@ def progress(description: str, unit: str = "items") -> Iterator[Update]:
     with _bar(description, unit) if interactive() else _lines(description, unit) as update:
         yield update
     taken_s = time.monotonic() - started
-    if taken_s >= WORTH_SAYING_S:
+    if announce and taken_s >= WORTH_SAYING_S:
         say(f"{description}: done in {taken_s:.1f} s")
 
 
 @contextmanager
 def working(description: str) -> Iterator[None]:
     """For work that cannot say how far it is."""
-    with progress(description):
+    if current.quiet or not interactive():
+        with progress(description, announce=False):
+            yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(description):
         yield
 
 
@@ -88,3 +94,24 @@ def progress_line(description: str, unit: str, done: int, total: int | None, sec
     rate = done / seconds if seconds > 0 else 0.0
     left = f", {(total - done) / rate:.0f} s left" if rate > 0 else ""
     return f"{description}: {done}/{total} {unit} ({done / total:.0%}), {rate:.1f}/s{left}"
+
+
+@contextmanager
+def shares() -> Iterator[Callable[[str, float], None]]:
+    """Yields `bar(title, share 0..1)`: one bar a title, shown while it is not full. Nothing on a non-TTY."""
+    if current.quiet or not interactive():
+        yield lambda title, share: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    tasks: dict[str, TaskID] = {}
+    columns = (TextColumn("   {task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+
+        def bar(title: str, share: float) -> None:
+            if title not in tasks:
+                tasks[title] = shown.add_task(title, total=1.0)
+            shown.update(tasks[title], completed=share, visible=share < 1.0)
+
+        yield bar

@@ -9,7 +9,7 @@ import typer
 
 from cli.gallery import imported
 from cli.options import SOURCE_HELP, GalleryName, Split
-from cli.output import Format, Output, console, make_table, plain, show, show_object, show_rows
+from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import working
 from cli.session import next_step, open_ledger
 
@@ -48,7 +48,7 @@ def list_query_sets(
     gallery: Annotated[str | None, typer.Argument(metavar="GALLERY", help="Only this gallery's.")] = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """List query sets."""
+    """List query sets, of one gallery or of all."""
     with open_ledger() as context:
         from orchestrator.service.guide import next_command
         from orchestrator.service.listings import query_sets
@@ -76,7 +76,5 @@ def show_query_set(
         then = next_command(context, gallery)
     if not show(row, output):
         first = row.pop("first_queries")
-        show_object(row, output)
-        console().print()
-        console().print(make_table(first, ("key", "label", "uri")))
+        draw(make_pairs(row), make_table(first, ("key", "label", "uri")))
     next_step(then)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import GalleryName, Reason, RolloutName, Seed, Timeout, Yes
-from cli.output import Format, Output, console, make_table, plain, show, show_object, show_rows
+from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_object, show_rows
 from cli.progress import progress, working
 from cli.session import confirm, current, next_step, open_ledger, say
 from cli.watch import document, finish, goes_on, screen, start_worker, wait_with_bar, watch
@@ -78,9 +78,9 @@ def plan_(
     values = plain(planned)
     if not show(values, output):
         items = values.pop("first_items")
-        show_object(values, output)
-        console().print()
-        console().print(make_table(items, ("rank", "score", "key", "label")))
+        certificate = values["certificate"]
+        values["certificate"] = f"{certificate['verdict']}: {certificate['reason']}"
+        draw(make_pairs(values), make_table(items, ("rank", "score", "key", "label")))
         say("nothing was changed")
     options = "".join(
         f" --{name.replace('_', '-')} {value}"
@@ -174,7 +174,7 @@ def status(
         else:
             seen = read_status(context, rollout_id)
             if not show(document(seen), output):
-                console().print(screen(seen))
+                draw(screen(seen))
         then = _stuck(context, seen) or next_command(context, seen.rollout["gallery"])
     next_step(then)
     if follow:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from cli.output import Format, cell, console, plain, show
-from cli.progress import progress, working
+from cli.output import Format, cell, plain, show
+from cli.progress import LINE_EVERY_S, progress, working
 from cli.session import command, current, next_step, say, warn
 
 if TYPE_CHECKING:
@@ -127,11 +129,10 @@ def watch(context: Context, rollout_id: int, output: Format, timeout_s: float | 
 
     goes_on(rollout_id)
     until = {RolloutState.FINALIZABLE, RolloutState.FINALIZED}
-    out = console()
-    if output is Format.TABLE and out.is_terminal:
+    if output is Format.TABLE and sys.stdout.isatty():
         from rich.live import Live
 
-        with Live(console=out, auto_refresh=False) as live:
+        with Live(auto_refresh=False) as live:
             return wait_for(
                 context,
                 rollout_id,
@@ -145,17 +146,22 @@ def watch(context: Context, rollout_id: int, output: Format, timeout_s: float | 
 
 
 class _Lines:
-    """A line or a JSON document for every snapshot that differs from the one before."""
+    """For a log: a JSON document for every snapshot that differs, or a line when the state does, and every ten seconds."""
 
     def __init__(self, output: Format) -> None:
         self._output = output
-        self._last: Any = None
+        self._last: tuple[Any, ...] = ()
+        self._said_at = 0.0
 
     def look(self, status: RolloutStatus) -> None:
-        row = status.rollout
-        seen = (row["state"], row["sub_state"], row["committed"], row["quarantined"], status.workers_alive)
-        if seen != self._last and not show(document(status), self._output, lines=True):
+        row, now = status.rollout, time.monotonic()
+        seen = (row["state"], row["sub_state"], status.workers_alive, row["committed"], row["quarantined"])
+        if self._output is not Format.TABLE:
+            if seen != self._last:
+                show(document(status), self._output, lines=True)
+        elif seen[:3] != self._last[:3] or now - self._said_at >= LINE_EVERY_S:
             typer.echo(line(status))
+            self._said_at = now
         self._last = seen
 
 
@@ -188,6 +194,8 @@ def screen(status: RolloutStatus) -> Any:
     from rich.table import Table
     from rich.text import Text
 
+    from orchestrator.core.states import TERMINAL
+
     row = status.rollout
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
@@ -202,17 +210,23 @@ def screen(status: RolloutStatus) -> Any:
         f"rollout {status.id}": f"{row['gallery']}: {change}{through}",
         "state": _state(row),
         "progress": _bar(row),
-        "rate": _rate(row),
-        "queue": " · ".join(_band(band) for band in status.queue) or "no batch is planned yet",
+        "rate": "-" if status.state in TERMINAL else _rate(row),
+        "queue": _queue(status),
         "workers": f"{status.workers_alive} alive" if status.workers_alive else "none alive",
         "coverage": " · ".join(f"{c['model']} {c['ratio']:.1%}" for c in status.coverage) or "-",
-        "flips": "\n".join(_flips(each) for each in status.flips) or "not evaluated yet, or no query set",
+        "flips": "\n".join(_flips(each) for each in status.flips) or _no_flips(row),
         "gates": " · ".join(f"{g['gate']} {g['result']}" for g in status.gates) or "none configured",
         "times": f"started {cell(plain(row['started_at']))}, paused for {row['paused_s']:.0f} s, by {row['actor']}",
     }
     for name, text in lines.items():
         grid.add_row(Text(name), Text(cell(text)))
     return grid
+
+
+def _no_flips(row: dict[str, Any]) -> str:
+    if row["from_model"] is None:
+        return "-"  # a first embedding replaces no answers
+    return f"none yet; `hotrefresh queryset list {row['gallery']}` shows what they are counted on"
 
 
 def _done(row: dict[str, Any]) -> int:
@@ -238,6 +252,12 @@ def _rate(row: dict[str, Any]) -> str:
     rate = f"{row['rate_per_s']:.1f} items/s" if row["rate_per_s"] is not None else "no recent rate"
     eta = f"{row['eta_s']:.0f} s left" if row["eta_s"] is not None else "no estimate"
     return f"{rate}, {eta}"
+
+
+def _queue(status: RolloutStatus) -> str:
+    if not status.queue:
+        return "no batch is planned yet"
+    return " · ".join(_band(band) for band in status.queue if band["depth"] or band["leased"]) or "empty"
 
 
 def _band(band: dict[str, Any]) -> str:

@@ -63,7 +63,9 @@ class Augmentation:
         # The grid maps output to input places; a shift of the edge's share s is 2s in grid units.
         first = torch.stack([cos * wide, shear * cos - sin * high, uniform(2 * self.shift)], dim=1)
         second = torch.stack([sin * wide, shear * sin + cos * high, uniform(2 * self.shift)], dim=1)
-        grid = functional.affine_grid(torch.stack([first, second], dim=1), list(pixels.shape), align_corners=False)
+        grid = functional.affine_grid(
+            torch.stack([first, second], dim=1), list(pixels.shape), align_corners=False
+        )
         return functional.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
 
     def _stroked(self, pixels: Tensor, generator: torch.Generator) -> Tensor:

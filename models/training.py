@@ -56,13 +56,13 @@ class TrainingOptions:
     architecture: str = "convnet"
     network: Mapping[str, Any] = field(default_factory=dict)
     dim: int = 64
-    preprocessing: ImagePreprocessing = ImagePreprocessing()
+    preprocessing: ImagePreprocessing = field(default_factory=ImagePreprocessing)
     epochs: float = 5.0
     batch_size: int = 256
     learning_rate: float = 3e-3
     weight_decay: float = 1e-4
     temperature: float = 0.05
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = field(default_factory=Augmentation)
     method_options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -105,7 +105,9 @@ def read_pictures(items: Sequence[Item], preprocessing: ImagePreprocessing) -> P
             continue
         labels.append(str(item.label) if labelled else item.key)
     if len(pixels) < 2 or len(set(labels)) < 2:
-        raise UsageError(f"training needs pictures of two classes or more; {len(pixels)} of {len(items)} items could be read")
+        raise UsageError(
+            f"training needs pictures of two classes or more; {len(pixels)} of {len(items)} items could be read"
+        )
     return Pictures(np.stack(pixels), tuple(labels), labelled)
 
 
@@ -117,7 +119,7 @@ def train_encoder(
     method: str = "independent",
     old: Path | None = None,
     old_vectors: np.ndarray | None = None,
-    options: TrainingOptions = TrainingOptions(),  # noqa: B008 - frozen
+    options: TrainingOptions | None = None,
     seed: int = 0,
     threads: int = 1,
     progress: Progress | None = None,
@@ -135,11 +137,12 @@ def train_encoder(
     The artifact's extra tensor "prototypes", (C, dim) float32, L2-normalised, holds the head's rows; `training.classes`
     in the manifest names them. Raises UsageError, ArtifactError.
     """
+    options = options or TrainingOptions()
     chosen = create_method(method, options.method_options)
     if chosen.needs and old is None:
         raise UsageError(f"method {method!r} needs the old model's artifact: name it with --old")
     started = time.monotonic()
-    with _threads(threads), torch.random.fork_rng(devices=[]):
+    with fixed_threads(threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         frozen = _frozen_old(chosen, old, old_vectors, pictures)
         network, head = _fit(pictures, chosen, frozen, options, seed, progress)
@@ -177,7 +180,9 @@ def load_prototypes(folder: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """
     manifest, tensors = load_artifact(folder)
     if PROTOTYPES not in tensors:
-        raise ArtifactError(f"{folder} holds no prototypes: use class means or k-means of the gallery instead")
+        raise ArtifactError(
+            f"{folder} holds no prototypes: use class means or k-means of the gallery instead"
+        )
     return tensors[PROTOTYPES].float().numpy(), tuple(manifest.training.get("classes", ()))
 
 
@@ -254,7 +259,10 @@ def _fit(
     generator = torch.Generator().manual_seed(seed)
     steps = max(1, math.ceil(options.epochs * len(pixels) / options.batch_size))
     optimiser = torch.optim.AdamW(
-        [*network.parameters(), head], lr=options.learning_rate, weight_decay=options.weight_decay, foreach=True
+        [*network.parameters(), head],
+        lr=options.learning_rate,
+        weight_decay=options.weight_decay,
+        foreach=True,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: learning_rate_at(step / steps))
     for step, rows in enumerate(_batches(len(pixels), options.batch_size, steps, generator), 1):
@@ -264,7 +272,7 @@ def _fit(
         batch = CompatBatch(new, numbers[rows], frozen.vectors[rows], frozen.head, frozen.knows)
         loss = functional.cross_entropy(logits, batch.labels) + method.term(batch)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
         if progress is not None:
@@ -311,7 +319,8 @@ def _class_numbers(pictures: Pictures) -> Tensor:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def fixed_threads(count: int) -> Iterator[None]:
+    """torch computes with `count` threads inside; results depend on it in the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

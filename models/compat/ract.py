@@ -3,7 +3,8 @@ Regression-Alleviating Compatible Training in Image Retrieval", ICLR 2022).
 
 For image i with p_i = f_n,i . f_o,i (the same image by both models):
 
-    - mean_i log( e^{p_i/tau} / ( e^{p_i/tau} + sum_{j in K_o(i)} e^{f_n,i . f_o,j / tau} + sum_{j in K_n(i)} e^{f_n,i . f_n,j / tau} ) )
+    - mean_i log( e^{p_i/tau} / Z_i ),
+    Z_i = e^{p_i/tau} + sum_{j in K_o(i)} e^{f_n,i . f_o,j / tau} + sum_{j in K_n(i)} e^{f_n,i . f_n,j / tau}
 
 K_o(i) and K_n(i): the hardest negatives of each kind in the batch, images of i's class masked. The new-to-new negatives
 are what sets it apart from plain compatible training: an old positive must stand above *refreshed* negatives too.
@@ -42,6 +43,7 @@ class RACT:
         positive = cross.diagonal()[:, None]
         hardest = min(self.hardest, len(new))
         logits = [positive] + [
-            scores.masked_fill(same_class, float("-inf")).topk(hardest, dim=1).values for scores in (cross, within)
+            scores.masked_fill(same_class, float("-inf")).topk(hardest, dim=1).values
+            for scores in (cross, within)
         ]
         return self.weight * (torch.logsumexp(torch.cat(logits, dim=1), dim=1) - positive[:, 0]).mean()

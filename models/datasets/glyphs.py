@@ -43,7 +43,6 @@ _EM_PIXELS = 24
 _BASELINE = 24
 _CANVAS = 128
 _FACE_MIN_CHARACTERS = 1_000
-_FACE_MAX_CHARACTERS = 100_000  # beyond stands a last-resort font: boxes, no characters
 _CLASS_MIN_FACES = 8
 _TRAIN_SHARE = 0.5
 _OLD_TRAIN_SHARE = 0.3
@@ -63,12 +62,12 @@ class Catalogue:
     classes: tuple[int, ...]
 
 
-def list_items(split: str) -> list[Item]:
-    """The items of a split, in the order of the catalogue (face by face, rising code points).
+def list_items(split: str | None = None) -> list[Item]:
+    """The items of a split ("gallery" unless named), in the order of the catalogue: face by face, rising code points.
 
     Raises UsageError for an unknown split.
     """
-    return [_item(face, code, label) for _, face, code, label in _rows(split)]
+    return [_item(face, code, label) for _, face, code, label in _rows(split or "gallery")]
 
 
 def pictures(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -140,7 +139,9 @@ def _merge_homoglyphs(drawn: dict[str, dict[int, np.ndarray]]) -> dict[int, int]
             same[pixels.tobytes()].append(code)
         for codes in same.values():
             equal.update(combinations(sorted(codes), 2))
-    holders = {code: {face for face, glyphs in drawn.items() if code in glyphs} for pair in equal for code in pair}
+    holders = {
+        code: {face for face, glyphs in drawn.items() if code in glyphs} for pair in equal for code in pair
+    }
     root = {code: code for glyphs in drawn.values() for code in glyphs}
 
     def find(code: int) -> int:
@@ -170,7 +171,7 @@ def _rows(split: str) -> list[tuple[int, str, int, int]]:
         "train": lambda face, label: face != UNSEEN_FACE and label in train,
         "old-train": lambda face, label: face != UNSEEN_FACE and label in old_train,
     }[split]
-    return [(place, face, code, label) for place, (face, code, label) in rows if wanted(face, label)]
+    return [(place, face, code, label) for place, (face, code, label) in rows if wanted(face, label)]  # type: ignore[no-untyped-call]
 
 
 def _classes_in_order() -> list[int]:
@@ -202,12 +203,11 @@ def _characters() -> dict[str, frozenset[int]]:
     """Code points of each face that takes part."""
     from matplotlib.ft2font import FT2Font
 
-    held = {face: frozenset(FT2Font(str(path)).get_charmap()) for face, path in _paths().items()}
-    return {
-        face: codes
-        for face, codes in held.items()
-        if _FACE_MIN_CHARACTERS < len(codes) < _FACE_MAX_CHARACTERS
-    }
+    fonts = {face: FT2Font(str(path)) for face, path in _paths().items()}
+    # A last-resort font maps a million code points to a few hundred boxes: count glyphs first.
+    rich = {face: font for face, font in fonts.items() if font.num_glyphs > _FACE_MIN_CHARACTERS}
+    held = {face: frozenset(font.get_charmap()) for face, font in rich.items()}
+    return {face: codes for face, codes in held.items() if len(codes) > _FACE_MIN_CHARACTERS}
 
 
 @lru_cache(maxsize=64)

@@ -39,7 +39,7 @@ class Encoder(Protocol):
 
     @property
     def modality(self) -> str:
-        """"image" or "text"."""
+        """ "image" or "text"."""
 
     def preprocess(self, item: Image.Image | str) -> np.ndarray | str:
         """One item, ready for `encode`; cheap and thread-safe."""

@@ -52,7 +52,10 @@ class ConvNet(nn.Module):
         self.out: nn.Module = nn.Linear(flat, dim)
         if hidden:
             self.out = nn.Sequential(
-                nn.Linear(flat, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(True), nn.Linear(hidden, dim)
+                nn.Linear(flat, hidden, bias=False),
+                nn.BatchNorm1d(hidden),
+                nn.ReLU(True),
+                nn.Linear(hidden, dim),
             )
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -65,7 +65,9 @@ class ImagePreprocessing:
         resized = picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
         if width == height:
             return resized
-        box = Image.new(self.mode, (self.size, self.size), self.fill if self.mode == "L" else (self.fill,) * 3)
+        box = Image.new(
+            self.mode, (self.size, self.size), self.fill if self.mode == "L" else (self.fill,) * 3
+        )
         box.paste(resized, ((self.size - width) // 2, (self.size - height) // 2))
         return box
 
@@ -92,7 +94,9 @@ class TorchImageEncoder:
     def preprocess(self, item: Image.Image | str) -> np.ndarray:
         """(channels, size, size) uint8 from a decoded picture. Raises ItemError for a text or an empty picture."""
         if isinstance(item, str):
-            raise ItemError("modality", f"{self.manifest.name} embeds images, this item is a text: {item[:40]!r}")
+            raise ItemError(
+                "modality", f"{self.manifest.name} embeds images, this item is a text: {item[:40]!r}"
+            )
         return self.preprocessing(item)
 
     def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
@@ -100,7 +104,7 @@ class TorchImageEncoder:
         out = np.empty((len(prepared), self.dim), np.float32)
         with torch.inference_mode():
             for at in range(0, len(prepared), _BATCH):
-                stack = np.ascontiguousarray(np.stack(prepared[at : at + _BATCH]))  # type: ignore[call-overload]
+                stack = np.ascontiguousarray(np.stack(prepared[at : at + _BATCH]))
                 vectors = self.embed(torch.from_numpy(stack))
                 out[at : at + len(stack)] = vectors.numpy()
         return out
@@ -110,7 +114,9 @@ class TorchImageEncoder:
         return functional.normalize(self.network(to_float(pixels)), dim=1)
 
     @classmethod
-    def restore(cls, manifest: Manifest, network: nn.Module, tensors: Mapping[str, Tensor]) -> TorchImageEncoder:
+    def restore(
+        cls, manifest: Manifest, network: nn.Module, tensors: Mapping[str, Tensor]
+    ) -> TorchImageEncoder:
         """The encoder with the artifact's weights. Raises RuntimeError when they do not fit the network."""
         network.load_state_dict({key: value for key, value in tensors.items() if key != PROTOTYPES})
         return cls(manifest, network)

@@ -34,7 +34,9 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         if size % patch or width % heads:
-            raise ValueError(f"patch {patch} must divide size {size}, heads {heads} must divide width {width}")
+            raise ValueError(
+                f"patch {patch} must divide size {size}, heads {heads} must divide width {width}"
+            )
         self.patches = nn.Conv2d(channels, width, patch, patch)
         self.positions = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.02)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))

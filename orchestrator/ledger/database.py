@@ -101,13 +101,21 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
 
 
 def downgrade(engine: Engine, revision: str) -> None:
-    """Take the schema back to `revision` ("base": nothing is left). Data in dropped tables is lost."""
+    """Take the schema back to `revision` ("base": nothing is left). Data in dropped tables is lost.
+
+    Raises:
+        UsageError: no such revision.
+    """
     from alembic import command
+    from alembic.util import CommandError
 
     config = _alembic_config()
-    with engine.connect() as connection:
-        config.attributes["connection"] = connection
-        command.downgrade(config, revision)
+    try:
+        with engine.connect() as connection:
+            config.attributes["connection"] = connection
+            command.downgrade(config, revision)
+    except CommandError as error:
+        raise UsageError(f"the schema cannot be taken back to {revision!r}: {error}. Name a revision, or base.") from error
 
 
 def current(engine: Engine) -> str | None:

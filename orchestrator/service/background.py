@@ -131,4 +131,7 @@ def worker_environment(settings: Settings) -> dict[str, str]:
         "HOTREFRESH_MODEL_DIR": str(settings.artifacts),
     }
     inherited = {name: value for name, value in os.environ.items() if name != "HOTREFRESH_CONFIG"}
+    if "PYTHONPATH" in inherited:  # the way to an encoder of the user's own; it works in another folder
+        entries = [entry for entry in inherited["PYTHONPATH"].split(os.pathsep) if entry]
+        inherited["PYTHONPATH"] = os.pathsep.join(str(Path(entry).absolute()) for entry in entries)
     return inherited | given | paths

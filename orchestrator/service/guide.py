@@ -25,6 +25,13 @@ _BY_STATE = {
     RolloutState.ROLLING_BACK: "rollout status {id}",
 }
 
+# Built-in galleries have built-in queries.
+_QUERIES = {
+    "glyphs:gallery": "glyphs --split queries",
+    "verses:web": "verses:kjv",
+    "verses:kjv": "verses:web",
+}
+
 
 def next_command(context: Context, gallery_name: str | None = None) -> str:
     """The arguments of the command that brings this gallery (or the newest one) one step on."""
@@ -40,7 +47,7 @@ def next_command(context: Context, gallery_name: str | None = None) -> str:
         if serving is None:
             return _before_embedding(gallery, models)
         if not gallery_queries.query_sets_of_gallery(connection, gallery.id):
-            return f"queryset import {gallery.name} queries SOURCE"
+            return f"queryset import {gallery.name} queries {_QUERIES.get(gallery.source, 'SOURCE')}"
         return _towards_upgrade(connection, gallery, serving.model_id, models)
 
 

@@ -133,12 +133,12 @@ def require_certificate(
         )
     if certificate.verdict == "inconclusive":
         raise InconclusiveError(
-            f"the certificate of {new.name!r} against {old.name!r} is inconclusive: {certificate.reason} "
+            f"the certificate of {new.name!r} against {old.name!r} is inconclusive: {certificate.reason.rstrip('.')}. "
             "Import a larger query set and certify again."
         )
     if certificate.verdict != "certified":
         raise NotCertifiedError(
-            f"{new.name!r} against the stored embeddings of {old.name!r} was refused: {certificate.reason} "
+            f"{new.name!r} against the stored embeddings of {old.name!r} was refused: {certificate.reason.rstrip('.')}. "
             + (
                 "Train it compatibly, or lift the gallery with a forward adapter (`hotrefresh model adapt`)."
                 if not adapter

@@ -11,8 +11,8 @@ from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, WaitTimeoutError
 from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.ledger.queries import workers as worker_queries
 from orchestrator.ledger.queries.reporting import read_view
+from orchestrator.service.background import live_workers
 
 POLL_S = 0.2
 Row = dict[str, Any]
@@ -71,7 +71,7 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
         return RolloutStatus(
             rollout=rows[0],
             queue=tuple(read_view(connection, "queue_status", rollout=rollout_id)),
-            workers_alive=len(worker_queries.live_workers(connection)),
+            workers_alive=len(live_workers(context)),
             coverage=tuple(read_view(connection, "coverage_by_model", gallery=gallery.name)),
             flips=tuple(flips),
             gates=tuple(read_view(connection, "gate_decisions", rollout=rollout_id)),

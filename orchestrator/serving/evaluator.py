@@ -58,9 +58,9 @@ class QuerySetEvaluator:
         scores, found = self._answers.top()
         return self._tracker.update(changed, scores[changed], found[changed])
 
-    def record(self, connection: Connection, seq: int, stage: FlipStage) -> None:
-        """Write a stage's counts and flips; nothing where they are written already."""
-        row = _evaluation(seq, self.items, stage.against_old, stage.against_previous)
+    def record(self, connection: Connection, seq: int, items: int, stage: FlipStage) -> None:
+        """Write a stage's counts and flips, at the coverage it was at; nothing where they are written already."""
+        row = _evaluation(seq, items, stage.against_old, stage.against_previous)
         if not flip_queries.insert_evaluation(connection, self.rollout.id, self.query_set_id, row):
             return
         healed: dict[str, list[int]] = {}
@@ -134,7 +134,7 @@ class Evaluator:
                     context.settings.buffer_size,
                 )
             )
-        self._record(self.seq, [each.deployed() for each in self._sets])
+        self._record(self.seq, self._items(), [each.deployed() for each in self._sets])
 
     def catch_up(self) -> int:
         """Evaluate every log entry of this rollout that is new; returns how many batches."""
@@ -142,10 +142,10 @@ class Evaluator:
         while True:
             with self._context.engine.connect() as connection:
                 entries = batch_queries.log_after(connection, self.rollout.gallery_id, self.seq, 64)
-                stages = [(entry, self._stage(connection, entry)) for entry in entries]
-            for entry, stage in stages:
+                stages = [(entry, self._stage(connection, entry), self._items()) for entry in entries]
+            for entry, stage, items in stages:
                 if stage:
-                    self._record(entry.seq, stage)
+                    self._record(entry.seq, items, stage)
                     done += 1
                 self.seq = entry.seq
             if len(entries) < 64:
@@ -157,10 +157,13 @@ class Evaluator:
         rows, vectors = read_batch(connection, self.rollout, entry)
         return [each.apply(rows, vectors) for each in self._sets]
 
-    def _record(self, seq: int, stages: Sequence[FlipStage]) -> None:
+    def _items(self) -> list[int]:
+        return [each.items for each in self._sets]
+
+    def _record(self, seq: int, items: Sequence[int], stages: Sequence[FlipStage]) -> None:
         with transaction(self._context.engine) as connection:
-            for each, stage in zip(self._sets, stages, strict=True):
-                each.record(connection, seq, stage)
+            for each, at, stage in zip(self._sets, items, stages, strict=True):
+                each.record(connection, seq, at, stage)
 
 
 def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluator]) -> int:
@@ -169,24 +172,29 @@ def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluato
     Args:
         kept: evaluators of this process by rollout, so that the next call goes on where this one ended.
     """
+    done = 0
     with context.engine.connect() as connection:
-        rollout = rollout_queries.rollout_by_id(connection, rollout_id)
-        if rollout is None or rollout.kind != "upgrade" or rollout.deployed_at is None:
-            return 0
-        if not gallery_queries.query_sets_of_gallery(connection, rollout.gallery_id):
-            return 0
-        if not locks.try_lock_evaluator(connection, rollout_id):
-            return 0
-        try:
-            if rollout.state in ("cancelled", "rolled_back", "failed"):
-                kept.pop(rollout_id, None)
-                return 0
-            if rollout_id not in kept:
-                kept[rollout_id] = Evaluator(context, rollout_id)
-            return kept[rollout_id].catch_up()
-        finally:
-            locks.unlock_evaluator(connection, rollout_id)
-            connection.rollback()
+        while True:
+            rollout = rollout_queries.rollout_by_id(connection, rollout_id)
+            if rollout is None or rollout.kind != "upgrade" or rollout.deployed_at is None:
+                return done
+            if not gallery_queries.query_sets_of_gallery(connection, rollout.gallery_id):
+                return done
+            if not locks.try_lock_evaluator(connection, rollout_id):
+                return done  # whoever holds it looks at the log once more after letting go
+            try:
+                if rollout.state in ("cancelled", "rolled_back", "failed"):
+                    kept.pop(rollout_id, None)
+                    return done
+                if rollout_id not in kept:
+                    kept[rollout_id] = Evaluator(context, rollout_id)
+                done += kept[rollout_id].catch_up()
+            finally:
+                locks.unlock_evaluator(connection, rollout_id)
+                connection.rollback()
+            # A batch committed meanwhile rang somebody who found the lock taken: it would never be evaluated.
+            if batch_queries.last_seq(connection, rollout.gallery_id) <= kept[rollout_id].seq:
+                return done
 
 
 def wait_evaluated(context: Context, rollout_id: int) -> None:
