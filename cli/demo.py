@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +35,12 @@ def demo(
     from orchestrator.demo.story import run_demo
 
     current.interrupted = "The demo's worker and servers leave by themselves; run it again for a fresh start."
+    for name, value in current.flags.items():  # the demo resolves its settings itself
+        if value is not None:
+            os.environ[f"HOTREFRESH_{name.upper()}"] = str(value)
     with shares() as bar:
         page = run_demo(fast=fast, seeds=seeds, report_dir=report, keep=keep, say=say, bar=bar)
-    show({"report": page, "summary": page.with_name("summary.json")}, output)
+    summary = json.loads(page.with_name("summary.json").read_text(encoding="utf-8"))
+    if not show({"report": page, "summary": summary}, output):
+        say(f"report: {page}")
     next_step("init")

@@ -19,11 +19,11 @@ def doctor(output: Output = Format.TABLE) -> None:
     from orchestrator.errors import ExitCode
 
     resolved = settings()
-    checks = []
     with working("looking"):
+        from orchestrator.bootstrap import open_context
         from orchestrator.service.doctor import diagnose
 
-        checks = list(diagnose(resolved))
+        checks = list(diagnose(resolved, lambda: open_context(resolved, migrate=False)))
     findings = [check for check in checks if not check.ok]
     if not show({"ok": not findings, "checks": checks}, output):
         for check in checks:

@@ -98,9 +98,12 @@ def progress_line(description: str, unit: str, done: int, total: int | None, sec
 
 @contextmanager
 def shares() -> Iterator[Callable[[str, float], None]]:
-    """Yields `bar(title, share 0..1)`: one bar a title, shown while it is not full. Nothing on a non-TTY."""
-    if current.quiet or not interactive():
+    """Yields `bar(title, share 0..1)`: one bar a title, shown while it is not full; a line every ten seconds in a log."""
+    if current.quiet:
         yield lambda title, share: None
+        return
+    if not interactive():
+        yield _StageLines().update
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -115,3 +118,13 @@ def shares() -> Iterator[Callable[[str, float], None]]:
             shown.update(tasks[title], completed=share, visible=share < 1.0)
 
         yield bar
+
+
+class _StageLines:
+    def __init__(self) -> None:
+        self._said_at = time.monotonic()
+
+    def update(self, title: str, share: float) -> None:
+        if time.monotonic() - self._said_at >= LINE_EVERY_S:
+            self._said_at = time.monotonic()
+            say(f"{title}: {share:.0%}")

@@ -145,11 +145,7 @@ class Runtime:
         )
         if isinstance(error, ConflictError):
             return  # somebody moved the rollout meanwhile
-        if (
-            isinstance(error, UnreachableError)
-            and error.code != "store_full"
-            and not isinstance(error, ArtifactError)
-        ):
+        if isinstance(error, UnreachableError) and not isinstance(error, StoreFullError):
             return  # it will be there again; the heartbeat looks for work
         try:
             rollouts.pause(self.context, rollout_id, reason=f"{error.code}: {error}")

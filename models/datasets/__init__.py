@@ -47,7 +47,11 @@ class ItemListing:
 # Built-in sources: name -> (module with list_items(split), modality, what it is).
 SOURCES = {
     "glyphs": ("models.datasets.glyphs", "image", "characters drawn in the fonts that matplotlib ships"),
-    "verses": ("models.datasets.verses", "text", "the same verses in English translations (verses:web, verses:kjv)"),
+    "verses": (
+        "models.datasets.verses",
+        "text",
+        "the same verses in English translations (verses:web, verses:kjv)",
+    ),
 }
 # URI scheme -> module with read(uri).
 SCHEMES = {
@@ -101,7 +105,7 @@ def _unique(listing: ItemListing) -> ItemListing:
 
 
 def modality_of(source: str) -> str:
-    """"image" or "text": what a source holds. Raises UsageError as `list_items`."""
+    """ "image" or "text": what a source holds. Raises UsageError as `list_items`."""
     name = source.partition(":")[0]
     if name in SOURCES and not Path(source).exists():
         return SOURCES[name][1]

@@ -41,7 +41,9 @@ def list_items(folder: Path) -> ItemListing:
         label = path.parent.name if path.parent != folder else None
         items.append(Item(key, uri_of(path), label))
     if not items and not rejected:
-        raise UsageError(f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))}); name another folder.")
+        raise UsageError(
+            f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))}); name another folder."
+        )
     return ItemListing(items, rejected)
 
 
@@ -73,7 +75,9 @@ def read(uri: str) -> Image.Image:
             with Image.open(path) as picture:
                 width, height = picture.size
                 if width * height > MAX_PIXELS:
-                    raise ItemError("too_large", f"{path} is {width} × {height}; the limit is {MAX_PIXELS} pixels.")
+                    raise ItemError(
+                        "too_large", f"{path} is {width} × {height}; the limit is {MAX_PIXELS} pixels."
+                    )
                 return _plain(picture)
     except UnidentifiedImageError as error:
         raise ItemError("unsupported", f"{path} is no picture that can be read.") from error

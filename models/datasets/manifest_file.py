@@ -44,7 +44,7 @@ def list_items(path: Path) -> ItemListing:
 
 
 def modality_of(path: Path) -> str:
-    """"text" where there is a text column, else "image"."""
+    """ "text" where there is a text column, else "image"."""
     return "text" if _content_column(path, _columns(path)) == "text" else "image"
 
 
@@ -54,7 +54,9 @@ def read(uri: str) -> str:
     if not text.strip():
         raise ItemError("empty", "the text is empty.")
     if len(text.encode()) > MAX_TEXT_BYTES:
-        raise ItemError("too_large", f"the text has {len(text.encode())} bytes; the limit is {MAX_TEXT_BYTES}.")
+        raise ItemError(
+            "too_large", f"the text has {len(text.encode())} bytes; the limit is {MAX_TEXT_BYTES}."
+        )
     return text
 
 

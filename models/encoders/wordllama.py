@@ -93,13 +93,17 @@ class WordLlama:
         if not item.strip():
             raise ItemError("empty", "the text is empty.")
         if len(item) > _MAX_CHARACTERS:
-            raise ItemError("too_large", f"the text has {len(item)} characters; the limit is {_MAX_CHARACTERS}.")
+            raise ItemError(
+                "too_large", f"the text has {len(item)} characters; the limit is {_MAX_CHARACTERS}."
+            )
         return item
 
     def encode(self, prepared: Sequence[Any]) -> np.ndarray:
         """(n, dim) float32, L2-normalised."""
         vectors = np.zeros((len(prepared), self.dim), np.float32)
-        for place, tokens in enumerate(self._tokenizer.encode_batch(list(prepared), add_special_tokens=False)):
+        for place, tokens in enumerate(
+            self._tokenizer.encode_batch(list(prepared), add_special_tokens=False)
+        ):
             if tokens.ids:
                 vectors[place] = self._table[tokens.ids].mean(axis=0)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)

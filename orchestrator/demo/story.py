@@ -29,6 +29,14 @@ TITLES = {"independent": "Independent", "bct": "BCT", "ract": "RACT"}
 KILL_AT = 0.5
 BATCH_SIZE = 512
 MINIMUM_FREE_BYTES = 2 * 2**30
+SIMULATED = (
+    "The curves of all paths and seeds: recall and flips of the exact mixture at 22 coverages, computed from the "
+    "embeddings of the trained models with the code that the ledger's evaluator uses."
+)
+REAL = (
+    "The refresh of the first seed: PostgreSQL, Valkey, a worker process, kill -9, and flips counted after every batch; "
+    "its points are drawn over the curves."
+)
 
 
 @dataclass
@@ -126,9 +134,8 @@ def _tell(demo: Demo, context: Context, started: float) -> Path:
         imported = galleries.create_gallery(context, GALLERY, "glyphs", "gallery")
         queries = galleries.import_query_set(context, GALLERY, QUERIES, "glyphs", split="queries")
         classes = len({item.label for item in list_items("glyphs", "gallery").items})
-        demo.say(
-            f"   {imported.taken:,} images of {classes:,} characters; {queries.taken:,} queries: unseen characters in an unseen face"
-        )
+        demo.say(f"   {imported.taken:,} images of {classes:,} characters")
+        demo.say(f"   {queries.taken:,} queries: unseen characters in an unseen face")
     with demo.stage(
         f"Training: an old model on 30 % of the characters, three new ones, an adapter ({len(demo.seeds)} seeds)"
     ):
@@ -158,6 +165,7 @@ def _tell(demo: Demo, context: Context, started: float) -> Path:
             text = text_story(
                 context,
                 worker,
+                ("procrustes",) if demo.fast else ("procrustes", "mlp"),
                 lambda line: demo.say(f"   {line}"),
                 lambda c, row: demo.bar("text refresh", c),
             )
@@ -167,7 +175,7 @@ def _tell(demo: Demo, context: Context, started: float) -> Path:
         runs = _simulate(demo, recipe.entropy_temperature)
     with demo.stage("Report"):
         data = ReportData(
-            gallery="glyphs",
+            gallery=GALLERY,
             items=imported.taken,
             classes=classes,
             queries=queries.taken,
@@ -180,26 +188,14 @@ def _tell(demo: Demo, context: Context, started: float) -> Path:
             machine=collect.machine(),
             versions=collect.versions(),
             stages=tuple(demo.stages),
-            simulated=(
-                "The curves of all paths and seeds: recall and flips of the exact mixture at 22 coverages, computed from "
-                "the embeddings of the trained models with the code that the ledger's evaluator uses.",
-            ),
-            real=(
-                "The refresh of the first seed: PostgreSQL, Valkey, a worker process, kill -9, and flips counted after "
-                "every batch; its points are drawn over the curves.",
-                f"The refusal of the uncertified start: {refused}",
-            ),
+            simulated=(SIMULATED,),
+            real=(REAL, f"The refusal of the uncertified start: {refused}"),
             falls_short=_shortcomings(runs, text),
-            settings=(
-                ("recipe", "fast" if demo.fast else "full"),
-                ("batch size", str(BATCH_SIZE)),
-                ("order", f"entropy against the new model's head, temperature {recipe.entropy_temperature}"),
-                ("seeds", ", ".join(map(str, demo.seeds))),
-            ),
+            settings=_settings(demo, recipe.entropy_temperature),
             seeds_asked=3,
             fewer_seeds_reason=None
             if len(demo.seeds) >= 3
-            else f"--{'fast' if demo.fast else 'seeds'} runs fewer seeds",
+            else f"asked for {len(demo.seeds)} (--fast or --seeds)",
             started_at=time.strftime(
                 "%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - (time.monotonic() - started))
             ),
@@ -208,6 +204,15 @@ def _tell(demo: Demo, context: Context, started: float) -> Path:
     page = next(path for path in written if path.suffix == ".html")
     demo.say(f"\nReport: {page}  ({time.monotonic() - started:.0f} s)")
     return page
+
+
+def _settings(demo: Demo, temperature: float) -> tuple[tuple[str, str], ...]:
+    return (
+        ("recipe", "fast" if demo.fast else "full"),
+        ("batch size", str(BATCH_SIZE)),
+        ("order", f"entropy against the new model's head, temperature {temperature}"),
+        ("seeds", ", ".join(map(str, demo.seeds))),
+    )
 
 
 def _train(demo: Demo) -> None:

@@ -28,15 +28,17 @@ from orchestrator.service.wait import wait_for
 GALLERY, QUERIES, OLD, NEW = "verses", "kjv", "wordllama-64", "wordllama-256"
 ADAPTERS = {"procrustes": "wordllama-procrustes", "mlp": "wordllama-mlp"}
 PAIRS = 8_000
+SAMPLE = 10_000
 
 
 def text_story(
     context: Context,
     worker: subprocess.Popen[bytes],
+    methods: tuple[str, ...],
     say: Callable[[str], None],
     shown: Callable[[float, dict[str, Any]], None],
 ) -> TextStory | NotRun:
-    """Run it on the given context with the given worker; NotRun names what is missing."""
+    """Run it on the given context with the given worker, trying these adapters; NotRun names what is missing."""
     started = time.monotonic()
     try:
         gallery = galleries.create_gallery(context, GALLERY, "verses:web")
@@ -47,7 +49,7 @@ def text_story(
     say(f"{gallery.taken:,} verses (World English Bible), {queries.taken:,} queries (King James Version)")
     row = advance.embed_gallery(context, GALLERY, OLD)
     wait_for(context, row.id, {RolloutState.FINALIZED}, poll_s=0.1)
-    best = _best_certificate(context, say)
+    best = _best_certificate(context, methods, say)
     measured: Curve = ()
     if best.verdict == "certified":
         measured = _refresh(context, worker, best, shown)
@@ -63,12 +65,15 @@ def _import_models(context: Context) -> None:
             models.import_model(context, Path(folder) / name, name)
 
 
-def _best_certificate(context: Context, say: Callable[[str], None]) -> CertificateRow:
+def _best_certificate(
+    context: Context, methods: tuple[str, ...], say: Callable[[str], None]
+) -> CertificateRow:
     """Fit each adapter, certify each; the certified one, or the one that starts highest."""
     found = []
-    for method, name in ADAPTERS.items():
+    for method in methods:
+        name = ADAPTERS[method]
         models.fit_adapter(context, OLD, NEW, GALLERY, name=name, method=method, pairs=PAIRS)
-        certificate = certify(context, CertifyRequest(OLD, NEW, GALLERY, QUERIES, name, sample=40_000))
+        certificate = certify(context, CertifyRequest(OLD, NEW, GALLERY, QUERIES, name, sample=SAMPLE))
         say(f"{OLD} → {NEW} through {method}: {certificate.verdict} ({certificate.reason})")
         found.append(certificate)
     return max(found, key=lambda c: (c.verdict == "certified", c.measured["new_old"]))

@@ -115,7 +115,9 @@ def downgrade(engine: Engine, revision: str) -> None:
             config.attributes["connection"] = connection
             command.downgrade(config, revision)
     except CommandError as error:
-        raise UsageError(f"the schema cannot be taken back to {revision!r}: {error}. Name a revision, or base.") from error
+        raise UsageError(
+            f"the schema cannot be taken back to {revision!r}: {error}. Name a revision, or base."
+        ) from error
 
 
 def current(engine: Engine) -> str | None:

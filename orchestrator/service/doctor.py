@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from importlib.util import find_spec
 
-from orchestrator.bootstrap import open_context
 from orchestrator.context import Context
 from orchestrator.errors import HotrefreshError
 from orchestrator.ledger.database import HEAD, current, transaction
@@ -35,8 +34,12 @@ class Check:
     found: str
 
 
-def diagnose(settings: Settings) -> Iterator[Check]:
-    """Every check, in the order in which one needs the other. Nothing is changed; embedded servers are started."""
+def diagnose(settings: Settings, open_ledger: Callable[[], Context]) -> Iterator[Check]:
+    """Every check, in the order in which one needs the other. Nothing is changed.
+
+    Args:
+        open_ledger: connects to the servers, or starts the embedded ones, and leaves the schema alone.
+    """
     yield _run("python", _python)
     yield _run("packages", _packages)
     yield _run("torch", lambda: _module("torch", "hotrefresh"))
@@ -44,7 +47,7 @@ def diagnose(settings: Settings) -> Iterator[Check]:
     yield _run("servers", lambda: _servers(settings))
     yield _run("text encoders", _text_encoders)
     try:
-        context = open_context(settings, migrate=False)
+        context = open_ledger()
     except HotrefreshError as error:
         yield Check("database", False, str(error))
         return

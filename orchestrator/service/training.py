@@ -143,28 +143,28 @@ def _sized(options: TrainingOptions, request: TrainRequest, n: int) -> TrainingO
 
 def import_wordllama(context: Context, name: str, dims: int) -> ModelRow:
     """Register the first `dims` dimensions of the installed wordllama. Raises UsageError where it is not installed."""
-    from models.encoders import wordllama
+    from models.encoders import architecture_module
 
     with _scratch(context) as folder:
-        wordllama.create(folder, name, dims)
+        architecture_module("wordllama").create(folder, name, dims)
         return import_model(context, folder, name)
 
 
 def import_minilm(context: Context, name: str) -> ModelRow:
     """Register the installed MiniLM. Raises UsageError where it is not installed."""
-    from models.encoders import minilm
+    from models.encoders import architecture_module
 
     with _scratch(context) as folder:
-        minilm.create(folder, name)
+        architecture_module("minilm").create(folder, name)
         return import_model(context, folder, name)
 
 
 def import_factory(context: Context, name: str, factory: str, options: Mapping[str, Any]) -> ModelRow:
     """Register a user's own encoder, `module:factory` called with `options`."""
-    from models.encoders import factory as factories
+    from models.encoders import architecture_module
 
     with _scratch(context) as folder:
-        factories.create(folder, name, factory, options)
+        architecture_module("factory").create(folder, name, factory, options)
         return import_model(context, folder, name)
 
 

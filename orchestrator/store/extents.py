@@ -89,7 +89,7 @@ class ExtentFile:
             raise ValueError(
                 f"{vectors.dtype} {vectors.shape} at {first} does not fit {self.n} × {self.dim} float32"
             )
-        data = memoryview(np.ascontiguousarray(vectors)).cast("B")
+        data = np.ascontiguousarray(vectors).data.cast("B")
         checksum = _checksums.submit(zlib.crc32, data)  # beside the disk, not before it
         with _store_errors(self.path):
             if self._descriptor is None:
@@ -118,7 +118,7 @@ class ExtentFile:
             CorruptExtentError: the bytes are not those that were committed.
         """
         vectors = np.array(self.map()[first : first + count])
-        if crc is not None and zlib.crc32(memoryview(vectors).cast("B")) != crc:
+        if crc is not None and zlib.crc32(vectors.data.cast("B")) != crc:
             raise CorruptExtentError(
                 f"extent {self.path} at ranks {first}–{first + count - 1} does not match its checksum {crc:#010x}; "
                 "restore the file from a backup, or roll the rollout back."
@@ -137,7 +137,7 @@ def write_rows(folder: Path, row_of: npt.NDArray[np.uint32]) -> None:
     path, partial = folder / ROWS, folder / f".{ROWS}.{secrets.token_hex(4)}"
     with _store_errors(path):
         with partial.open("wb") as file:
-            file.write(memoryview(np.ascontiguousarray(row_of, dtype="<u4")).cast("B"))
+            file.write(np.ascontiguousarray(row_of, dtype="<u4").data.cast("B"))
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)

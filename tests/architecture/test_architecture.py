@@ -17,7 +17,9 @@ SOURCES = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py
 UNSAFE = re.compile(
     r"torch\.load\(|import (pickle|joblib|dill)|allow_pickle\s*=\s*True|trust_remote_code|yaml\.load\(|(?<![.\w])(eval|exec)\("
 )
-STATEMENT = re.compile(r"^\s*(/\*.*\*/)?\s*(SELECT\s+\S+.*\bFROM\b|INSERT INTO|UPDATE \w+ SET|DELETE FROM|CREATE TABLE)", re.S)
+STATEMENT = re.compile(
+    r"^\s*(/\*.*\*/)?\s*(SELECT\s+\S+.*\bFROM\b|INSERT INTO|UPDATE \w+ SET|DELETE FROM|CREATE TABLE)", re.S
+)
 
 
 def strings(path: Path) -> list[str]:
@@ -29,7 +31,11 @@ def strings(path: Path) -> list[str]:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         and node.body and isinstance(node.body[0], ast.Expr)
     }  # fmt: skip
-    return [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in documentation]
+    return [
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in documentation
+    ]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -58,17 +64,30 @@ def test_help_loads_nothing_heavy():
         "import sys, cli.main; "
         "print([m for m in ('torch', 'faiss', 'matplotlib', 'sqlalchemy', 'celery', 'pyarrow', 'scipy') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent
+    )
     assert done.stdout.strip() == "[]"
 
 
 def test_no_other_installed_distribution_owns_our_package_names():
     owners = packages_distributions()
-    assert {name: set(owners.get(name, [])) - {"hotrefresh"} for name in PACKAGES} == {name: set() for name in PACKAGES}
+    assert {name: set(owners.get(name, [])) - {"hotrefresh"} for name in PACKAGES} == {
+        name: set() for name in PACKAGES
+    }
 
 
 def test_no_module_is_named_after_the_standard_library_or_a_dependency():
-    taken = set(sys.stdlib_module_names) | {"torch", "faiss", "celery", "redis", "sqlalchemy", "alembic", "typer", "numpy"}
+    taken = set(sys.stdlib_module_names) | {
+        "torch",
+        "faiss",
+        "celery",
+        "redis",
+        "sqlalchemy",
+        "alembic",
+        "typer",
+        "numpy",
+    }
     assert sorted(taken & set(PACKAGES)) == []
 
 

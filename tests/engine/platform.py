@@ -59,7 +59,9 @@ def save_network(folder: Path, name: str, *, seed: int, moved: float = 0.0, dim:
     return folder / name
 
 
-def register_network(context: Context, folder: Path, name: str, *, seed: int, moved: float = 0.0, dim: int = 32) -> ModelRow:
+def register_network(
+    context: Context, folder: Path, name: str, *, seed: int, moved: float = 0.0, dim: int = 32
+) -> ModelRow:
     """Save and register a network."""
     return models.import_model(context, save_network(folder, name, seed=seed, moved=moved, dim=dim), name)
 

@@ -63,7 +63,9 @@ def test_a_quarantined_item_keeps_its_old_vector_and_version(world, tmp_path):
 
 def test_rows_of_a_manifest_without_their_file_and_duplicate_keys_are_refused_and_counted(context, tmp_path):
     Image.new("L", (8, 8), 200).save(tmp_path / "a.png")
-    (tmp_path / "items.csv").write_text("key,path,label\na,a.png,x\nb,nowhere.png,x\na,a.png,y\n,a.png,z\nc,,x\n")
+    (tmp_path / "items.csv").write_text(
+        "key,path,label\na,a.png,x\nb,nowhere.png,x\na,a.png,y\n,a.png,z\nc,,x\n"
+    )
     imported = galleries.create_gallery(context, "few", str(tmp_path / "items.csv"))
     assert (imported.taken, imported.rejected) == (1, 4)
     assert imported.reasons == {"missing": 1, "duplicate key": 1, "no key": 1, "no path": 1}
@@ -79,7 +81,9 @@ def test_rows_of_a_manifest_without_their_file_and_duplicate_keys_are_refused_an
         (b"key,text\na,\xff\xfe\xfa\n", "not UTF-8"),
     ],
 )
-def test_a_manifest_that_cannot_be_used_is_one_clear_error_and_leaves_no_gallery(context, tmp_path, content, said):
+def test_a_manifest_that_cannot_be_used_is_one_clear_error_and_leaves_no_gallery(
+    context, tmp_path, content, said
+):
     path = tmp_path / "items.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=said):
@@ -107,7 +111,9 @@ def test_a_query_set_that_nothing_answers_is_refused_whole(world, tmp_path):
 
 def test_explicit_pairs_are_relevance_and_unknown_keys_in_them_are_counted(world, tmp_path):
     pairs = tmp_path / "pairs.csv"
-    pairs.write_text("query,item\nclass-00/0.png,class-01/3.png\nclass-00/0.png,nobody\nnobody,class-00/0.png\n")
+    pairs.write_text(
+        "query,item\nclass-00/0.png,class-01/3.png\nclass-00/0.png,nobody\nnobody,class-00/0.png\n"
+    )
     imported = galleries.import_query_set(world, "pics", "paired", str(tmp_path / "queries"), pairs=pairs)
     assert imported.rejected == 2
     assert imported.unanswerable == imported.taken - 1
@@ -125,7 +131,9 @@ def test_a_tampered_artifact_is_refused_wherever_it_would_be_used(world, tmp_pat
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     with open_context(world.settings) as fresh:
-        row = rollouts.start(fresh, rollouts.StartRequest("pics", "kin", prototypes="classes", order="random"))
+        row = rollouts.start(
+            fresh, rollouts.StartRequest("pics", "kin", prototypes="classes", order="random")
+        )
         advance.advance(fresh, row.id)
         with pytest.raises(ArtifactError, match="does not match its manifest"):
             platform.work(fresh, row.id)
@@ -166,18 +174,24 @@ def test_an_encoder_that_fails_on_one_item_loses_only_that_item(world, monkeypat
         return real(self, prepared)
 
     monkeypatch.setattr(TorchImageEncoder, "encode", encode)
-    row = advance.advance(world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id)
+    row = advance.advance(
+        world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id
+    )
     from workers.drain import drain
 
     result = drain(world, row.id, owner="test")
     assert (result.items, result.quarantined, result.failure) == (239, 1, None)
-    assert [(e["item"], e["class"]) for e in view(world, "errors", rollout=row.id)] == [("class-07/3.png", "encode_failed")]
+    assert [(e["item"], e["class"]) for e in view(world, "errors", rollout=row.id)] == [
+        ("class-07/3.png", "encode_failed")
+    ]
 
 
 def test_an_encoder_that_fails_on_everything_ends_with_the_failure_and_commits_nothing(world, monkeypatch):
     from models.encoders.images import TorchImageEncoder
 
-    row = advance.advance(world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id)
+    row = advance.advance(
+        world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id
+    )
 
     def fail(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
         raise RuntimeError("no CUDA")

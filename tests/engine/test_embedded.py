@@ -390,13 +390,20 @@ def test_a_data_folder_below_one_closed_to_others_works_and_the_closed_one_stays
     assert house.stat().st_mode & 0o777 == 0o700
 
 
+def link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 @root_only
 def test_programs_below_a_folder_closed_to_others_make_a_cluster_and_run_it(data, monkeypatch):
     closed = data / "closed"
     closed.mkdir(parents=True, mode=0o700)
     wheel = postgres.programs(data).parents[1]  # its libraries lie beside it
     for folder in (wheel, wheel.with_name(f"{wheel.name}.libs")):
-        shutil.copytree(folder, closed / folder.name, symlinks=True)
+        shutil.copytree(folder, closed / folder.name, symlinks=True, copy_function=link_or_copy)
     programs = closed / postgres.programs(data).relative_to(wheel.parent)
     monkeypatch.setattr(postgres, "programs", lambda _: programs)
     server = postgres.Postgres(data, account.choose_account(data, [programs / "postgres"]))

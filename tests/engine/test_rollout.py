@@ -41,7 +41,9 @@ def test_the_first_embedding_serves_and_every_item_has_a_version(world):
     rows = view(world, "embedding_versions", gallery="pics")
     assert len(rows) == platform.CLASSES * platform.PER_CLASS
     assert {row["model"] for row in rows} == {"old"}
-    assert view(world, "coverage_by_model") == [{"gallery": "pics", "model": "old", "items": len(rows), "ratio": 1.0}]
+    assert view(world, "coverage_by_model") == [
+        {"gallery": "pics", "model": "old", "items": len(rows), "ratio": 1.0}
+    ]
 
 
 def test_start_serves_the_new_model_at_once_and_the_backfill_ends_finalizable(world):
@@ -65,7 +67,8 @@ def test_the_item_version_in_sql_is_the_vector_that_is_served_at_every_batch(wor
     def compare(seq: int) -> None:
         with world.engine.connect() as connection:
             versions = {
-                r["item"]: r["rollout"] for r in read_view(connection, "embedding_versions", limit=10_000, gallery="pics")
+                r["item"]: r["rollout"]
+                for r in read_view(connection, "embedding_versions", limit=10_000, gallery="pics")
             }
             matrix = load_matrix(connection, gallery.id)
             items = gallery_queries.items_of_rows(connection, gallery.id, list(range(gallery.n_items)))
@@ -100,7 +103,9 @@ def test_the_stored_flips_are_those_of_a_full_search_at_every_stage(world):
     row = platform.start(world)
     platform.work(world, row.id)
     with world.engine.connect() as connection:
-        query_set = load_query_set(connection, gallery_queries.query_sets_of_gallery(connection, row.gallery_id)[0])
+        query_set = load_query_set(
+            connection, gallery_queries.query_sets_of_gallery(connection, row.gallery_id)[0]
+        )
         old, new = (model_queries.model_by_name(connection, name) for name in ("old", "kin"))
         before = load(connection, row.gallery_id, before=row.id).vectors
         stages = {seq: load(connection, row.gallery_id, up_to=seq).vectors
@@ -174,7 +179,9 @@ def test_pause_refuses_the_commit_of_what_was_claimed_before(world):
         claim = batch_queries.claim_batch(connection, row.id, "slow", 30)
     rollouts.pause(world, row.id, "maintenance")
     with world.engine.begin() as connection:
-        late = batch_queries.commit_batch(connection, claim, crc=0, holes=[], decode_s=0, encode_s=0, store_s=0)
+        late = batch_queries.commit_batch(
+            connection, claim, crc=0, holes=[], decode_s=0, encode_s=0, store_s=0
+        )
         again = batch_queries.claim_batch(connection, row.id, "slow", 30)
     assert (late, again) == (None, None)
     status = view(world, "rollout_status", id=row.id)[0]
@@ -247,7 +254,13 @@ def test_every_state_change_leaves_an_audit_row(world):
     platform.work(world, row.id)
     rollouts.finalize(world, row.id)
     actions = [a["action"] for a in view(world, "audit", target=str(row.id))]
-    assert actions == ["rollout.planned", "rollout.deployed", "rollout.backfilling", "rollout.finalizable", "rollout.finalized"]
+    assert actions == [
+        "rollout.planned",
+        "rollout.deployed",
+        "rollout.backfilling",
+        "rollout.finalizable",
+        "rollout.finalized",
+    ]
 
 
 def test_unknown_names_say_what_there_is(world):

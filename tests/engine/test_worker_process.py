@@ -77,7 +77,12 @@ def test_a_worker_killed_with_sigkill_loses_nothing_and_doubles_nothing(world, w
     kills = 0
     for wanted in (20, 120, 220):
         worker = workers()
-        until(lambda wanted=wanted: status(world, row.id)["committed"] >= wanted * 8 or status(world, row.id)["state"] == "finalized")
+        until(
+            lambda wanted=wanted: (
+                status(world, row.id)["committed"] >= wanted * 8
+                or status(world, row.id)["state"] == "finalized"
+            )
+        )
         if status(world, row.id)["state"] != "finalized":
             worker.send_signal(signal.SIGKILL)
             kills += 1
@@ -171,7 +176,13 @@ def test_a_search_during_the_whole_refresh_never_fails(world, workers):
 
     request = rollouts.StartRequest("pics", "kin", prototypes="classes", lease_s=2.0, batch_size=4)
     seen, _ = hot_refresh(
-        world, gallery, request, read_item(query.uri), workers(), kill_at=None, shown=lambda coverage, row: None
+        world,
+        gallery,
+        request,
+        read_item(query.uri),
+        workers(),
+        kill_at=None,
+        shown=lambda coverage, row: None,
     )
     wait_for_evaluation(world, seen.rollout_id)
     assert seen.first_answer_s is not None

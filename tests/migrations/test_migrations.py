@@ -72,7 +72,8 @@ def test_each_single_step_can_be_taken_back(engine):
 def test_upgrades_at_once_take_turns(empty_database, engine):
     code = "import sys; from orchestrator.ledger import database as d; d.upgrade(d.open_engine(sys.argv[1]))"
     running = [
-        subprocess.Popen([sys.executable, "-c", code, empty_database], stderr=subprocess.PIPE, text=True) for _ in range(4)
+        subprocess.Popen([sys.executable, "-c", code, empty_database], stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
     ]
     assert [(process.communicate()[1], process.returncode) for process in running] == [("", 0)] * 4
     assert database.current(engine) == database.HEAD

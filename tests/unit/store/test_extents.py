@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import UnreachableError
-from orchestrator.store.extents import VECTORS, CorruptExtentError, ExtentFile, new_folder, read_rows, write_rows
+from orchestrator.store.extents import (
+    VECTORS,
+    CorruptExtentError,
+    ExtentFile,
+    new_folder,
+    read_rows,
+    write_rows,
+)
 
 
 @pytest.fixture
@@ -27,7 +34,9 @@ def test_batches_written_in_any_order_stand_at_their_ranks(extents):
     whole = some(100)
     for first in (60, 0, 30):
         count = 40 if first == 60 else 30
-        assert extents.write(first, whole[first : first + count]) == zlib.crc32(whole[first : first + count].tobytes())
+        assert extents.write(first, whole[first : first + count]) == zlib.crc32(
+            whole[first : first + count].tobytes()
+        )
     np.testing.assert_array_equal(extents.map(), whole)
 
 
@@ -48,7 +57,9 @@ def test_a_flipped_bit_is_found_at_reading(extents):
         extents.read(0, 10, crc)
 
 
-@pytest.mark.parametrize(("first", "vectors"), [(99, some(2)), (0, some(2)[:, :7]), (0, some(2).astype(np.float64))])
+@pytest.mark.parametrize(
+    ("first", "vectors"), [(99, some(2)), (0, some(2)[:, :7]), (0, some(2).astype(np.float64))]
+)
 def test_vectors_that_do_not_fit_are_never_written(extents, first, vectors):
     with pytest.raises(ValueError, match="does not fit"):
         extents.write(first, vectors)
