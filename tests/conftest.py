@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
-from sqlalchemy import create_engine
 
 from orchestrator.settings import Settings
 
@@ -33,11 +33,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
 
 
 def _administer(url: str, *statements: str) -> None:
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
+    with psycopg.connect(url, autocommit=True) as connection:
         for statement in statements:
-            connection.exec_driver_sql(statement)
-    engine.dispose()
+            connection.execute(statement)
 
 
 @pytest.fixture

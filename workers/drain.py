@@ -28,7 +28,7 @@ from models.encoders import Encoder
 from models.errors import ItemError
 from orchestrator.context import Context
 from orchestrator.errors import HotrefreshError, UnreachableError
-from orchestrator.ledger.database import transaction
+from orchestrator.ledger.database import Line, transaction
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
@@ -86,6 +86,7 @@ class Pipeline:
         self.extents = ExtentFile(folder, VECTORS, self.rollout.n_items, self.encoder.dim)
         self.row_of = read_rows(folder, self.rollout.n_items)
         self.lease_s = float(self.rollout.config.get("lease_s", self.context.settings.lease_s))
+        self.line = Line(self.context.engine)
         self.leases = LeaseKeeper(self.context.engine, self.lease_s)
         self.decoders = ThreadPoolExecutor(self.context.settings.decode_threads, thread_name_prefix="decode")
         self.ready: queue.Queue[Work | None] = queue.Queue(maxsize=1)
@@ -221,6 +222,7 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001 — whatever it is, the pipeline must end and say so
                 self.abort(error)
         self.extents.close()
+        self.line.close()
 
     def store_and_commit(self, work: Work) -> None:
         """Bytes first, durable; then one short transaction that flips the batch's row."""
@@ -242,18 +244,20 @@ class Pipeline:
         self.committed(seq)
 
     def _commit(self, work: Work, crc: int, holes: Sequence[int], store_s: float) -> int | None:
+        outcome: dict[str, Any] = {
+            "crc": crc,
+            "holes": holes,
+            "decode_s": work.decode_s,
+            "encode_s": work.encode_s,
+            "store_s": store_s,
+        }
         try:
+            if not holes:
+                with self.line.use() as connection:
+                    return batch_queries.commit_batch(connection, work.claim, **outcome)
             with transaction(self.context.engine) as connection:
-                seq = batch_queries.commit_batch(
-                    connection,
-                    work.claim,
-                    crc=crc,
-                    holes=holes,
-                    decode_s=work.decode_s,
-                    encode_s=work.encode_s,
-                    store_s=store_s,
-                )
-                if seq is not None and holes:
+                seq = batch_queries.commit_batch(connection, work.claim, **outcome)
+                if seq is not None:
                     bad = [(int(work.rows[place]), *work.holes[place]) for place in holes]
                     batch_queries.insert_quarantined(connection, self.rollout.id, bad)
                 return seq

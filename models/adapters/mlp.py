@@ -92,7 +92,7 @@ def fit(
     noise: float = 0.02,
     contrast: float = 1.0,
     classify: float = 0.0,
-    temperature: float = 0.05,
+    temperature: float = 0.1,
 ) -> Manifest:
     """Fits psi by AdamW and writes its artifact; see `models.adapters.fit_adapter`.
 

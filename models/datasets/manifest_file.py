@@ -68,7 +68,8 @@ def _content_column(path: Path, columns: list[str]) -> str:
     content = [name for name in ("path", "text") if name in columns]
     if "key" not in columns or len(content) != 1:
         raise UsageError(
-            f"{path} needs the columns key, and path or text (one of them), optionally label; it has {', '.join(columns) or 'none'}."
+            f"{path} needs the columns key, and path or text (one of them), optionally label; "
+            f"it has {', '.join(columns) or 'none'}."
         )
     return content[0]
 
@@ -81,7 +82,7 @@ def _columns(path: Path) -> list[str]:
             return list(parquet.read_schema(path).names)
         with path.open(newline="", encoding="utf-8-sig") as file:
             return next(csv.reader(file), [])
-    except Exception as error:  # noqa: BLE001 — pyarrow has its own error tree
+    except Exception as error:
         raise UsageError(_unreadable(path, error)) from error
 
 
@@ -96,7 +97,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             csv.field_size_limit(2 * MAX_TEXT_BYTES)
             with path.open(newline="", encoding="utf-8-sig") as file:
                 yield from csv.DictReader(file)
-    except Exception as error:  # noqa: BLE001 — pyarrow has its own error tree
+    except Exception as error:
         raise UsageError(_unreadable(path, error)) from error
 
 

@@ -34,7 +34,7 @@ def open_engine(url: str, *, pooled: bool = True) -> Engine:
     return create_engine(
         url,
         connect_args={
-            "options": "-c search_path=hotrefresh -c timezone=UTC",
+            "options": "-c search_path=hotrefresh -c timezone=UTC -c plan_cache_mode=force_generic_plan",
             "connect_timeout": 5,
             "application_name": "hotrefresh",
             "prepare_threshold": 1,  # the same few statements, thousands of times
@@ -61,9 +61,14 @@ def check(engine: Engine) -> None:
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction; connection faults become UnreachableError, lock waits and deadlocks ConflictError."""
+    with _faults(), engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
     try:
-        with engine.begin() as connection:
-            yield connection
+        yield
     except DBAPIError as error:
         if error.connection_invalidated or (isinstance(error, OperationalError) and not _sqlstate(error)):
             raise UnreachableError(
@@ -72,6 +77,35 @@ def transaction(engine: Engine) -> Iterator[Connection]:
         if _sqlstate(error) in {"40P01", "55P03"}:
             raise ConflictError("somebody else is changing the same rows right now; try again.") from error
         raise
+
+
+class Line:
+    """A connection that one thread keeps for statements that are transactions of their own: one round trip each.
+
+    After a fault it is opened anew at the next use. Faults become the errors of `transaction`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._connection: Connection | None = None
+
+    @contextmanager
+    def use(self) -> Iterator[Connection]:
+        """The connection, in autocommit."""
+        with _faults():
+            if self._connection is None:
+                self._connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            try:
+                yield self._connection
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Give the connection back."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def _sqlstate(error: DBAPIError) -> str | None:

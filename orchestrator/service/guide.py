@@ -82,6 +82,9 @@ def _towards_upgrade(
             return "model import large --wordllama 256"
         return f"model train new --method ract --old {old.name} --data {_source(gallery)}"
     new = newer[-1]
+    bare = model_queries.newest_certificate(connection, gallery.id, new.id, old.id, None)
+    if bare is not None and bare.verdict == "certified":
+        return f"rollout start {gallery.name} --to {new.name}"
     adapters = [
         a
         for a in model_queries.list_adapters(connection)

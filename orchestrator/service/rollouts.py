@@ -20,7 +20,6 @@ from orchestrator.errors import (
     UsageError,
 )
 from orchestrator.ledger.database import transaction
-from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, RolloutRow

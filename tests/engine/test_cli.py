@@ -116,6 +116,7 @@ def test_embeddings_come_from_a_file_and_are_searched(context, hotrefresh, json_
 
 
 def test_plan_changes_nothing_start_accepts_and_status_says_how_it_ends(world, hotrefresh, json_of):
+    assert hotrefresh("gallery", "show", "pics")[2].endswith("next: hotrefresh rollout start pics --to kin\n")
     planned = json_of("rollout", "plan", "pics", "--to", "kin", "--order", "margin", "--first", "3")
     assert planned["items"] == 240
     assert planned["batches"] == 15

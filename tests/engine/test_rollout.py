@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -223,7 +225,7 @@ def test_cancel_and_rollback_bring_back_the_old_model_and_the_old_vectors(world,
     np.testing.assert_array_equal(follower._served.index.vectors(), before.vectors)
     history = view(world, "serving_history")
     assert [h["model"] for h in history] == ["old", "kin", "old"]
-    assert all(a["valid_to"] == b["valid_from"] for a, b in zip(history, history[1:], strict=False))
+    assert all(a["valid_to"] == b["valid_from"] for a, b in itertools.pairwise(history))
 
 
 def test_rollback_is_possible_after_finalize_and_a_new_rollout_can_start(world):
@@ -239,7 +241,7 @@ def test_rollback_is_possible_after_finalize_and_a_new_rollout_can_start(world):
 def test_an_illegal_verb_names_the_state_and_what_is_possible(world):
     row = platform.start(world)
     platform.work(world, row.id)
-    with pytest.raises(ConflictError, match="finalizable.*finalize"):
+    with pytest.raises(ConflictError, match=r"finalizable.*finalize"):
         rollouts.pause(world, row.id)
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-
 from sqlalchemy.exc import ProgrammingError
 
 from orchestrator.ledger import database
@@ -16,7 +15,8 @@ COLUMNS = {
     "rollout_status": "id gallery kind from_model to_model adapter state sub_state reason total pending leased committed "
     "quarantined rate_per_s eta_s coverage started_at last_progress_at paused_s actor",
     "queue_status": "rollout band queue_state depth leased oldest_age_s",
-    "worker_health": "worker host pid device version last_heartbeat expected_interval_s live success_count error_count last_error",
+    "worker_health": "worker host pid device version last_heartbeat expected_interval_s live success_count error_count "
+    "last_error",
     "errors": "rollout gallery item attempt class type message first_seen last_seen count",
     "embedding_versions": "gallery item model adapter rollout batch uncertainty committed_at",
     "coverage_by_model": "gallery model items ratio",
@@ -86,7 +86,7 @@ def test_every_reporting_view_has_the_columns_of_the_contract(engine):
             "SELECT table_name, string_agg(column_name, ' ' ORDER BY ordinal_position) FROM information_schema.columns "
             "WHERE table_schema = 'reporting' GROUP BY table_name"
         )
-        assert {view: columns for view, columns in rows} == COLUMNS
+        assert dict(rows.tuples().all()) == COLUMNS
 
 
 def test_every_reporting_view_can_be_read_and_an_unknown_one_names_those_there_are(engine):

@@ -45,16 +45,17 @@ def claim_batch(connection: Connection, rollout_id: int, owner: str, lease_s: fl
         connection,
         Claim,
         "claim_batch",
-        """WITH allowed AS (SELECT id, generation FROM rollout WHERE id = :rollout AND state = 'backfilling'),
-                best AS (SELECT b.rollout_id, b.no, a.generation FROM batch b JOIN allowed a ON a.id = b.rollout_id
-                         WHERE b.state <> 'committed'
-                           AND (b.state = 'pending' AND (b.available_at IS NULL OR b.available_at <= clock_timestamp())
-                                OR b.state = 'leased' AND b.lease_until < clock_timestamp())
-                         ORDER BY b.no LIMIT 1 FOR UPDATE OF b SKIP LOCKED)
+        # The rollout is compared with a value, not joined, so that the index gives the batches in order.
+        """WITH allowed AS (SELECT generation FROM rollout WHERE id = :rollout AND state = 'backfilling'),
+                best AS (SELECT no FROM batch
+                         WHERE rollout_id = :rollout AND state <> 'committed' AND EXISTS (SELECT 1 FROM allowed)
+                           AND (state = 'pending' AND (available_at IS NULL OR available_at <= clock_timestamp())
+                                OR state = 'leased' AND lease_until < clock_timestamp())
+                         ORDER BY no LIMIT 1 FOR UPDATE SKIP LOCKED)
            UPDATE batch SET state = 'leased', fence = fence + 1, attempt = attempt + 1, lease_owner = :owner,
                   lease_until = clock_timestamp() + make_interval(secs => :lease_s)
-           FROM best WHERE batch.rollout_id = best.rollout_id AND batch.no = best.no
-           RETURNING batch.rollout_id, batch.no, batch.n, batch.fence, best.generation, batch.attempt, batch.band""",
+           FROM best, allowed WHERE batch.rollout_id = :rollout AND batch.no = best.no
+           RETURNING batch.rollout_id, batch.no, batch.n, batch.fence, allowed.generation, batch.attempt, batch.band""",
         rollout=rollout_id,
         owner=owner,
         lease_s=lease_s,

@@ -177,6 +177,7 @@ def copy_plan(connection: Connection, rollout_id: int, chunks: Sequence[bytes]) 
         "copy_plan",
         "plan_chunk (rollout_id, no, ranks)",
         ((rollout_id, no, chunk) for no, chunk in enumerate(chunks)),
+        binary=("int8", "int4", "bytea"),
     )
 
 
