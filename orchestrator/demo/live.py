@@ -30,7 +30,7 @@ from orchestrator.serving.embedding import encode_uris
 from orchestrator.serving.matrix import load_matrix
 from orchestrator.serving.replica import Replica
 
-LEASE_S = 3.0
+LEASE_S = 2.0
 TIMEOUT_S = 300.0
 
 

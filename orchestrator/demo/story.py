@@ -271,7 +271,9 @@ def _certify(demo: Demo, context: Context) -> tuple[Certificate, ...]:
     asked.append(("RACT + adapter", "glyphs-ract", ADAPTER))
     shown = []
     for place, (title, new, adapter) in enumerate(asked):
-        row = certify(context, CertifyRequest(OLD, new, GALLERY, QUERIES, adapter, sample=5_000))
+        row = certify(
+            context, CertifyRequest(OLD, new, GALLERY, QUERIES, adapter, sample=3_000 if demo.fast else 5_000)
+        )
         demo.bar("certificates", (place + 1) / len(asked))
         shown.append(
             collect.certificate(row, title, new, OLD if adapter is None else f"{OLD} through {adapter}")
@@ -348,9 +350,10 @@ def _simulate(demo: Demo, temperature: float) -> list[SeedRun]:
     from orchestrator.demo import collect
 
     folder, orders = demo.work_dir / "training", 1 if demo.fast else 3
-    with ProcessPoolExecutor(
-        max(1, min(len(demo.seeds), os.cpu_count() or 1)), mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
+    if len(demo.seeds) == 1:
+        return [collect.simulate_seed(folder, demo.seeds[0], temperature, orders)]
+    processes = max(1, min(len(demo.seeds), os.cpu_count() or 1))
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [
             pool.submit(collect.simulate_seed, folder, seed, temperature, orders) for seed in demo.seeds
         ]

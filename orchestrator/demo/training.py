@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 METHODS = ("independent", "bct", "ract")
+# Part -> what it needs, the longest chain first.
 NEEDS: dict[str, tuple[str, ...]] = {
     "old": (),
-    "independent": ("old",),
-    "bct": ("old",),
     "ract": ("old",),
     "adapter": ("old", "ract"),
+    "independent": ("old",),
+    "bct": ("old",),
 }
 
 
