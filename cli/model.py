@@ -144,7 +144,7 @@ def train(
     seed: Seed = 0,
     architecture: Annotated[str, typer.Option(help="convnet or vit.")] = "convnet",
     dim: Annotated[
-        int | None, typer.Option(min=2, max=4096, help="Length of the embeddings (default 64).")
+        int | None, typer.Option(min=2, max=4096, help="Length of the embeddings (default 128).")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Edge of the input in pixels.")] = None,
     mode: Annotated[str | None, typer.Option(help="L (grey) or RGB.")] = None,
@@ -200,7 +200,13 @@ def adapt(
     gallery: Annotated[str, typer.Option(help="Pairs are drawn from this gallery's stored embeddings.")],
     name: Annotated[str | None, typer.Option(help="The adapter's name (default OLD-to-NEW).")] = None,
     method: Annotated[str, typer.Option(help="mlp (with uncertainty) or procrustes.")] = "mlp",
-    pairs: Annotated[int, typer.Option(min=2, help="Items embedded by the new model to fit on.")] = 10_000,
+    pairs: Annotated[int, typer.Option(min=2, help="Items of the gallery to fit on.")] = 10_000,
+    views: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Composites of those pictures that both models look at; 0: the pairs as they are."
+        ),
+    ] = 10_000,
     seed: Seed = 0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -211,7 +217,16 @@ def adapt(
             from orchestrator.service.models import fit_adapter
 
             row = fit_adapter(
-                context, old, new, gallery, name=name, method=method, pairs=pairs, seed=seed, progress=update
+                context,
+                old,
+                new,
+                gallery,
+                name=name,
+                method=method,
+                pairs=pairs,
+                views=views,
+                seed=seed,
+                progress=update,
             )
         from orchestrator.service.guide import next_command
 

@@ -50,7 +50,7 @@ class Recipe:
     entropy_temperature: float = 0.05
 
 
-_METHOD_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+METHOD_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "independent": {},
     "bct": {"weight": 1.0, "temperature": 0.15},
     "ract": {"weight": 1.0, "temperature": 0.1},
@@ -61,7 +61,7 @@ FULL = Recipe(
     new=TrainingOptions(
         network={"widths": [16, 48, 128]}, dim=128, epochs=4, temperature=0.1, learning_rate=8e-3
     ),
-    method_options=_METHOD_OPTIONS,
+    method_options=METHOD_OPTIONS,
     adapter={"hidden": 384, "steps": 1000, "temperature": 0.1},
 )
 """About 70 s of one core a seed."""

@@ -7,6 +7,7 @@ Nothing here ever goes to a network.
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -38,81 +39,114 @@ class Rejected:
 
 @dataclass(frozen=True)
 class ItemListing:
-    """What a source holds: usable items, keys unique, and what was refused."""
+    """What a source holds: usable items, keys unique; what was refused; how many files were no pictures at all."""
 
     items: list[Item]
     rejected: list[Rejected]
+    ignored: int = 0
 
 
-# Built-in sources: name -> (module with list_items(split), modality, what it is).
+@dataclass(frozen=True)
+class BuiltIn:
+    """A built-in source: its module has `list_items([variant], split)`; `variants` are written after a colon."""
+
+    module: str
+    modality: str
+    variants: tuple[str, ...] = ()
+
+
 SOURCES = {
-    "glyphs": ("models.datasets.glyphs", "image", "characters drawn in the fonts that matplotlib ships"),
-    "verses": (
-        "models.datasets.verses",
-        "text",
-        "the same verses in English translations (verses:web, verses:kjv)",
-    ),
+    "glyphs": BuiltIn("models.datasets.glyphs", "image"),
+    "verses": BuiltIn("models.datasets.verses", "text", ("web", "kjv")),
 }
 # URI scheme -> module with read(uri).
 SCHEMES = {
     "glyph": "models.datasets.glyphs",
     "verse": "models.datasets.verses",
     "file": "models.datasets.folder",
-    "text": "models.datasets.manifest_file",
+    "text": "models.datasets.inline",
 }
 MANIFEST_SUFFIXES = (".csv", ".parquet")
+MAX_NAME_BYTES = 1024  # of a key or label: the database's indexes take no much longer one
 
 
 def list_items(source: str, split: str | None = None) -> ItemListing:
     """The items of a built-in dataset, an image folder, or a CSV or Parquet manifest.
 
+    A built-in dataset's name goes before a folder of that name, which is written `./glyphs`.
     Keys are unique: of a key that comes twice the first stays, the others are refused.
 
     Raises:
-        UsageError: no such source or split, or one that cannot be read at all.
+        UsageError: no such source or split, one that cannot be read at all, or one without any item.
     """
     name, _, variant = source.partition(":")
-    if name in SOURCES and not Path(source).exists():
-        listed = import_module(SOURCES[name][0]).list_items(*([variant] if variant else []), split)
+    if name in SOURCES:
+        built_in = SOURCES[name]
+        if variant and variant not in built_in.variants:
+            known = [f"{name}:{each}" for each in built_in.variants] or [name]
+            raise UsageError(
+                f"there is no {source!r}; write {' or '.join(known)}, and name a split by --split."
+            )
+        listed = import_module(built_in.module).list_items(*([variant] if variant else []), split)
     else:
         if split is not None:
             raise UsageError(f"{source!r} has no splits; leave --split {split} out.")
-        path = Path(source)
-        if path.is_dir():
-            module = "models.datasets.folder"
-        elif path.suffix.lower() in MANIFEST_SUFFIXES:
-            module = "models.datasets.manifest_file"
-        else:
-            raise UsageError(
-                f"{source!r} is no folder, no .csv or .parquet file, and no built-in dataset ({', '.join(SOURCES)})."
-            )
-        listed = import_module(module).list_items(path)
-    if isinstance(listed, list):
-        listed = ItemListing(listed, [])
-    return _unique(listed)
+        listed = import_module(_reader(source)).list_items(Path(source))
+    return _checked(ItemListing(listed, []) if isinstance(listed, list) else listed)
 
 
-def _unique(listing: ItemListing) -> ItemListing:
+def _reader(source: str) -> str:
+    """The module that reads a source which lies on disk."""
+    if os.path.isdir(source):
+        return "models.datasets.folder"
+    if Path(source).suffix.lower() in MANIFEST_SUFFIXES:
+        return "models.datasets.manifest_file"
+    raise UsageError(
+        f"{source[:200]!r} is no folder, no .csv or .parquet file, and no built-in dataset ({', '.join(SOURCES)})."
+    )
+
+
+def _checked(listing: ItemListing) -> ItemListing:
     seen: set[str] = set()
     items, rejected = [], list(listing.rejected)
     for item in listing.items:
-        if item.key in seen:
-            rejected.append(Rejected(item.key, item.uri, "duplicate key"))
+        fault = "duplicate key" if item.key in seen else _fault(item)
+        if fault:
+            rejected.append(Rejected(item.key, item.uri, fault))
         else:
             seen.add(item.key)
             items.append(item)
-    return ItemListing(items, rejected)
+    return ItemListing(
+        items, [Rejected(_storable(r.key), _storable(r.uri), r.reason) for r in rejected], listing.ignored
+    )
+
+
+def _fault(item: Item) -> str | None:
+    """What keeps a key or label out of a database: bytes that are no UTF-8, NUL, or its length."""
+    for what, name in (("key", item.key), ("label", item.label or "")):
+        if "\0" in name or _is_no_utf8(name):
+            return f"{what} is no plain text"
+        if len(name.encode()) > MAX_NAME_BYTES:
+            return f"{what} too long"
+    return None
+
+
+def _is_no_utf8(name: str) -> bool:
+    # File names that are not UTF-8 come from the system with their odd bytes as lone surrogates.
+    return any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _storable(name: str) -> str:
+    return name[:MAX_NAME_BYTES].replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def modality_of(source: str) -> str:
-    """ "image" or "text": what a source holds. Raises UsageError as `list_items`."""
+    """ "image" or "text": what a source holds. Raises UsageError for no such source, or one that cannot be read."""
     name = source.partition(":")[0]
-    if name in SOURCES and not Path(source).exists():
-        return SOURCES[name][1]
-    if Path(source).suffix.lower() in MANIFEST_SUFFIXES:
-        modality: str = import_module("models.datasets.manifest_file").modality_of(Path(source))
-        return modality
-    return "image"
+    if name in SOURCES:
+        return SOURCES[name].modality
+    modality: str = import_module(_reader(source)).modality_of(Path(source))
+    return modality
 
 
 def read_item(uri: str) -> Image.Image | str:
@@ -120,6 +154,7 @@ def read_item(uri: str) -> Image.Image | str:
 
     Raises:
         ItemError: missing, corrupt, too large, of an unknown kind: quarantined by the caller, never fatal.
+        UsageError: a dataset's package is not installed here: the environment's fault, not the item's.
     """
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme not in SCHEMES:
@@ -129,9 +164,9 @@ def read_item(uri: str) -> Image.Image | str:
 
 
 def content_digest(uri: str) -> str:
-    """sha256, hex, of an item's decoded content. Raises ItemError as `read_item`."""
+    """sha256, hex, of a file's bytes, a text's UTF-8, or a drawn picture's pixels. Raises as `read_item`."""
+    if uri.startswith("file:"):
+        digest: str = import_module(SCHEMES["file"]).digest(uri)
+        return digest
     content = read_item(uri)
-    if isinstance(content, str):
-        return hashlib.sha256(content.encode()).hexdigest()
-    header = f"{content.mode} {content.size}".encode()
-    return hashlib.sha256(header + content.tobytes()).hexdigest()
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content.tobytes()).hexdigest()

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote_to_bytes
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models.datasets import Item, ItemListing, Rejected
 from models.errors import ItemError, UsageError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
+# By content, whatever the suffix says. Pillow knows more: EPS, for one, would be handed to another program.
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
 MAX_BYTES = 50 * 2**20
 MAX_PIXELS = 64_000_000
 
+# Our own limit is below Pillow's, so its warning has nothing to add. Set once for the process: `catch_warnings` round
+# each picture would switch the filters of all decoding threads.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
 
 def uri_of(path: Path) -> str:
-    """file: URI of an absolute path."""
-    return "file:" + quote(str(path.absolute()))
+    """file: URI of an absolute path; bytes, because file names need not be UTF-8."""
+    return "file:" + quote(os.fsencode(path.absolute()))
 
 
 def list_items(folder: Path) -> ItemListing:
@@ -31,75 +40,109 @@ def list_items(folder: Path) -> ItemListing:
     """
     items: list[Item] = []
     rejected: list[Rejected] = []
-    for path in _files(folder):
+    closed: list[OSError] = []
+    ignored = 0
+    for path in _files(folder, closed):
         key = path.relative_to(folder).as_posix()
         if path.suffix.lower() not in SUFFIXES:
-            continue
-        if not path.exists():
+            ignored += 1
+        elif not os.path.exists(path):
             rejected.append(Rejected(key, uri_of(path), "missing"))
-            continue
-        label = path.parent.name if path.parent != folder else None
-        items.append(Item(key, uri_of(path), label))
+        else:
+            items.append(Item(key, uri_of(path), path.parent.name if path.parent != folder else None))
+    for error in closed:
+        place = Path(error.filename)
+        rejected.append(Rejected(os.path.relpath(place, folder), uri_of(place), "folder cannot be opened"))
     if not items and not rejected:
         raise UsageError(
-            f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))}); name another folder."
+            f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))}; {ignored} other files); "
+            "name another folder."
         )
-    return ItemListing(items, rejected)
+    return ItemListing(items, rejected, ignored)
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def _files(folder: Path, closed: list[OSError]) -> Iterator[Path]:
     # os.walk does not follow links to folders: a loop of links cannot trap it.
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=closed.append):
         folders.sort()
         yield from (Path(parent) / name for name in sorted(names))
+
+
+def modality_of(folder: Path) -> str:
+    """Always "image"."""
+    return "image"
 
 
 def read(uri: str) -> Image.Image:
     """Decode a file's picture: mode "L" or "RGB", turned as its camera says, transparency over white.
 
+    Of an animation the first picture; 16 bits a channel become 8 by their full range.
+
     Raises:
         ItemError: missing, empty, too_large, unsupported or corrupt.
     """
-    path = Path(unquote(uri.partition(":")[2]))
+    path = _sound_file(uri)
     try:
-        size_bytes = path.stat().st_size
-    except OSError as error:
-        raise ItemError("missing", f"{path} cannot be read: {error.strerror}.") from error
-    if size_bytes == 0:
-        raise ItemError("empty", f"{path} has no bytes.")
-    if size_bytes > MAX_BYTES:
-        raise ItemError("too_large", f"{path} has {size_bytes} bytes; the limit is {MAX_BYTES}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise ItemError(
-                        "too_large", f"{path} is {width} × {height}; the limit is {MAX_PIXELS} pixels."
-                    )
-                return _plain(picture)
+        with Image.open(path, formats=FORMATS) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise ItemError(
+                    "too_large", f"{path} is {width} × {height}; the limit is {MAX_PIXELS} pixels."
+                )
+            return _plain(picture)
     except UnidentifiedImageError as error:
         raise ItemError("unsupported", f"{path} is no picture that can be read.") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise ItemError("too_large", f"{path}: {error}.") from error
-    except ItemError:
+    except (ItemError, MemoryError):  # a full memory is no fault of the picture
         raise
     except Exception as error:
         raise ItemError("corrupt", f"{path} cannot be decoded: {type(error).__name__}: {error}.") from error
 
 
+def digest(uri: str) -> str:
+    """sha256, hex, of a file's bytes. Raises ItemError: missing, empty, too_large or unsupported."""
+    path = _sound_file(uri)
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ItemError("missing", f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _sound_file(uri: str) -> Path:
+    path = Path(os.fsdecode(unquote_to_bytes(uri.partition(":")[2])))
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ItemError("missing", f"{str(path)[:500]!r} cannot be read: {reason}.") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise ItemError("unsupported", f"{path} is no file.")
+    if found.st_size == 0:
+        raise ItemError("empty", f"{path} has no bytes.")
+    if found.st_size > MAX_BYTES:
+        raise ItemError("too_large", f"{path} has {found.st_size} bytes; the limit is {MAX_BYTES}.")
+    return path
+
+
 def _plain(picture: Image.Image) -> Image.Image:
     picture.load()
-    turned = ImageOps.exif_transpose(picture) or picture
-    if turned.mode.startswith("I") or turned.mode == "F":  # 16 and 32 bits a pixel
-        low, high = turned.getextrema()
-        span = max(float(high) - float(low), 1.0)  # type: ignore[arg-type]
-        return turned.convert("F").point(lambda v: (v - float(low)) * (255.0 / span)).convert("L")  # type: ignore[arg-type]
-    if turned.mode in ("1", "L"):
-        return turned.convert("L")
+    turned = ImageOps.exif_transpose(picture)
+    if turned.mode.startswith("I") or turned.mode == "F":
+        return _to_8_bits(turned, full_range=turned.mode.startswith("I;16") or picture.format == "PNG")
     if turned.mode in ("P", "PA", "LA", "RGBA") or "transparency" in turned.info:
         over = turned.convert("RGBA")
         white = Image.new("RGBA", over.size, "white")
         return Image.alpha_composite(white, over).convert("RGB")
-    return turned.convert("RGB")
+    return turned.convert("L" if turned.mode in ("1", "L") else "RGB")
+
+
+def _to_8_bits(picture: Image.Image, full_range: bool) -> Image.Image:
+    """16 bits by their full range, so the 8-bit version of a picture looks the same; 32 bits, which have none, by their own."""
+    values = np.asarray(picture, np.float64)
+    if not np.isfinite(values).all():
+        raise ItemError("corrupt", "the picture has values that are no numbers.")
+    low, high = (0.0, 65535.0) if full_range else (float(values.min()), float(values.max()))
+    scaled = (values - low) * (255.0 / ((high - low) or 1.0))
+    return Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8))

@@ -3,64 +3,71 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote
 
-from models.datasets import Item, ItemListing, Rejected
-from models.datasets.folder import uri_of
-from models.errors import ItemError, UsageError
+from models.datasets import Item, ItemListing, Rejected, folder, inline
+from models.errors import UsageError
 
-MAX_TEXT_BYTES = 2**20
+# A longer field is a forgotten closing quote; up to here one overlong text costs its own row and no other.
+_MAX_FIELD_CHARACTERS = 64 * 2**20
+_COLUMNS = ("key", "path", "text", "label")
+_EXTRA = "\0extra"  # fields beyond the header
 
 
 def list_items(path: Path) -> ItemListing:
     """The rows of a manifest as items; relative paths start at the manifest's folder.
 
     Raises:
-        UsageError: the file cannot be read, or lacks a column.
+        UsageError: the file cannot be read, lacks a column, or has no row.
     """
-    columns = _columns(path)
-    content = _content_column(path, columns)
+    content = _content_column(path, _columns(path))
+    base = path.absolute().parent
     items: list[Item] = []
     rejected: list[Rejected] = []
     for number, row in enumerate(_rows(path), 1):
-        key, value = _word(row.get("key")), _word(row.get(content))
-        label = _word(row.get("label")) or None
-        if not key:
-            rejected.append(Rejected(f"row {number}", value[:200], "no key"))
-        elif not value:
-            rejected.append(Rejected(key, "", f"no {content}"))
-        elif content == "text":
-            items.append(Item(key, "text:" + quote(value), label))
+        outcome = _outcome(row, number, content, base)
+        if isinstance(outcome, Item):
+            items.append(outcome)
         else:
-            file = path.absolute().parent / value
-            if file.is_file():
-                items.append(Item(key, uri_of(file), label))
-            else:
-                rejected.append(Rejected(key, uri_of(file), "missing"))
+            rejected.append(outcome)
+    if not items and not rejected:
+        raise UsageError(
+            f"{path} holds no usable item: it has no row below its header. Write one row an item: key, {content}."
+        )
     return ItemListing(items, rejected)
 
 
+def _outcome(row: dict[str, Any], number: int, content: str, base: Path) -> Item | Rejected:
+    key, value = _word(row.get("key")), _word(row.get(content))
+    label = _word(row.get("label")) or None
+    if not key:
+        return Rejected(f"row {number}", value[:200], "no key")
+    if row.get(_EXTRA):
+        return Rejected(key, value[:200], "more fields than columns: a comma outside quotes")
+    if not value:
+        return Rejected(key, "", f"no {content}")
+    if content == "text":
+        if len(value.encode("utf-8", "replace")) > inline.MAX_TEXT_BYTES:
+            return Rejected(key, "", "too large")
+        return Item(key, inline.uri_of(value), label)
+    file = base / value
+    # os.path, not Path: it answers False for names that no system takes, where Path raises.
+    if not os.path.isfile(file):
+        return Rejected(key, folder.uri_of(file), "missing")
+    return Item(key, folder.uri_of(file), label)
+
+
 def modality_of(path: Path) -> str:
-    """ "text" where there is a text column, else "image"."""
+    """ "text" where there is a text column, else "image". Raises UsageError as `list_items`."""
     return "text" if _content_column(path, _columns(path)) == "text" else "image"
 
 
-def read(uri: str) -> str:
-    """The text inside a `text:` URI. Raises ItemError for an empty or an overlong one."""
-    text = unquote(uri.partition(":")[2])
-    if not text.strip():
-        raise ItemError("empty", "the text is empty.")
-    if len(text.encode()) > MAX_TEXT_BYTES:
-        raise ItemError(
-            "too_large", f"the text has {len(text.encode())} bytes; the limit is {MAX_TEXT_BYTES}."
-        )
-    return text
-
-
 def _word(value: Any) -> str:
+    if isinstance(value, bytes):  # Parquet written without a string type
+        value = value.decode("utf-8", "backslashreplace")
     return "" if value is None else str(value).strip()
 
 
@@ -69,7 +76,7 @@ def _content_column(path: Path, columns: list[str]) -> str:
     if "key" not in columns or len(content) != 1:
         raise UsageError(
             f"{path} needs the columns key, and path or text (one of them), optionally label; "
-            f"it has {', '.join(columns) or 'none'}."
+            f"it has {', '.join(columns)[:500] or 'none'}."
         )
     return content[0]
 
@@ -87,23 +94,35 @@ def _columns(path: Path) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    read = _parquet_rows if path.suffix.lower() == ".parquet" else _csv_rows
     try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as parquet
-
-            for batch in parquet.ParquetFile(path).iter_batches():
-                yield from batch.to_pylist()
-        else:
-            csv.field_size_limit(2 * MAX_TEXT_BYTES)
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                yield from csv.DictReader(file)
+        yield from read(path)
     except Exception as error:
         raise UsageError(_unreadable(path, error)) from error
+
+
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(path) as file:
+        wanted = [name for name in _COLUMNS if name in file.schema_arrow.names]
+        for batch in file.iter_batches(columns=wanted):
+            yield from batch.to_pylist()
+
+
+def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD_CHARACTERS))
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file, restkey=_EXTRA)
+        try:
+            yield from rows
+        except csv.Error as error:
+            raise ValueError(f"{error}, in a row that starts after line {rows.line_num}") from error
 
 
 def _unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"there is no file {path}."
     if isinstance(error, UnicodeDecodeError):
-        return f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8."
-    return f"{path} cannot be read: {error}."
+        return f"{path} is not UTF-8 (it has the byte 0x{error.object[error.start]:02x}); save it as UTF-8."
+    return f"{path} cannot be read: {error}. Repair the file, or write it again."

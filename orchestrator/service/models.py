@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,8 @@ from orchestrator.serving.matrix import load_matrix
 from orchestrator.store.extents import sync_folder
 
 Progress = Callable[[int, int], None]
-ADAPTERS = ("mlp", "procrustes")
+# The demo's (models.recipes): a smaller net and a warmer contrast than for plain pairs.
+VIEW_OPTIONS = {"hidden": 384, "steps": 800, "temperature": 0.1}
 
 
 def import_model(context: Context, folder: Path, name: str) -> ModelRow:
@@ -93,6 +94,15 @@ def verify_model(context: Context, name: str) -> ModelRow:
     return row
 
 
+@dataclass(frozen=True)
+class PairedSample:
+    """Random items of a gallery in both models: (p, d_old) and (p, d_new) float32, and where the items are."""
+
+    old: npt.NDArray[np.float32]
+    new: npt.NDArray[np.float32]
+    uris: tuple[str, ...]
+
+
 def paired_sample(
     context: Context,
     old: ModelRow,
@@ -101,8 +111,8 @@ def paired_sample(
     pairs: int,
     seed: int,
     progress: Progress,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Stored embeddings of a gallery's random items, and the new model's of the same items: (p, d_old), (p, d_new).
+) -> PairedSample:
+    """Stored embeddings of a gallery's random items, and the new model's of the same items.
 
     Raises:
         ConflictError: the gallery does not hold embeddings of the old model.
@@ -119,8 +129,34 @@ def paired_sample(
         rows = np.sort(np.random.default_rng(seed).choice(have, min(pairs, len(have)), replace=False))
         uris = {i.row: i.uri for i in gallery_queries.items_of_rows(connection, gallery.id, rows.tolist())}
     vectors, failed = encode_uris(context.encoder(new), [uris[int(row)] for row in rows], progress)
-    good = np.array([place not in failed for place in range(len(rows))], bool)
-    return matrix.vectors[rows[good]], vectors[good]
+    good = [place for place in range(len(rows)) if place not in failed]
+    return PairedSample(
+        matrix.vectors[rows[good]], vectors[good], tuple(uris[int(rows[place])] for place in good)
+    )
+
+
+def composite_views(
+    context: Context,
+    old: ModelRow,
+    new: ModelRow,
+    uris: Sequence[str],
+    views: int,
+    seed: int,
+    progress: Progress,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+    """Both models' embeddings of augmented composites of these pictures; None where a model is not a network of ours."""
+    from models.adapters.pairs import embed_pairs
+    from models.augmentation import Augmentation
+    from models.datasets import read_item
+    from models.encoders.images import TorchImageEncoder
+
+    first, second = context.encoder(old), context.encoder(new)
+    if not (isinstance(first, TorchImageEncoder) and isinstance(second, TorchImageEncoder)):
+        return None
+    pixels = np.stack([second.preprocess(read_item(uri)) for uri in uris])
+    return embed_pairs(
+        Path(old.uri), Path(new.uri), pixels, views, Augmentation(), seed=seed, progress=progress
+    )
 
 
 def fit_adapter(
@@ -132,10 +168,16 @@ def fit_adapter(
     name: str,
     method: str = "mlp",
     pairs: int = 10_000,
+    views: int = 10_000,
     seed: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> AdapterRow:
     """Fit a forward adapter on a paired sample of a gallery and register it.
+
+    Args:
+        pairs: items sampled; their stored embeddings and the new model's are the pairs.
+        views: for mlp between image networks of ours: augmented composites of the sampled pictures, seen by both
+            models, instead of the pairs as they are; they show the adapter more of both spaces. 0: never.
 
     Raises:
         UsageError: no such method, or too few pairs to fit anything.
@@ -145,7 +187,12 @@ def fit_adapter(
     check_name("adapter", name)
     with transaction(context.engine) as connection:
         old, new = find_model(connection, old_name), find_model(connection, new_name)
-    stored, fresh = paired_sample(context, old, new, gallery_name, pairs, seed, progress)
+    sample = paired_sample(context, old, new, gallery_name, pairs, seed, progress)
+    stored, fresh, options = sample.old, sample.new, {}
+    if method == "mlp" and views and len(sample.uris) >= adapters.LEAST_PAIRS:
+        seen = composite_views(context, old, new, sample.uris, views, seed, progress)
+        if seen is not None:
+            (stored, fresh), options = seen, dict(VIEW_OPTIONS)
     folder = context.settings.artifacts / f".fit-{secrets.token_hex(6)}"
     try:
         adapters.fit_adapter(
@@ -159,6 +206,8 @@ def fit_adapter(
             target_fingerprint=new.fingerprint,
             seed=seed,
             prototypes=context.prototypes(new),
+            options=options,
+            progress=progress,
         )
         return import_adapter(context, folder, name, old, new)
     finally:

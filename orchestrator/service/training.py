@@ -30,6 +30,10 @@ Progress = Callable[[int, int], None]
 LEAST_STEPS = 400
 LEAST_EPOCHS = 5.0
 PHOTO_EDGE = 64
+# What made upgrades certifiable in the demo (models.recipes): wide embeddings and a warm head, which keep more of a
+# picture than telling the training classes apart needs, so that the embeddings can be adapted later.
+DIM = 128
+FIRST_TEMPERATURE, NEXT_TEMPERATURE = 0.15, 0.1
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def _options(request: TrainRequest, old: ModelRow | None) -> TrainingOptions:
     from models.augmentation import Augmentation
     from models.encoders import ARCHITECTURES
     from models.encoders.images import ImagePreprocessing
+    from models.recipes import METHOD_OPTIONS
     from models.training import TrainingOptions
 
     if request.architecture not in ("convnet", "vit"):
@@ -126,7 +131,9 @@ def _options(request: TrainRequest, old: ModelRow | None) -> TrainingOptions:
         ) from None
     return TrainingOptions(
         architecture=request.architecture,
-        dim=request.dim or 64,
+        dim=request.dim or DIM,
+        temperature=FIRST_TEMPERATURE if request.method == "independent" else NEXT_TEMPERATURE,
+        method_options=METHOD_OPTIONS[request.method],
         preprocessing=preprocessing,
         augmentation=Augmentation() if characters else Augmentation(flip=True),
     )
