@@ -42,7 +42,7 @@ def open_context(settings: Settings | None = None, *, migrate: bool = True, **fl
         engine = database.open_engine(database_url)
         database.check(engine)
         if migrate:
-            database.ensure_schema(engine)
+            database.ensure_schema(engine, ours=settings.database_url is None)
     except BaseException:
         for close in closers:
             close()

@@ -215,7 +215,10 @@ class Rollout:
 
 @dataclass(frozen=True)
 class TextStory:
-    """The same upgrade on texts, between two models that nobody trained together."""
+    """The same upgrade on texts, between two models that nobody trained together.
+
+    `curve`: the real rollout's, NotRun where the certificate refused it; `random_curve`: simulated in a random order.
+    """
 
     gallery: str
     old_model: str
@@ -227,7 +230,7 @@ class TextStory:
     new_old: float
     new_new: float
     certified: bool
-    curve: Curve
+    curve: MeasuredCurve
     random_curve: MeasuredCurve
     nfr_curve: MeasuredCurve
     seconds: float

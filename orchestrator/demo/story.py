@@ -59,7 +59,7 @@ class Demo:
         self.say(f"\n{len(self.stages) + 1}. {title}")
         started = time.monotonic()
         yield
-        self.stages.append(Stage(title, time.monotonic() - started))
+        self.stages.append(Stage(title.partition(":")[0], time.monotonic() - started))
 
 
 def run_demo(
@@ -143,7 +143,7 @@ def _tell(demo: Demo, context: Context, started: float) -> Path:
         adapter = _register(demo, context)
     worker = start_worker(context)
     try:
-        with demo.stage("The old model embeds the gallery, through the workers"):
+        with demo.stage("Cold embedding: the old model embeds the gallery, through the workers"):
             _embed(demo, context)
         with demo.stage("Certificates: which upgrade is safe is measured"):
             certificates = _certify(demo, context)
@@ -171,7 +171,7 @@ def _tell(demo: Demo, context: Context, started: float) -> Path:
             )
     finally:
         live.stop_worker(worker)
-    with demo.stage("Every upgrade path along its refresh, on every seed"):
+    with demo.stage("Curves: every upgrade path along its refresh, on every seed"):
         runs = _simulate(demo, recipe.entropy_temperature)
     with demo.stage("Report"):
         data = ReportData(
@@ -211,7 +211,6 @@ def _settings(demo: Demo, temperature: float) -> tuple[tuple[str, str], ...]:
         ("recipe", "fast" if demo.fast else "full"),
         ("batch size", str(BATCH_SIZE)),
         ("order", f"entropy against the new model's head, temperature {temperature}"),
-        ("seeds", ", ".join(map(str, demo.seeds))),
     )
 
 

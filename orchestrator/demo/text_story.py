@@ -126,8 +126,10 @@ def _story(
         new_old=values["new_old"],
         new_new=values["new_new"],
         certified=certified,
-        curve=measured if certified else simulated,
-        random_curve=simulated if certified else NotRun("the curve shown is that of a random order"),
+        curve=measured
+        if certified
+        else NotRun("the certificate refused the pair, so nothing was rolled out"),
+        random_curve=simulated,
         nfr_curve=tuple(Point(p["coverage"], p["nfr"]) for p in values["curve"]),
         seconds=seconds,
     )

@@ -165,7 +165,19 @@ def current(engine: Engine) -> str | None:
         ).scalar_one_or_none()
 
 
-def ensure_schema(engine: Engine) -> None:
-    """Upgrade when the schema is not at this release's head (embedded servers do so by themselves)."""
-    if current(engine) != HEAD:
+def ensure_schema(engine: Engine, *, ours: bool) -> None:
+    """Bring an empty database, or one of ours (embedded), to this release's schema.
+
+    Raises:
+        ConflictError: somebody else's database is at another revision; changing it is `hotrefresh db upgrade`'s business.
+    """
+    found = current(engine)
+    if found == HEAD:
+        return
+    if found is None or ours:
         upgrade(engine)
+        return
+    raise ConflictError(
+        f"the ledger's schema is at revision {found}, this release needs {HEAD}: run `hotrefresh db upgrade`"
+        " (or this release is older than the schema: install the newer one)."
+    )

@@ -395,6 +395,7 @@ def finalize(context: Context, name: str | int) -> RolloutRow:
                 + (", after `hotrefresh rollout resume`." if row.state == RolloutState.PAUSED else ".")
             )
         _finalize(connection, row, context.actor)
+    wake(context, "evaluate", row.id)  # the last batches may not be counted yet
     return reread(context, row.id)
 
 

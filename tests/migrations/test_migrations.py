@@ -126,3 +126,17 @@ def test_a_database_that_does_not_answer_is_named_without_its_password():
     with pytest.raises(database.UnreachableError, match="does not answer") as caught:
         database.check(engine)
     assert "s3cret" not in str(caught.value)
+
+
+def test_an_older_schema_of_somebody_elses_database_is_left_alone_and_ours_is_upgraded(engine):
+    database.upgrade(engine, "0001")
+    with pytest.raises(database.ConflictError, match="hotrefresh db upgrade"):
+        database.ensure_schema(engine, ours=False)
+    assert database.current(engine) == "0001"
+    database.ensure_schema(engine, ours=True)
+    assert database.current(engine) == database.HEAD
+
+
+def test_an_empty_database_gets_the_schema_whosever_it_is(engine):
+    database.ensure_schema(engine, ours=False)
+    assert database.current(engine) == database.HEAD
