@@ -10,7 +10,7 @@ import typer
 from cli.options import SOURCE_HELP, GalleryName, Split, Timeout
 from cli.output import Format, Output, draw, make_table, plain, show, show_object, show_rows
 from cli.progress import progress, working
-from cli.session import next_step, open_ledger, say
+from cli.session import current, next_step, open_ledger, say
 
 if TYPE_CHECKING:
     from orchestrator.context import Context
@@ -115,6 +115,9 @@ def embed(
         if from_file is not None:
             row = _embed_from_file(context, name, model, from_file)
         else:
+            current.interrupted = (
+                f"If it was accepted, the embedding goes on: `hotrefresh rollout status -w {name}` shows it."
+            )
             with working("asking for the embedding"):
                 from orchestrator.service.advance import embed_gallery
 
