@@ -27,6 +27,17 @@ def view(context, name, **filters):
         return read_view(connection, name, **filters)
 
 
+def served(context, key):
+    """The gallery's vectors as they are served, and the row of one item."""
+    from orchestrator.ledger.queries import galleries as gallery_queries
+    from orchestrator.serving.matrix import load_matrix
+
+    with context.engine.connect() as connection:
+        gallery = gallery_queries.gallery_by_name(connection, "pics")
+        item = gallery_queries.item_by_key(connection, gallery.id, key)
+        return load_matrix(connection, gallery.id).vectors, item.row
+
+
 def test_missing_corrupt_and_strange_pictures_are_quarantined_and_the_rest_goes_on(context, tmp_path):
     folder = platform.draw_pictures(tmp_path / "pictures")
     (folder / "class-00" / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"garbage" * 20)
@@ -54,7 +65,11 @@ def test_missing_corrupt_and_strange_pictures_are_quarantined_and_the_rest_goes_
 
 def test_a_quarantined_item_keeps_its_old_vector_and_version(world, tmp_path):
     (tmp_path / "pictures" / "class-00" / "0.png").write_bytes(b"gone bad")
+    before, place = served(world, "class-00/0.png")
     row = platform.work(world, platform.start(world).id)
+    after, _ = served(world, "class-00/0.png")
+    np.testing.assert_array_equal(after[place], before[place])
+    assert (np.abs(after - before).max(axis=1) > 0).sum() == len(after) - 1
     assert (row.state, row.quarantined_items) == ("finalizable", 1)
     versions = {v["item"]: v["model"] for v in view(world, "embedding_versions", gallery="pics")}
     assert versions.pop("class-00/0.png") == "old"
@@ -184,6 +199,42 @@ def test_an_encoder_that_fails_on_one_item_loses_only_that_item(world, monkeypat
     assert [(e["item"], e["class"]) for e in view(world, "errors", rollout=row.id)] == [
         ("class-07/3.png", "encode_failed")
     ]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0, 3.0])
+def test_a_vector_that_is_not_finite_or_not_of_length_one_is_never_stored(world, monkeypatch, wrong):
+    from models.encoders.images import TorchImageEncoder
+    from workers.drain import drain
+
+    real = TorchImageEncoder.encode
+
+    def encode(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
+        vectors = real(self, prepared)
+        vectors[0] = vectors[0] * wrong
+        return vectors
+
+    row = advance.advance(
+        world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id
+    )
+    monkeypatch.setattr(TorchImageEncoder, "encode", encode)
+    result = drain(world, row.id, owner="test")
+    batches = row.n_items // row.batch_size
+    assert (result.batches, result.quarantined) == (batches, batches)
+    assert {e["class"] for e in view(world, "errors", rollout=row.id)} == {"bad_vector"}
+    norms = np.linalg.norm(served(world, "class-00/0.png")[0], axis=1)
+    np.testing.assert_allclose(norms, 1, atol=1e-3)
+
+
+def test_an_item_that_cannot_be_read_keeps_its_stored_vector_in_a_certificate(world, tmp_path):
+    from orchestrator.service.certify import CertifyRequest, certify
+
+    whole = certify(world, CertifyRequest("old", "kin", "pics", minimum_queries=20)).measured
+    for label in range(platform.CLASSES):
+        for number in range(platform.PER_CLASS):
+            (tmp_path / "pictures" / f"class-{label:02d}" / f"{number}.png").write_bytes(b"gone")
+    blind = certify(world, CertifyRequest("old", "kin", "pics", minimum_queries=20)).measured
+    assert blind["unreadable_items"] == blind["sampled_items"] == 240
+    assert blind["new_new"] == blind["new_old"] == whole["new_old"]
 
 
 def test_an_encoder_that_fails_on_everything_ends_with_the_failure_and_commits_nothing(world, monkeypatch):

@@ -123,14 +123,45 @@ def test_the_stored_flips_are_those_of_a_full_search_at_every_stage(world):
         )
 
 
-def test_open_flips_are_the_queries_that_are_wrong_now_and_were_right(world):
-    row = platform.start(world)
+@pytest.fixture
+def flipping(world, tmp_path):
+    """A rollout whose model moved far enough to lose answers and win them back; its certificate is made by hand."""
+    from orchestrator.ledger.queries import models as model_queries
+
+    far = platform.register_network(world, tmp_path, "far", seed=0, moved=0.35)
+    with world.engine.begin() as connection:
+        gallery = gallery_queries.gallery_by_name(connection, "pics")
+        old = model_queries.model_by_name(connection, "old")
+        model_queries.insert_certificate(
+            connection, query_model_id=far.id, gallery_model_id=old.id, adapter_id=None, verdict="certified", reason="by hand",
+            query_set_id=gallery_queries.query_sets_of_gallery(connection, gallery.id)[0].id, measured={},
+        )  # fmt: skip
+    row = platform.start(world, "far")
     platform.work(world, row.id)
-    last = view(world, "flip_summary", rollout=row.id)[-1]
-    flips = view(world, "flip_items", rollout=row.id, reference="old_system")
-    open_ = [f for f in flips if f["healed_seq"] is None]
-    assert sum(f["kind"] == "negative" for f in open_) == last["negative_flips"]
-    assert sum(f["kind"] == "positive" for f in open_) == last["positive_flips"]
+    return row
+
+
+def test_open_flips_are_the_queries_that_are_wrong_now_and_were_right(world, flipping):
+    stages = view(world, "flip_summary", rollout=flipping.id)
+    flips = view(world, "flip_items", rollout=flipping.id, reference="old_system")
+    healed = [f for f in flips if f["healed_seq"] is not None]
+    assert healed, "nothing flipped back: the test would show nothing"
+    for stage in stages:
+        for kind in ("negative", "positive"):
+            standing = [
+                f for f in flips
+                if f["kind"] == kind and f["opened_seq"] <= stage["seq"] and (f["healed_seq"] or 2**62) > stage["seq"]
+            ]  # fmt: skip
+            assert len(standing) == stage[f"{kind}_flips"]
+            assert len({f["query"] for f in standing}) == len(standing)
+
+
+def test_flips_against_the_previous_stage_add_up_to_the_change_of_right_answers(world, flipping):
+    stages = view(world, "flip_summary", rollout=flipping.id)
+    right = [s["both_right"] + s["positive_flips"] for s in stages]
+    steps = [s["previous_positive_flips"] - s["previous_negative_flips"] for s in stages]
+    assert [b - a for a, b in itertools.pairwise(right)] == steps[1:]
+    assert any(s["previous_negative_flips"] for s in stages)
 
 
 def test_an_evaluator_that_died_goes_on_where_it_was(world):
@@ -190,6 +221,20 @@ def test_pause_refuses_the_commit_of_what_was_claimed_before(world):
     assert (status["state"], status["reason"], status["committed"]) == ("paused", "maintenance", 0)
     rollouts.resume(world, row.id)
     assert platform.work(world, row.id).state == "finalizable"
+
+
+def test_a_commit_of_an_older_generation_is_refused_though_its_lease_stands(world):
+    row = advance.advance(world, platform.start(world).id)
+    with world.engine.begin() as connection:
+        claim = batch_queries.claim_batch(connection, row.id, "slow", 30)
+        connection.exec_driver_sql("UPDATE rollout SET generation = generation + 1")
+    with world.engine.begin() as connection:
+        late = batch_queries.commit_batch(
+            connection, claim, crc=0, holes=[], decode_s=0, encode_s=0, store_s=0
+        )
+    assert late is None
+    status = view(world, "rollout_status", id=row.id)[0]
+    assert (status["committed"], status["leased"]) == (0, row.batch_size)
 
 
 def test_a_stale_worker_cannot_commit_after_its_lease_was_taken_over(world):
