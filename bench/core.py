@@ -3,26 +3,96 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bench import commit_batch, deploy, drain_pipeline, load_plan, order_scores, write_extent
-from bench.scratch import host
+from bench.result import Row, document, machine
+from bench.scratch import database, scratch_context
+from orchestrator.errors import UsageError
+from orchestrator.settings import Settings, load_settings
 
-PARTS = (commit_batch, load_plan, write_extent, drain_pipeline, order_scores, deploy)
+FOLDER = Path("bench-results")
+Say = Callable[[str], None]
 
 
-def run(folder: Path = Path("bench-results")) -> dict[str, Any]:
-    """Run every part and write <folder>/core.json; the same document is returned."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+def run(
+    settings: Settings | None = None,
+    *,
+    repeats: int = 5,
+    rows: Collection[int] | None = None,
+    quick: bool = False,
+    say: Say | None = None,
+    folder: Path = FOLDER,
+) -> dict[str, Any]:
+    """Measure, write <folder>/core.json, and return the same document.
+
+    Args:
+        settings: whose server and disk are measured, in a database and a folder of their own; None: as configured.
+        rows: the rows wanted; None: all.
+        quick: smaller sizes and two repeats, under half a minute: to see that it works, not to quote.
+        say: told what is measured next.
+
+    Raises:
+        UsageError: a row that is not measured here.
+    """
+    if unknown := set(rows or ()) - set(PARTS):
+        raise UsageError(
+            f"bench core does not measure row {min(unknown)}; it measures {', '.join(map(str, PARTS))}."
+        )
+    pin_threads()
+    settings = settings or load_settings()
+    repeats = min(repeats, 2) if quick else repeats
+    before = machine()["load_average"]
+    with scratch_context(settings) as context:  # kept open: an embedded server is started once
+        described = database(context)
+        measured: list[Row] = []
+        for number, (doing, measure) in PARTS.items():
+            if rows is None or number in rows:
+                if say:
+                    say(f"row {number}: {doing}")
+                measured += measure(settings, repeats=repeats, quick=quick)
+    if quick:  # the targets are for the full sizes
+        measured = [replace(row, holds=None) for row in measured]
+    result = document(
+        "core",
+        measured,
+        postgresql=described,
+        load_average_before=before,
+        repeats=repeats,
+        quick=quick,
+        seed=0,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "core.json").write_text(
+        json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    return result
+
+
+def pin_threads() -> None:
+    """One thread for torch and faiss as for every other library (the package's import did that for the rest)."""
+    import faiss
     import torch
 
     torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    for part in PARTS:
-        rows += part.run()
-    document = {"schema_version": 1, "bench": "core", "host": host(seed=0), "rows": rows}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "core.json").write_text(json.dumps(document, indent=2, default=str) + "\n")
-    return document
+    faiss.omp_set_num_threads(1)
+
+
+def _ordering(settings: Settings | None = None, *, repeats: int = 5, quick: bool = False) -> list[Row]:
+    """Row 8, which needs neither a server nor a disk."""
+    n = 1_000_000 if quick else 10_000_000
+    return [Row(**row) for row in order_scores.run(repeats, n, window=n // 152)]
+
+
+PARTS: dict[int, tuple[str, Callable[..., list[Row]]]] = {
+    1: ("committing batches", commit_batch.run),
+    2: ("storing plans", load_plan.run),
+    4: ("writing extents", write_extent.run),
+    5: ("draining rollouts", drain_pipeline.run),
+    8: ("ordering scores", _ordering),
+    14: ("deploying a new model", deploy.run),
+}
+"""What measures each row, in the order of running."""

@@ -1,101 +1,115 @@
-"""What the benchmarks stand on: a ledger database of their own, a folder on the same disk, timing in turns."""
+"""What the benchmarks stand on: a ledger database of their own and a folder on the data folder's disk; both are removed."""
 
 from __future__ import annotations
 
 import os
-import platform
+import secrets
 import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from sqlalchemy.engine import URL
 
 from orchestrator.bootstrap import open_context
 from orchestrator.context import Context
+from orchestrator.errors import UsageError
 from orchestrator.ledger.rows import ModelRow
-from orchestrator.settings import load_settings
+from orchestrator.settings import Settings, load_settings
+
+SHOWN = ("server_version", "fsync", "synchronous_commit", "wal_sync_method", "full_page_writes", "wal_compression",
+         "shared_buffers")  # fmt: skip
 
 
 @contextmanager
-def scratch_context() -> Iterator[Context]:
-    """A context on a new, migrated database and a new folder, on the configured (or embedded) server; both are removed."""
-    settings = load_settings()
-    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=_made(settings.data_dir.absolute())))
-    name = f"hotrefresh_bench_{os.getpid()}"
+def scratch_folder(settings: Settings) -> Iterator[Path]:
+    """A folder inside the data folder, so on its disk."""
+    inside = settings.data_dir.absolute()
+    inside.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="bench-", dir=inside))
     try:
-        with open_context(settings) as outer:
-            url = outer.engine.url.render_as_string(hide_password=False).replace(
-                "postgresql+psycopg://", "postgresql://"
-            )
-            with psycopg.connect(url, autocommit=True) as connection:
-                connection.execute(f"CREATE DATABASE {name}")
-                try:
-                    own = {
-                        "database_url": url.rsplit("/", 1)[0] + f"/{name}",
-                        "broker_url": outer.broker.url,
-                        "data_dir": folder,
-                    }
-                    with open_context(settings.model_copy(update=own)) as context:
-                        yield context
-                finally:
-                    connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+@contextmanager
+def scratch_context(settings: Settings | None = None) -> Iterator[Context]:
+    """A context on a new, migrated database of the configured (or embedded) server, and a new folder.
+
+    Raises:
+        UsageError: the role may not create a database.
+    """
+    settings = settings or load_settings()
+    with (
+        scratch_folder(settings) as folder,
+        open_context(settings, migrate=False) as outer,
+        _database(outer.engine.url) as url,
+    ):
+        own = {
+            "database_url": url,
+            "broker_url": outer.broker.url,
+            "data_dir": folder,
+            "store_dir": None,
+            "model_dir": None,
+        }
+        with open_context(settings.model_copy(update=own)) as context:
+            yield context
 
 
-def in_turns(works: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each work, run one after the other in every repeat, so that a slow moment hits all."""
-    taken: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            taken[name].append(time.perf_counter() - started)
-    return taken
+@contextmanager
+def _database(server: URL) -> Iterator[str]:
+    """The URL of a new database beside the one of `server`, dropped at the end."""
+    name = f"hotrefresh_bench_{os.getpid()}_{secrets.token_hex(3)}"
+    plain = server.set(drivername="postgresql")
+    with psycopg.connect(plain.render_as_string(hide_password=False), autocommit=True) as connection:
+        try:
+            connection.execute(f"CREATE DATABASE {name}")
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise UsageError(
+                f"the database role {server.username!r} may not create databases, and benchmarks measure in one of their "
+                "own. Grant it CREATEDB, or unset HOTREFRESH_DATABASE_URL to use the embedded server."
+            ) from error
+        try:
+            yield plain.set(database=name).render_as_string(hide_password=False)
+        finally:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def medians(taken: dict[str, list[float]]) -> dict[str, float]:
-    """The median of each."""
-    return {name: statistics.median(values) for name, values in taken.items()}
+def another_context(context: Context) -> Context:
+    """One more process's view of the same ledger: connections of its own, no model loaded yet."""
+    return open_context(context.settings, migrate=False)
 
 
-def row(
-    number: int,
-    name: str,
-    value: float,
-    unit: str,
-    against: str,
-    ratio: float | None,
-    target: str,
-    holds: bool,
-) -> dict[str, Any]:
-    """One line of the table, in PERFORMANCE's format."""
-    return {
-        "row": number,
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "against": against,
-        "ratio": ratio,
-        "target": target,
-        "holds": holds,
-    }
+def database(context: Context) -> dict[str, Any]:
+    """The server's settings that a commit's price hangs on, and whether it writes to the disk that we measure."""
+    with context.engine.connect() as connection:
+        shown = {name: connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in SHOWN}
+    return {**shown, "same_disk": same_disk(context)}
 
 
-def register_network(context: Context, name: str, seed: int, dim: int = 64) -> ModelRow:
-    """A random small network as a registered model: what it finds does not matter here, only what it costs."""
+def same_disk(context: Context) -> bool | None:
+    """Whether the server's files lie on the data folder's file system; None where we cannot see them."""
+    from sqlalchemy.exc import DBAPIError
+
+    if context.engine.url.host not in ("localhost", "127.0.0.1", "::1", "", None):
+        return None
+    try:
+        with context.engine.connect() as connection:
+            folder = Path(connection.exec_driver_sql("SHOW data_directory").scalar_one())
+        return folder.stat().st_dev == context.settings.data_dir.stat().st_dev
+    except (DBAPIError, OSError):
+        return None
+
+
+def register_network(
+    context: Context, name: str, architecture: str, options: dict[str, Any], seed: int, dim: int = 64
+) -> ModelRow:
+    """An untrained image network as a registered model: what it finds does not matter here, only what it costs."""
     import torch
 
     from models.artifact import save_artifact
@@ -105,44 +119,17 @@ def register_network(context: Context, name: str, seed: int, dim: int = 64) -> M
 
     preprocessing = ImagePreprocessing()
     torch.manual_seed(seed)
-    options = {"widths": [16, 32, 64]}
-    network = architecture_module("convnet").build(options, dim, preprocessing)
+    network = architecture_module(architecture).build(options, dim, preprocessing)
     folder = context.settings.data_dir / f"artifact-{name}"
     save_artifact(
         folder,
         network.state_dict(),
         kind="encoder",
         name=name,
-        architecture="convnet",
+        architecture=architecture,
         options=options,
         modality="image",
         preprocessing=asdict(preprocessing),
         dim=dim,
     )
     return models.import_model(context, folder, name)
-
-
-def host(seed: int) -> dict[str, Any]:
-    """The machine and the versions that the figures were taken with."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = (
-        [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if cpuinfo.exists()
-        else []
-    )
-    return {
-        "processor": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-        "threads": os.environ.get("OMP_NUM_THREADS", "default"),
-        "load_average": os.getloadavg()[0],
-        "seed": seed,
-        "versions": {
-            name: version(name) for name in ("torch", "numpy", "faiss-cpu", "psycopg", "sqlalchemy", "celery")
-        },
-    }

@@ -79,6 +79,18 @@ def items_of_rows(connection: Connection, gallery_id: int, rows: Sequence[int]) 
     )
 
 
+def uris_of_rows(connection: Connection, gallery_id: int, rows: Sequence[int]) -> dict[int, str]:
+    """Row → URI of these rows: what a worker asks for each batch, so no object an item is made."""
+    result = execute(
+        connection,
+        "uris_of_rows",
+        "SELECT row, uri FROM item WHERE gallery_id = :gallery AND row = ANY(CAST(:rows AS bigint[]))",
+        gallery=gallery_id,
+        rows=list(rows),
+    )
+    return {int(row): str(uri) for row, uri in result}
+
+
 def item_by_key(connection: Connection, gallery_id: int, key: str) -> ItemRow | None:
     """An item by its key."""
     return fetch_one(
