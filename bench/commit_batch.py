@@ -18,8 +18,8 @@ from orchestrator.settings import Settings
 BATCH = 1024
 BLOCK = 4096
 SMALL, LARGE = 100_000, 100_000_000
-SAMPLES = 60  # a repeat; the small rollout has 98 batches
-PAUSE_S = 0.005
+SAMPLES = 30  # a repeat; the small rollout has 98 batches
+PAUSE_S = 0.015
 
 
 def run(settings: Settings | None = None, *, repeats: int = 5, quick: bool = False) -> list[Row]:
@@ -42,11 +42,11 @@ def run(settings: Settings | None = None, *, repeats: int = 5, quick: bool = Fal
             for name, values in _single(context, line, probe, of, samples).items():
                 taken.setdefault(name, []).extend(values)
         taken["per_item"] = in_turns({"items": lambda: _update_items(context)}, repeats)["items"]
-        burst = _one_after_another(context, line, probe, large_id, repeats, 4 * samples)
+        burst = _one_after_another(context, line, probe, large_id, repeats, 2 * samples)
         line.close()
         probe.close()
         disk = same_disk(context)
-    return _rows(taken, burst, (small, large), 4 * samples, disk)
+    return _rows(taken, burst, (small, large), 2 * samples, disk)
 
 
 def _single(
@@ -79,7 +79,7 @@ def _one_after_another(
         claims[:] = [claim(context, rollout_id) for _ in range(count if name == "commits" else 0)]
 
     works: dict[str, Callable[[], object]] = {
-        "flushes": lambda: [probe.sync() for _ in range(count)],
+        "flushes": lambda: probe.sync(count),
         "commits": lambda: [commit(line, each) for each in claims],
     }
     return {name: median(values) / count for name, values in in_turns(works, repeats, before).items()}
@@ -164,11 +164,12 @@ class Probe:
         self._block = os.urandom(BLOCK)
         self._at = 0
 
-    def sync(self) -> None:
-        """Write the next block durably."""
-        os.pwrite(self._descriptor, self._block, self._at % self._blocks * BLOCK)
-        os.fdatasync(self._descriptor)
-        self._at += 1
+    def sync(self, count: int = 1) -> None:
+        """Write the next `count` blocks, each durable before the next."""
+        for _ in range(count):
+            os.pwrite(self._descriptor, self._block, self._at % self._blocks * BLOCK)
+            os.fdatasync(self._descriptor)
+            self._at += 1
 
     def close(self) -> None:
         """Close the file."""

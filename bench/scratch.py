@@ -24,6 +24,9 @@ from orchestrator.settings import Settings, load_settings
 SHOWN = ("server_version", "fsync", "synchronous_commit", "wal_sync_method", "full_page_writes", "wal_compression",
          "shared_buffers")  # fmt: skip
 
+DEFAULTS = ("store_dir", "model_dir", "batch_size", "lease_s", "decode_threads")
+"""Settings that are not whoever runs the benchmark's: figures must compare."""
+
 
 @contextmanager
 def scratch_folder(settings: Settings) -> Iterator[Path]:
@@ -54,8 +57,7 @@ def scratch_context(settings: Settings | None = None) -> Iterator[Context]:
             "database_url": url,
             "broker_url": outer.broker.url,
             "data_dir": folder,
-            "store_dir": None,
-            "model_dir": None,
+            **{name: Settings.model_fields[name].default for name in DEFAULTS},
         }
         with open_context(settings.model_copy(update=own)) as context:
             yield context

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.output import Format, Output, plain, show_rows
+from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import working
 from cli.session import next_step
 
@@ -46,10 +46,11 @@ def bench(
     if name not in known:
         raise NotFoundError(f"there is no benchmark {name!r}; there are {', '.join(known)}.")
     with working(f"measuring {name}"):
-        rows = _run(folder, name)
-    show_rows("results", rows, COLUMNS, output)
+        measured = _run(folder, name)
+    if not show(measured, output):
+        draw(make_pairs(measured["host"]), make_table(measured["rows"], COLUMNS))
     next_step("bench")
-    if any(row.get("holds") is False for row in rows):
+    if any(row["holds"] is False for row in measured["rows"]):
         raise typer.Exit(ExitCode.ERROR)
 
 
@@ -80,15 +81,19 @@ def benchmarks(folder: Path) -> dict[str, str]:
     return found
 
 
-def _run(folder: Path, name: str) -> list[dict[str, Any]]:
+def _run(folder: Path, name: str) -> dict[str, Any]:
+    """The benchmark's document; one that returns rows only gets the machine's description around them."""
     sys.path.insert(0, str(folder.parent))  # before any other installed `bench`
     module = importlib.import_module(f"bench.{name}")
     values = module.run(**_wanted(module.run))
-    return list(plain(values["rows"] if isinstance(values, dict) else values))
+    if not isinstance(values, dict):
+        values = {"bench": name, "host": importlib.import_module("bench.result").machine(), "rows": values}
+    return dict(plain(values))
 
 
 def _wanted(run: Any) -> dict[str, Any]:
-    """A benchmark may ask where to narrate."""
-    from cli.session import say
+    """A benchmark may ask whose server and disk to measure, and where to narrate."""
+    from cli.session import say, settings
 
-    return {"say": say} if "say" in inspect.signature(run).parameters else {}
+    offered = {"settings": settings, "say": lambda: say}
+    return {name: offer() for name, offer in offered.items() if name in inspect.signature(run).parameters}

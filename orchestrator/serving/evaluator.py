@@ -17,7 +17,6 @@ from orchestrator.context import Context
 from orchestrator.core.flips import FlipCounts, FlipEvent, FlipStage, FlipTracker
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import top_k
-from orchestrator.errors import ConflictError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import flips as flip_queries
@@ -195,16 +194,3 @@ def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluato
             # A batch committed meanwhile rang somebody who found the lock taken: it would never be evaluated.
             if batch_queries.last_seq(connection, rollout.gallery_id) <= kept[rollout_id].seq:
                 return done
-
-
-def wait_evaluated(context: Context, rollout_id: int) -> None:
-    """Evaluate to the end in this process, where no worker does.
-
-    Raises:
-        ConflictError: the rollout was never deployed.
-    """
-    with transaction(context.engine) as connection:
-        rollout = rollout_queries.rollout_by_id(connection, rollout_id)
-    if rollout is None or rollout.deployed_at is None:
-        raise ConflictError(f"rollout {rollout_id} was never deployed; there is nothing to evaluate.")
-    evaluate_rollout(context, rollout_id, {})

@@ -1,0 +1,30 @@
+"""Benchmarks run through the real parts and leave nothing behind; how long they take is not looked at."""
+
+from __future__ import annotations
+
+import json
+
+import psycopg
+
+from bench import core
+
+
+def _databases(url: str) -> set[str]:
+    with psycopg.connect(url) as connection:
+        return {name for (name,) in connection.execute("SELECT datname FROM pg_database")}
+
+
+def test_a_quick_run_measures_in_a_database_and_a_folder_of_its_own(settings, tmp_path):
+    settings = settings.model_copy(update={"store_dir": tmp_path / "store"})
+    before = _databases(settings.database_url)
+    said: list[str] = []
+    result = core.run(settings, repeats=1, rows=[1, 14], quick=True, say=said.append, folder=tmp_path / "out")
+    assert said == ["row 1: committing batches", "row 14: deploying a new model"]
+    assert [row["row"] for row in result["rows"]] == [1, 1, 1, 1, 1, 14, 14]
+    assert {row["holds"] for row in result["rows"]} == {None}, "smaller sizes than the targets' claim nothing"
+    assert json.loads((tmp_path / "out" / "core.json").read_text()) == result
+    assert result["host"]["postgresql"]["synchronous_commit"] == "on"
+    assert result["host"]["postgresql"]["same_disk"] is True
+    assert _databases(settings.database_url) == before
+    assert not list(settings.data_dir.glob("bench-*"))
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
