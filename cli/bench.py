@@ -95,5 +95,6 @@ def _wanted(run: Any) -> dict[str, Any]:
     """A benchmark may ask whose server and disk to measure, and where to narrate."""
     from cli.session import say, settings
 
-    offered = {"settings": settings, "say": lambda: say}
-    return {name: offer() for name, offer in offered.items() if name in inspect.signature(run).parameters}
+    parameters = inspect.signature(run).parameters
+    wanted: dict[str, Any] = {"say": say} if "say" in parameters else {}
+    return wanted | ({"settings": settings()} if "settings" in parameters else {})
