@@ -280,10 +280,13 @@ class Pipeline:
     # -- what goes wrong ------------------------------------------------------------------------------------------
 
     def release(self, claim: Claim) -> None:
-        """Give a batch back that nothing is wrong with."""
+        """Give a batch back that nothing is wrong with; where the ledger is away, its lease runs out by itself."""
         self.leases.drop(claim)
-        with transaction(self.context.engine) as connection:
-            batch_queries.give_back(connection, claim, error=None, retry_in_s=0.0)
+        try:
+            with transaction(self.context.engine) as connection:
+                batch_queries.give_back(connection, claim, error=None, retry_in_s=0.0)
+        except (HotrefreshError, DBAPIError) as error:
+            self.abort(error)
 
     def fail(self, claim: Claim, error: HotrefreshError) -> None:
         """Give a failed batch back; a full or broken store, or the last attempt, ends the drain with the failure."""

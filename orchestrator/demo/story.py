@@ -125,7 +125,7 @@ def _tell(demo: Demo, context: Context, started: float) -> Path:
     from orchestrator.demo.report_data import ReportData
     from orchestrator.demo.text_story import text_story
     from orchestrator.ledger.database import transaction
-    from orchestrator.service import galleries
+    from orchestrator.service import galleries, rollouts
     from orchestrator.service.background import start_worker
     from orchestrator.service.names import find_gallery
 
@@ -160,7 +160,9 @@ def _tell(demo: Demo, context: Context, started: float) -> Path:
                 f"{seen.searches} searches meanwhile, {seen.failed_searches} failed"
             )
             story = collect.rollout_story(context, seen, audit)
-            flips = collect.worst_flips(context, _rollout(context, seen.rollout_id), (OLD, "glyphs-ract"))
+            flips = collect.worst_flips(
+                context, rollouts.reread(context, seen.rollout_id), (OLD, "glyphs-ract")
+            )
         with demo.stage("The same for texts: verses, wordllama 64-d to 256-d through an adapter"):
             text = text_story(
                 context,
@@ -335,12 +337,6 @@ def _refresh(
     live.wait_for_evaluation(context, seen.rollout_id)
     rollouts.finalize(context, seen.rollout_id)
     return seen, worker
-
-
-def _rollout(context: Context, rollout_id: int) -> Any:
-    from orchestrator.service import rollouts
-
-    return rollouts.reread(context, rollout_id)
 
 
 def _simulate(demo: Demo, temperature: float) -> list[SeedRun]:

@@ -188,6 +188,10 @@ def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluato
                 if rollout_id not in kept:
                     kept[rollout_id] = Evaluator(context, rollout_id)
                 done += kept[rollout_id].catch_up()
+            except BaseException:
+                # It may have applied what it could not write: only a new one, replaying the log, knows the last stage.
+                kept.pop(rollout_id, None)
+                raise
             finally:
                 locks.unlock_evaluator(connection, rollout_id)
                 connection.rollback()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import threading
 
 import numpy as np
 import pytest
 
-from orchestrator.errors import ConflictError, NotCertifiedError, NotFoundError
+from orchestrator.errors import ConflictError, NotCertifiedError, NotFoundError, UnreachableError
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import advance, galleries, rollouts
 from orchestrator.serving.matrix import load_matrix
@@ -98,7 +100,6 @@ def test_a_replica_that_follows_the_log_holds_what_a_fresh_one_loads(world):
 def test_the_stored_flips_are_those_of_a_full_search_at_every_stage(world):
     from orchestrator.core.flips import FlipCounts
     from orchestrator.core.metrics import top_k
-    from orchestrator.ledger.queries import models as model_queries
     from orchestrator.serving.embedding import encode_uris, load_query_set
     from orchestrator.serving.matrix import load_matrix as load
 
@@ -126,8 +127,6 @@ def test_the_stored_flips_are_those_of_a_full_search_at_every_stage(world):
 @pytest.fixture
 def flipping(world, tmp_path):
     """A rollout whose model moved far enough to lose answers and win them back; its certificate is made by hand."""
-    from orchestrator.ledger.queries import models as model_queries
-
     far = platform.register_network(world, tmp_path, "far", seed=0, moved=0.35)
     with world.engine.begin() as connection:
         gallery = gallery_queries.gallery_by_name(connection, "pics")
@@ -178,6 +177,56 @@ def test_an_evaluator_that_died_goes_on_where_it_was(world):
     whole = Evaluator(world, row.id)
     assert whole.catch_up() == len(resumed) - 1
     assert view(world, "flip_summary", rollout=row.id) == resumed
+
+
+def test_an_evaluator_that_could_not_write_is_not_asked_again(world, flipping, monkeypatch):
+    from orchestrator.serving import evaluator
+
+    written = view(world, "flip_summary", rollout=flipping.id)
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM flip")
+        connection.exec_driver_sql("DELETE FROM evaluation")
+    real, calls = evaluator.Evaluator._record, []
+
+    def fail_once(self, *arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise UnreachableError("the database went away")
+        real(self, *arguments)
+
+    monkeypatch.setattr(evaluator.Evaluator, "_record", fail_once)
+    kept = {}
+    with pytest.raises(UnreachableError):
+        evaluator.evaluate_rollout(world, flipping.id, kept)
+    evaluator.evaluate_rollout(world, flipping.id, kept)
+    again = view(world, "flip_summary", rollout=flipping.id)
+    assert [{**row, "at": None} for row in again] == [{**row, "at": None} for row in written]
+
+
+def test_the_writer_reads_on_when_the_ledger_is_away_while_batches_are_given_back(world, monkeypatch):
+    from workers import drain
+
+    row = advance.advance(world, platform.start(world).id)
+
+    def away(*arguments, **more):
+        raise UnreachableError("the database went away")
+
+    with world.engine.connect() as connection:
+        model = model_queries.model_by_name(connection, "kin")
+    pipeline = drain.Pipeline(world, row, world.encoder(model), "test", threading.Event(), lambda seq: None)
+    with world.engine.begin() as connection:
+        claim = batch_queries.claim_batch(connection, row.id, "test", 30)
+    pipeline.encoded.put(pipeline.prepare(claim))
+    pipeline.over.set()
+    monkeypatch.setattr(drain.batch_queries, "give_back", away)
+    writer = threading.Thread(target=pipeline.write, daemon=True)
+    writer.start()
+    pipeline.encoded.put(
+        None, timeout=30
+    )  # a writer that died would leave the encoder waiting here, or for its end
+    writer.join(timeout=30)
+    assert pipeline.encoded.empty(), "nobody reads what the encoder hands over"
+    assert isinstance(pipeline.result.failure, UnreachableError)
 
 
 def test_a_pair_that_was_never_measured_is_refused(world, tmp_path):
