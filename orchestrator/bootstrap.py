@@ -19,9 +19,11 @@ def open_context(settings: Settings | None = None, *, migrate: bool = True, **fl
         UnreachableError: a server does not answer, or an embedded one cannot start.
         UsageError: configuration that does not fit.
     """
+    from orchestrator import failpoints
     from orchestrator.broker import Broker
     from orchestrator.ledger import database
 
+    failpoints.arm_from_environment()
     settings = settings or load_settings(**flags)
     settings.artifacts.mkdir(parents=True, exist_ok=True)
     settings.extents.mkdir(parents=True, exist_ok=True)

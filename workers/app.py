@@ -5,6 +5,7 @@ from __future__ import annotations
 from celery import Celery
 
 from orchestrator.broker import make_app
+from orchestrator.failpoints import reach
 from workers.runtime import Runtime
 
 
@@ -20,7 +21,9 @@ def build_app(runtime: Runtime) -> Celery:
     @app.task(name="hotrefresh.drain")
     def drain(rollout_id: int) -> None:
         """A rollout has batches to claim."""
+        reach("heard")
         runtime.drain(int(rollout_id))
+        reach("acked")
 
     @app.task(name="hotrefresh.evaluate")
     def evaluate(rollout_id: int) -> None:

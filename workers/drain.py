@@ -31,6 +31,7 @@ from models.encoders import Encoder
 from models.errors import ItemError
 from orchestrator.context import Context
 from orchestrator.errors import HotrefreshError, UnreachableError
+from orchestrator.failpoints import reach
 from orchestrator.ledger.database import Line, transaction
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
@@ -114,11 +115,14 @@ class Pipeline:
             while not self.stop.is_set() and not self.over.is_set():
                 with transaction(self.context.engine) as connection:
                     claim = batch_queries.claim_batch(connection, self.rollout.id, self.owner, self.lease_s)
+                    reach("in_claim")
                 if claim is None:
                     break
                 self.leases.hold(claim)
+                reach("claimed")
                 try:
                     work = self.prepare(claim)
+                    reach("decoded")
                 except HotrefreshError as error:
                     self.fail(claim, error)
                     break
@@ -191,6 +195,7 @@ class Pipeline:
                 self.release(work.claim)
                 continue
             started = time.monotonic()
+            reach("mid_encode")
             work.encoded, work.failed = encode_or_bisect(self.encoder, work.prepared)
             work.encode_s = time.monotonic() - started
             self.result.encoder_busy_s += work.encode_s
@@ -242,9 +247,11 @@ class Pipeline:
             return
         vectors = self.vectors_of(work)
         started = time.monotonic()
+        reach("before_write")
         crc = self.extents.write(work.claim.no * self.rollout.batch_size, vectors)
         holes = sorted(work.holes)
         seq = self._commit(work, crc, holes, time.monotonic() - started)
+        reach("committed")
         self.leases.drop(work.claim)
         if seq is None:
             self.result.refused += 1
@@ -263,9 +270,12 @@ class Pipeline:
             "store_s": store_s,
         }
         try:
+            reach("in_commit")
             if not holes:
                 with self.line.use() as connection:
-                    return batch_queries.commit_batch(connection, work.claim, **outcome)
+                    seq = batch_queries.commit_batch(connection, work.claim, **outcome)
+                    reach("commit_unseen")
+                    return seq
             with transaction(self.context.engine) as connection:
                 seq = batch_queries.commit_batch(connection, work.claim, **outcome)
                 if seq is not None:

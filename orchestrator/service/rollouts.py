@@ -19,6 +19,7 @@ from orchestrator.errors import (
     UnreachableError,
     UsageError,
 )
+from orchestrator.failpoints import reach
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
@@ -165,6 +166,7 @@ def start(
     with transaction(context.engine) as connection:
         checked = check_start(context, connection, request)
         folder = new_folder(context.settings.extents, checked.gallery.id)
+        reach("before_insert")
         rollout_id = rollout_queries.insert_rollout(
             connection,
             gallery_id=checked.gallery.id,
@@ -198,6 +200,7 @@ def start(
         )
     from orchestrator.service.advance import deploy
 
+    reach("inserted")
     deploy(context, rollout_id, progress)
     wake(context, "advance", rollout_id)
     return reread(context, rollout_id)
@@ -237,6 +240,7 @@ def move(
         ) from None
     bump = verb in (Verb.PAUSE, Verb.CANCEL, Verb.ROLLBACK, Verb.FAIL)
     rollout_queries.set_state(connection, rollout.id, state.value, reason=reason, bump_generation=bump)
+    reach("in_state_change")
     if bump:
         rollout_queries.release_leases(connection, rollout.id)
     rollout_queries.write_audit(

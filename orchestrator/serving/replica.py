@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError, HotrefreshError
+from orchestrator.failpoints import reach
 from orchestrator.index import VectorIndex, make_index
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
@@ -114,10 +115,13 @@ class Replica:
         assert rollout is not None
         if entry.kind == "batch":
             rows, vectors = read_batch(connection, rollout, entry)
+            reach("replica_read")
             for at in range(0, len(rows), SLICE):
                 with self._lock.write():
                     self._served.index.replace(rows[at : at + SLICE], vectors[at : at + SLICE])
                     self._served.version[rows[at : at + SLICE]] = rollout.id
+                reach("replica_mid_apply")
+            reach("replica_applied")
             self.seq = entry.seq
             return False
         if entry.kind == "deployed" and rollout.adapter_id is None and rollout.kind == "upgrade":

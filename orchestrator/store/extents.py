@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import HotrefreshError, StoreFullError, UnreachableError
+from orchestrator.failpoints import reach
 
 Vectors = npt.NDArray[np.float32]
 
@@ -95,9 +96,12 @@ class ExtentFile:
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_RDWR)
             offset, done = first * self.dim * 4, 0
-            while done < len(data):
-                done += os.pwrite(self._descriptor, data[done:], offset + done)
+            for end in (len(data) // 2, len(data)):
+                while done < end:
+                    done += os.pwrite(self._descriptor, data[done:end], offset + done)
+                reach("mid_write" if end < len(data) else "written")
             os.fdatasync(self._descriptor)
+        reach("synced")
         return checksum.result()
 
     def map(self) -> Vectors:
