@@ -119,7 +119,7 @@ def embed(
                 f"If it was accepted, the embedding goes on: `hotrefresh rollout status -w {name}` shows it."
             )
             with working("asking for the embedding"):
-                from orchestrator.service.advance import embed_gallery
+                from orchestrator.service.embed import embed_gallery
 
                 row = embed_gallery(context, name, model, batch_size)
             start_worker(context, row.id)
@@ -132,7 +132,7 @@ def _embed_from_file(context: Context, name: str, model: str, path: Path) -> Rol
     import numpy as np
 
     from models.errors import UsageError
-    from orchestrator.service.advance import import_embeddings
+    from orchestrator.service.embed import import_embeddings
 
     try:
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -16,7 +16,7 @@ from cli.watch import document, finish, goes_on, screen, start_worker, wait_with
 if TYPE_CHECKING:
     from orchestrator.context import Context
     from orchestrator.ledger.rows import RolloutRow
-    from orchestrator.service.rollouts import StartRequest
+    from orchestrator.service.start import StartRequest
     from orchestrator.service.wait import RolloutStatus
 
 app = typer.Typer(no_args_is_help=True, help="Upgrades of a gallery's model.")
@@ -37,7 +37,7 @@ def _request(
     temperature: float, seed: int, lease_s: float | None,
 ) -> StartRequest:  # fmt: skip
     from models.errors import UsageError
-    from orchestrator.service.rollouts import StartRequest
+    from orchestrator.service.start import StartRequest
 
     known = ("auto", "head", "classes", "clusters")
     if prototypes not in known:
@@ -129,7 +129,7 @@ def start(
 
 
 def _start(context: Context, request: StartRequest) -> RolloutRow:
-    from orchestrator.service.rollouts import start
+    from orchestrator.service.start import start
 
     began, lifted = time.monotonic(), [0, 0.0]
     with progress(f"deploying {request.to_model}") as update:
@@ -271,7 +271,7 @@ def cancel(
 def finalize(rollout: RolloutName, output: Output = Format.TABLE) -> None:
     """Accept the upgrade once every item is re-embedded. It can be rolled back until its window closes."""
     with open_ledger() as context:
-        from orchestrator.service.rollouts import finalize
+        from orchestrator.service.finish import finalize
 
         _moved(context, finalize(context, rollout), output)
 

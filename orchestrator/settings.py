@@ -32,11 +32,14 @@ class Settings(BaseSettings):
     database_url: str | None = Field(None, description="PostgreSQL URL; unset: an embedded server")
     broker_url: str | None = Field(None, description="Redis or Valkey URL; unset: an embedded server")
     data_dir: Path = Field(Path(".hotrefresh"), description="embedded servers, models and extents live here")
-    store_dir: Path | None = Field(None, description="extents; default <data_dir>/extents")
+    store_dir: str | None = Field(
+        None, description="extents: a folder or a URL such as s3://bucket/prefix; default <data_dir>/extents"
+    )
     model_dir: Path | None = Field(None, description="model artifacts; default <data_dir>/models")
     batch_size: int = Field(1024, ge=1, le=65_536, description="items in a batch")
     lease_s: float = Field(30.0, gt=0.5, description="a batch's lease; renewed every third of it")
     heartbeat_s: float = Field(2.0, gt=0.05, description="a worker's heartbeat interval")
+    sweep_s: float = Field(5.0, gt=0.05, description="seconds between two rounds of the sweeper")
     decode_threads: int = Field(2, ge=1, le=64, description="threads that read and decode items in a worker")
     worker_idle_s: float = Field(
         60.0, gt=0, description="a worker started by a command leaves after this idle time"
@@ -44,9 +47,11 @@ class Settings(BaseSettings):
     buffer_size: int = Field(100, ge=10, description="candidates kept for each query by the flip evaluator")
 
     @property
-    def extents(self) -> Path:
-        """The folder of the extents, absolute."""
-        return (self.store_dir or self.data_dir / "extents").absolute()
+    def extents(self) -> str:
+        """Where the extents are: an absolute path, or a URL."""
+        if self.store_dir is not None and "://" in self.store_dir:
+            return self.store_dir
+        return str(Path(self.store_dir or self.data_dir / "extents").absolute())
 
     @property
     def artifacts(self) -> Path:

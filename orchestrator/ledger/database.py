@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from orchestrator.errors import ConflictError, UnreachableError, UsageError
 from orchestrator.settings import masked
 
-HEAD = "0002"
+HEAD = "0003"
 
 
 def open_engine(url: str, *, pooled: bool = True) -> Engine:

@@ -127,7 +127,7 @@ def worker_environment(settings: Settings) -> dict[str, str]:
     }
     paths = {
         "HOTREFRESH_DATA_DIR": str(settings.data_dir.absolute()),
-        "HOTREFRESH_STORE_DIR": str(settings.extents),
+        "HOTREFRESH_STORE_DIR": settings.extents,
         "HOTREFRESH_MODEL_DIR": str(settings.artifacts),
     }
     inherited = {name: value for name, value in os.environ.items() if name != "HOTREFRESH_CONFIG"}

@@ -22,7 +22,7 @@ from orchestrator.service.galleries import check_name
 from orchestrator.service.names import find_gallery, find_model
 from orchestrator.serving.embedding import encode_uris
 from orchestrator.serving.matrix import load_matrix
-from orchestrator.store.extents import sync_folder
+from orchestrator.store.local import sync_folder
 
 Progress = Callable[[int, int], None]
 # The demo's (models.recipes): a smaller net and a warmer contrast than for plain pairs.

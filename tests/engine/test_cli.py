@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from orchestrator.store.extents import read_rows
 
 from cli.main import main
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.service import advance, background, galleries, models, rollouts
+from orchestrator.service import advance, background, embed, galleries, models, rollouts
 from orchestrator.service.listings import model
-from orchestrator.store.extents import read_rows
 from tests.engine import platform
 
 MISTAKES = [
@@ -245,7 +245,7 @@ def test_items_that_cannot_be_read_are_quarantined_and_the_exit_code_says_so(
     (pictures / "class-00" / "0.png").write_bytes(b"no picture")
     galleries.create_gallery(context, "pics", str(pictures))
     platform.register_network(context, tmp_path, "old", seed=0)
-    row = advance.embed_gallery(context, "pics", "old")
+    row = embed.embed_gallery(context, "pics", "old")
     platform.work(context, row.id)
     code, _, err = hotrefresh("rollout", "status", "-w", "pics")
     assert code == ExitCode.QUARANTINED, err
