@@ -32,11 +32,14 @@ class Check:
     found: str
 
 
-def diagnose(settings: Settings, open_ledger: Callable[[], Context]) -> Iterator[Check]:
+def diagnose(
+    settings: Settings, open_ledger: Callable[[], Context], *, deep: bool = False
+) -> Iterator[Check]:
     """Every check, in the order in which one needs the other. Nothing is changed.
 
     Args:
         open_ledger: connects to the servers, or starts the embedded ones, and leaves the schema alone.
+        deep: also read every stored vector and check the invariants of every gallery.
     """
     yield _run("python", _python)
     yield _run("packages", _packages)
@@ -58,6 +61,15 @@ def diagnose(settings: Settings, open_ledger: Callable[[], Context]) -> Iterator
         if schema.ok and current(context.engine) == HEAD:
             yield _run("models", lambda: _models(context))
             yield _run("workers", lambda: _workers(context))
+            if deep:
+                yield from _invariants(context)
+
+
+def _invariants(context: Context) -> Iterator[Check]:
+    from orchestrator.service.invariants import check_invariants
+
+    for found in check_invariants(context):
+        yield Check(f"{found.invariant} {found.gallery}", found.ok, found.message)
 
 
 class _Finding(Exception):  # noqa: N818 - not an error: what a check found

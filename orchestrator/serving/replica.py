@@ -96,6 +96,11 @@ class Replica:
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
 
+    def snapshot(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
+        """What is served at one place of the log: vectors (n, dim), version (n,), both copies, and the place."""
+        with self._lock.read():
+            return self._served.index.vectors().copy(), self._served.version.copy(), self.seq
+
     def catch_up(self) -> int:
         """Apply every log entry that is new; returns how many."""
         applied = 0

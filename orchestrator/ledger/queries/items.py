@@ -241,3 +241,16 @@ def quarantined_recently(connection: Connection, rollout_id: int, from_seq: int,
             items=items,
         ).scalar_one()
     )
+
+
+def open_late_rows(connection: Connection, rollout_id: int) -> list[int]:
+    """Rows whose newest rank of a rollout waits for its batch."""
+    result = execute(
+        connection,
+        "open_late_rows",
+        """SELECT DISTINCT l.row FROM late_item l JOIN batch b ON b.rollout_id = l.rollout_id
+             AND l.rank >= b.first_rank AND l.rank < b.first_rank + b.n
+           WHERE l.rollout_id = :id AND b.state <> 'committed'""",
+        id=rollout_id,
+    )
+    return [int(row) for (row,) in result]

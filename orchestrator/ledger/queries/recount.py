@@ -108,3 +108,17 @@ def states_without_audit(connection: Connection) -> int:
                    WHERE newest.action = 'rollout.' || r.state)""",
         ).scalar_one()
     )
+
+
+def endless_leases(connection: Connection, rollout_id: int, lease_s: float) -> int:
+    """Leases that reach further into the future than a lease is long: 0 is right."""
+    return int(
+        execute(
+            connection,
+            "endless_leases",
+            """SELECT count(*) FROM batch WHERE rollout_id = :id AND state = 'leased'
+               AND lease_until > clock_timestamp() + make_interval(secs => 2 * :lease_s + 60)""",
+            id=rollout_id,
+            lease_s=lease_s,
+        ).scalar_one()
+    )
