@@ -18,20 +18,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.errors import HotrefreshError, StoreFullError, UnreachableError
+from orchestrator.errors import StoreFullError, UnreachableError
 from orchestrator.failpoints import reach
+from orchestrator.store.base import CorruptExtentError
+from orchestrator.store.local import sync_folder
 
 Vectors = npt.NDArray[np.float32]
 
 VECTORS, ADAPTED, ROWS = "vectors.f32", "adapted.f32", "rows.u32"
 
+__all__ = [
+    "ADAPTED", "ROWS", "VECTORS", "CorruptExtentError", "ExtentFile", "new_folder", "read_rows", "sync_folder", "write_rows",
+]  # fmt: skip
+
 _checksums = ThreadPoolExecutor(max_workers=2, thread_name_prefix="checksum")
-
-
-class CorruptExtentError(HotrefreshError):
-    """The bytes of an extent are not those that were committed."""
-
-    code = "corrupt_extent"
 
 
 def new_folder(root: Path, gallery_id: int) -> Path:
@@ -41,15 +41,6 @@ def new_folder(root: Path, gallery_id: int) -> Path:
         folder.mkdir(parents=True)
         sync_folder(folder.parent)
     return folder
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class ExtentFile:
