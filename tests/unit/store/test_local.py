@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -87,6 +88,34 @@ def test_a_sync_that_the_disk_fails_breaks_the_file(extents, monkeypatch):
             extents.write(0, 1, some(4))
     with pytest.raises(UnreachableError, match="earlier sync"):
         extents.write(0, 1, some(4))
+
+
+def test_a_write_beside_a_failing_sync_does_not_pass_for_durable(extents, monkeypatch):
+    syncing, go_on, outcomes = threading.Event(), threading.Event(), {}
+
+    def fail_the_first(descriptor):
+        if not syncing.is_set():
+            syncing.set()
+            go_on.wait(30)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def write(first):
+        try:
+            outcomes[first] = extents.write(first, 1, some(4))
+        except UnreachableError as error:
+            outcomes[first] = error
+
+    monkeypatch.setattr(os, "fdatasync", fail_the_first)
+    threads = [threading.Thread(target=write, args=(first,)) for first in (0, 4)]
+    threads[0].start()
+    assert syncing.wait(30)
+    threads[1].start()
+    threads[1].join(0.3)  # the kernel tells one of them only
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert all(isinstance(outcome, UnreachableError) for outcome in outcomes.values())
+    assert len(outcomes) == 2
 
 
 def test_a_folder_whose_sync_failed_breaks_the_file(extents, monkeypatch):
