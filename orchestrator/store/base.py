@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import re
 import secrets
 import zlib
@@ -28,7 +29,20 @@ CHUNK_ROWS = 65_536
 
 _FOLDER = re.compile(r"gallery-\d+/[0-9a-f]{16}")
 
-_checksums = ThreadPoolExecutor(max_workers=2, thread_name_prefix="checksum")
+
+def _new_pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=2, thread_name_prefix="checksum")
+
+
+_checksums = _new_pool()
+
+
+def _renew_pool() -> None:
+    global _checksums
+    _checksums = _new_pool()  # threads do not cross a fork; a checksum would be waited for without end
+
+
+os.register_at_fork(after_in_child=_renew_pool)
 
 
 class CorruptExtentError(HotrefreshError):

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import fsspec  # type: ignore[import-untyped]
 from fsspec.asyn import AsyncFileSystem  # type: ignore[import-untyped]
+from fsspec.registry import known_implementations  # type: ignore[import-untyped]
 
 from orchestrator.errors import UnreachableError, UsageError
 from orchestrator.store.base import store_full, translated
@@ -145,6 +146,8 @@ def _filesystem(scheme: str) -> Any:
         made = fsspec.filesystem(scheme, use_listings_cache=False, **OPTIONS.get(scheme, dict)())
     except ImportError as error:
         raise UsageError(f"stores at {scheme}:// need another package. Run: {_install(scheme)}") from error
+    except OSError as error:
+        raise translated(error, "open", f"{scheme}://") from error
     except ValueError as error:
         raise UsageError(
             f"there is no kind of store for {scheme}://; use a folder, s3://bucket/prefix or another URL of fsspec."
@@ -157,7 +160,7 @@ def _filesystem(scheme: str) -> Any:
 def _install(scheme: str) -> str:
     if scheme in ("s3", "s3a"):
         return "pip install 'hotrefresh[s3]'"
-    module = str(fsspec.registry.known_implementations[scheme]["class"]).partition(".")[0]
+    module = str(known_implementations[scheme]["class"]).partition(".")[0]
     return f"pip install {module}"
 
 
