@@ -112,7 +112,7 @@ def _parse(table: Any, number: int) -> Throttle:
         common["every_s"],
         common["patience_s"],
         probe,
-        {**table, "name": name, **common},
+        fields.resolved,
     )
 
 

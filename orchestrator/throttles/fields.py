@@ -19,8 +19,14 @@ class Fields:
 
     def __init__(self, table: Mapping[str, Any], where: str) -> None:
         self._table = dict(table)
-        self._taken: list[str] = []
+        self._taken: dict[str, Any] = {}
         self.where = where
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """The keys taken, with their defaults, as JSON can hold them; what was left out for good is not named."""
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in self._taken.items()}
+        return {key: value for key, value in values.items() if value not in (None, "")}
 
     def wrong(self, key: str, problem: str) -> UsageError:
         """The error for one key."""
@@ -84,24 +90,24 @@ class Fields:
 
     def variable(self, key: str) -> str | None:
         """The name of an environment variable, or None when the key is absent."""
-        if key not in self._table:
+        value = self.text(key, "")
+        if not value:
             return None
-        value = self.text(key)
         if not _VARIABLE.fullmatch(value):
             # Not repeated, for the same reason.
-            raise self.wrong(key, "is no name of an environment variable; put the URL in one and write its name")
+            raise self.wrong(
+                key, "is no name of an environment variable; put the URL in one and write its name"
+            )
         return value
 
     def finish(self) -> None:
         """Refuse what nobody took."""
-        unknown = sorted(map(str, self._table.keys() - set(self._taken)))
+        unknown = sorted(map(str, self._table.keys() - self._taken.keys()))
         if unknown:
             raise self.wrong(repr(unknown[0]), f"is no key of this kind; it has {', '.join(self._taken)}")
 
     def _take(self, key: str, default: Any, what: str) -> Any:
-        self._taken.append(key)
-        if key in self._table:
-            return self._table[key]
-        if default is _REQUIRED:
+        if key not in self._table and default is _REQUIRED:
             raise self.wrong(key, f"is missing; write {key} = {what}")
-        return default
+        self._taken[key] = self._table.get(key, default)
+        return self._taken[key]

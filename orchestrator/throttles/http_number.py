@@ -35,7 +35,7 @@ class HttpNumber:
 def _number(found: Any) -> float:
     try:
         if isinstance(found, bool) or not isinstance(found, str | int | float):
-            raise ValueError  # noqa: TRY301 - the same answer for everything that is no number
+            raise ValueError
         return float(found)
     except (ValueError, OverflowError):
         raise ProbeError(f"the endpoint answered with {str(found)[:40]!r}, which is no number") from None

@@ -27,7 +27,9 @@ def scrape(url: str, sample: str) -> list[Sample]:
     try:
         found = list(_samples(text, sample))
     except (ValueError, KeyError, IndexError) as error:
-        raise ProbeError(f"the metrics endpoint answered with text that is not Prometheus's: {error}") from None
+        raise ProbeError(
+            f"the metrics endpoint answered with text that is not Prometheus's: {error}"
+        ) from None
     if not found:
         raise ProbeError(f"the metrics endpoint holds no {sample}")
     return found

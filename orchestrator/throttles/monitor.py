@@ -6,6 +6,7 @@ probe that hangs stalls no worker: it counts as silent, and its thread, a daemon
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +122,9 @@ def _take_in(watched: _Watched, now: float) -> None:
     if late:
         read = _Read(read.begun, failure=f"the probe did not answer within {DEADLINE_S:g} s")
     watched.last = read
-    failed = bool(read.failure) or (read.value is not None and read.value != read.value)  # noqa: PLR0124 - NaN
+    # A refusal is an answer; a value that is not a number is none.
+    failed = bool(read.failure) and read.refused_status is None
+    failed = failed or (read.value is not None and math.isnan(read.value))
     if not failed:
         watched.failing_since = None
     elif watched.failing_since is None:

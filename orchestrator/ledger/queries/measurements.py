@@ -14,16 +14,26 @@ import psycopg
 from sqlalchemy import URL, make_url
 
 _STREAMING_REPLICAS = """/* hotrefresh.streaming_replicas */
-SELECT state IS NOT NULL AS visible, coalesce(extract(epoch FROM replay_lag), 0)::float8 AS lag_s
+SELECT state IS NOT NULL, coalesce(extract(epoch FROM replay_lag), 0)::float8,
+       (pg_current_wal_flush_lsn() - '0/0')::bigint, (coalesce(replay_lsn, flush_lsn, '0/0') - '0/0')::bigint
 FROM pg_stat_replication WHERE state IS DISTINCT FROM 'backup'"""
 
 
 @dataclass(frozen=True)
 class StreamingReplica:
-    """A replica that a server streams to. `visible`: this user may see its lag."""
+    """A replica that a server streams to.
+
+    Attributes:
+        visible: this user may see the rest.
+        lag_s: what the server last measured; 0 where it has measured nothing, be it that replay stands still.
+        written: the server's position in its log, bytes.
+        replayed: the replica's, bytes.
+    """
 
     visible: bool
     lag_s: float
+    written: int
+    replayed: int
 
 
 class NoScalarError(Exception):
@@ -31,14 +41,14 @@ class NoScalarError(Exception):
 
 
 def streaming_replicas(url: URL | str, timeout_s: float) -> list[StreamingReplica]:
-    """The replicas connected to a server; a lag that the server does not know (nothing to replay) is 0.
+    """The replicas connected to a server.
 
     Raises:
         psycopg.Error: no answer in time.
     """
     with _read_only(url, timeout_s) as connection:
         rows = connection.execute(_STREAMING_REPLICAS).fetchall()
-    return [StreamingReplica(bool(visible), float(lag_s)) for visible, lag_s in rows]
+    return [StreamingReplica(*row) for row in rows]
 
 
 def read_scalar(url: URL | str, statement: str, timeout_s: float) -> Any:
