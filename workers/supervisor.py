@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 from orchestrator.core.supervision import FIRST_DELAY_S, restart_delay_s
 from orchestrator.errors import ExitCode, HotrefreshError
@@ -230,14 +230,14 @@ class Supervisor:
                     except (OSError, ValueError):
                         continue
 
-    def _say(self, event: str, *, level: str = "info", **keywords: object) -> None:
+    def _say(self, event: str, *, level: str = "info", **keywords: Any) -> None:
         with self._output:
             try:
                 log(event, level=level, **keywords)
             except (OSError, ValueError):
                 return  # nobody reads us: no reason to stop
 
-    def _counts(self) -> dict[str, int]:
+    def _counts(self) -> dict[str, Any]:
         return {
             "restarts": sum(child.restarts for child in self._children),
             "gpu_errors": sum(child.gpu_errors for child in self._children),

@@ -80,8 +80,8 @@ class Watcher:
         sights = {row.pid: Sight(row.finished, frozenset(row.held), row.beat) for row in rows}
         self._watches = {pid: look(self._watches.get(pid), sight, now) for pid, sight in sights.items()}
         for pid, watch in self._watches.items():
-            if reason := stuck(watch, now, self._stuck_s):
-                self.verdicts.put((pid, reason))
+            if (why := stuck(watch, now, self._stuck_s)) is not None:
+                self.verdicts.put((pid, why))
         for pid in children.keys() - sights.keys():
             waited_s = now - max(children[pid], self._looking_since)
             if waited_s > max(REGISTER_WITHIN_S, self._stuck_s):

@@ -103,6 +103,11 @@ def audit(context, rollout_id):
     return found.lost, found.duplicated, found.falsified
 
 
+def spawned(found, count):
+    until(lambda: len(found.events("worker.spawned")) == count)
+    return [event["pid"] for event in found.events("worker.spawned")]
+
+
 def gone(processes):
     return all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes)
 
@@ -174,7 +179,7 @@ def test_five_fast_exits_trip_with_the_last_words(settings, supervise):
 
 def test_sigterm_ends_every_process_and_the_workers_sign_off(world, supervise):
     found = supervise("--processes", "2")
-    pids = [event["pid"] for event in until(lambda: len(e := found.events("worker.spawned")) == 2 and e)]
+    pids = spawned(found, 2)
     until(lambda: all(health(world, pid) for pid in pids))
     until(lambda: len(found.events("worker.started")) == 2)
     children = found.children()
@@ -188,12 +193,10 @@ def test_sigterm_ends_every_process_and_the_workers_sign_off(world, supervise):
 
 
 def test_a_second_signal_does_not_wait_for_a_worker_that_does_not_end(world, supervise):
-    platform.start(world)
+    row = platform.start(world)
     found = supervise(HOTREFRESH_TESTING="1", HOTREFRESH_FAIL_POINTS="mid_encode=hang:1")
     (first,) = until(lambda: found.events("worker.started"))
-    until(
-        lambda: world.engine.connect().exec_driver_sql("SELECT 1 FROM batch WHERE state = 'leased'").first()
-    )
+    until(lambda: status(world, row.id)["leased"] > 0)
     children = found.children()
     found.process.send_signal(signal.SIGINT)
     time.sleep(1)
@@ -208,7 +211,7 @@ def test_a_second_signal_does_not_wait_for_a_worker_that_does_not_end(world, sup
 )
 def test_workers_die_with_a_supervisor_that_is_killed(world, supervise):
     found = supervise("--processes", "2")
-    pids = [event["pid"] for event in until(lambda: len(e := found.events("worker.spawned")) == 2 and e)]
+    pids = spawned(found, 2)
     until(lambda: all(health(world, pid) for pid in pids))
     children = found.children()
     found.process.kill()
