@@ -40,6 +40,10 @@ class Settings(BaseSettings):
     lease_s: float = Field(30.0, gt=0.5, description="a batch's lease; renewed every third of it")
     heartbeat_s: float = Field(2.0, gt=0.05, description="a worker's heartbeat interval")
     sweep_s: float = Field(5.0, gt=0.05, description="seconds between two rounds of the sweeper")
+    throttle: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="[[throttle]] tables of the file: what holds a rollout's workers back",
+    )
     decode_threads: int = Field(2, ge=1, le=64, description="threads that read and decode items in a worker")
     worker_idle_s: float = Field(
         60.0, gt=0, description="a worker started by a command leaves after this idle time"

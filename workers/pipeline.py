@@ -136,6 +136,7 @@ class Pipeline:
 
     def feed(self) -> None:
         """Claim and decode until there is nothing to claim, or the drain is asked to stop."""
+        refusals = 0
         try:
             while not self.stop.is_set() and not self.over.is_set() and time.monotonic() < self.claim_until:
                 asked = time.monotonic()
@@ -143,9 +144,12 @@ class Pipeline:
                     claim = batch_queries.claim_batch(connection, self.rollout.id, self.owner, self.lease_s)
                     reach("in_claim")
                 if claim is None:
-                    if self._retry_is_near():
+                    # Asked twice: a batch may be given back between the claim and the look at what is due.
+                    refusals = 0 if self._more_may_come() else refusals + 1
+                    if refusals < 2:
                         continue
                     break
+                refusals = 0
                 if claim.attempt > poison.MAX_ATTEMPTS:
                     self.result.quarantined += poison.isolate(self.context, claim)
                     continue
@@ -163,7 +167,7 @@ class Pipeline:
         finally:
             self._put_end(self.ready)
 
-    def _retry_is_near(self) -> bool:
+    def _more_may_come(self) -> bool:
         """Wait a moment where a batch is due again soon, or ours may still fail; False: there is nothing to wait for."""
         if self.leases.holding():
             self.over.wait(0.02)

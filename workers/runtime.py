@@ -220,6 +220,7 @@ class Runtime:
                 if self._schema_moved():
                     return
                 self._sweep_if_due()
+                self._sweeper.throttle()
                 self._look_for_work()
             except HotrefreshError as error:
                 log("heartbeat.failed", level="error", worker_id=self.id, message=str(error))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -121,7 +122,7 @@ def log_tail(log: Path, begun_at: int = 0, lines: int = 5) -> str:
 def worker_environment(settings: Settings) -> dict[str, str]:
     """The environment that gives another process these very settings, paths absolute, secrets not in arguments."""
     given = {
-        f"HOTREFRESH_{name.upper()}": str(value)
+        f"HOTREFRESH_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in settings.model_dump(mode="json").items()
         if value is not None
     }

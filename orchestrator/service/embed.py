@@ -20,6 +20,7 @@ from orchestrator.service.start import FAILURE_BUDGET
 from orchestrator.service.wakeups import relay, request_wakeup
 from orchestrator.serving.matrix import extents_of
 from orchestrator.store import new_folder
+from orchestrator.throttles import resolved
 
 
 def embed_gallery(
@@ -124,6 +125,7 @@ def _insert_initial(
                 "lane": "backfill",
                 "speed": 1.0,
                 "failure_budget": FAILURE_BUDGET,
+                "throttles": resolved(context.settings.throttle),
             },
             batch_size=batch_size,
             n_items=n_items,

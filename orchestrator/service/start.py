@@ -22,6 +22,7 @@ from orchestrator.service.names import find_adapter, find_gallery, find_model
 from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.wakeups import relay, request_wakeup
 from orchestrator.store import new_folder
+from orchestrator.throttles import resolved
 
 ROLLBACK_WINDOW = timedelta(days=7)
 # The part of the last 1,000 items that may go into quarantine before the rollout is paused.
@@ -114,6 +115,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         "lane": request.lane,
         "speed": 1.0,
         "failure_budget": FAILURE_BUDGET,
+        "throttles": resolved(context.settings.throttle),
     }
     return Checked(
         gallery,

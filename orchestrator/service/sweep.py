@@ -22,6 +22,7 @@ from orchestrator.ledger.queries import workers as worker_queries
 from orchestrator.ledger.rows import RolloutRow
 from orchestrator.service.finish import complete
 from orchestrator.service.rollouts import acknowledge, locked
+from orchestrator.service.throttling import Throttler
 from orchestrator.service.wakeups import relay, request_wakeup
 
 DUTY = "sweeper"
@@ -38,13 +39,19 @@ class Sweeper:
     context: Context
     owner: str
     _recounted: float = field(default=float("-inf"))
+    _on_duty: bool = False
+    _throttler: Throttler = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._throttler = Throttler(self.context)
 
     def sweep(self) -> bool:
         """Take the duty and do it once; False: somebody else does."""
         with transaction(self.context.engine) as connection:
             # Three intervals: a sweeper that died is replaced within that time.
             lease_s = 3 * self.context.settings.sweep_s
-            if not wakeup_queries.take_duty(connection, DUTY, self.owner, lease_s):
+            self._on_duty = wakeup_queries.take_duty(connection, DUTY, self.owner, lease_s)
+            if not self._on_duty:
                 return False
             rollouts = rollout_queries.active_rollouts(connection)
             worker_queries.retire_silent(connection, SILENT_INTERVALS)
@@ -57,6 +64,11 @@ class Sweeper:
             for row in rollouts:
                 recount(self.context, row.id)
         return True
+
+    def throttle(self) -> None:
+        """Ask the throttles, where this process has the duty; more often than a round is."""
+        if self._on_duty:
+            self._throttler.poll()
 
     def give_up(self) -> None:
         """Leave the duty to others."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from orchestrator.context import Context
@@ -15,6 +16,7 @@ from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import RolloutRow
 from orchestrator.service.rollouts import locked, reread
+from orchestrator.throttles import resolved
 
 LANES = ("urgent", "backfill", "repair")
 
@@ -57,6 +59,18 @@ def _lane(text: str) -> str:
     return text
 
 
+def _throttles(text: str) -> list[dict[str, Any]]:
+    if text == "none":
+        return []
+    try:
+        tables = tomllib.loads(Path(text).read_text(encoding="utf-8")).get("throttle", [])
+    except OSError as error:
+        raise ValueError(f"the file cannot be read ({error.strerror})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"the file is not valid TOML ({error})") from None
+    return resolved(tables)
+
+
 SETTINGS = {
     "speed": Setting(_number(0, 1, open_low=True), "the part of the time that workers encode, above 0 to 1"),
     "window": Setting(_window, "batches in flight at once over all workers, or none for no limit"),
@@ -64,6 +78,7 @@ SETTINGS = {
     "lane": Setting(_lane, "which rollout workers take first: urgent, backfill, repair"),
     "failure_budget": Setting(_number(0, 1), "the part of the last 1,000 items that may go into quarantine"),
     "lease_s": Setting(_number(0.5, 86_400), "seconds of a batch's lease; for batches claimed from now on"),
+    "throttles": Setting(_throttles, "a TOML file with [[throttle]] tables, or none"),
     "rollback_window_s": Setting(
         _number(0, 10 * 365 * 86_400), "seconds after finalize in which it can go back"
     ),
@@ -122,8 +137,3 @@ def set_values(context: Context, name: str | int, values: dict[str, Any]) -> Rol
 def current(row: RolloutRow) -> dict[str, Any]:
     """Every setting and resolved value of a rollout."""
     return {"order": row.order_name, "batch_size": row.batch_size, "window": None, **row.config}
-
-
-def throttles_of(row: RolloutRow) -> str:
-    """The throttles that a rollout was submitted with, as JSON."""
-    return json.dumps(row.config.get("throttles", []))

@@ -32,7 +32,8 @@ WITH allowed AS (
     UPDATE gallery_log SET last_seq = last_seq + 1 FROM mine WHERE gallery_log.gallery_id = mine.gallery_id
     RETURNING last_seq
 ), counted AS (
-    UPDATE rollout SET committed_batches = committed_batches + 1, last_progress_at = clock_timestamp(), failures_in_row = 0,
+    UPDATE rollout SET committed_batches = committed_batches + 1, last_progress_at = clock_timestamp(),
+           failures_in_row = CASE WHEN CAST(:crc AS bigint) IS NULL THEN failures_in_row ELSE 0 END,
            committed_items = committed_items + mine.n - coalesce(cardinality(outcome.holes), 0),
            quarantined_items = quarantined_items + coalesce(cardinality(outcome.holes), 0)
     FROM mine, outcome WHERE id = mine.rollout_id

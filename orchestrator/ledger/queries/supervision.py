@@ -9,9 +9,6 @@ from sqlalchemy import Connection
 
 from orchestrator.ledger.queries.run import execute, fetch_all
 
-# The batch's own key beside its rollout. Becomes `first_rank` with the migration that renames the column: only this line.
-_BATCH_KEY = "no"
-
 
 @dataclass(frozen=True)
 class SupervisedWorker:
@@ -40,14 +37,14 @@ def supervised_workers(connection: Connection, host: str, pids: Sequence[int]) -
         connection,
         SupervisedWorker,
         "supervised_workers",
-        f"""SELECT DISTINCT ON (w.pid) w.id, w.pid, w.success_count + w.error_count AS finished,
+        """SELECT DISTINCT ON (w.pid) w.id, w.pid, w.success_count + w.error_count AS finished,
                    extract(epoch FROM w.last_heartbeat)::float8 AS beat,
-                   ARRAY(SELECT concat_ws('/', b.rollout_id, b.{_BATCH_KEY}, b.fence)
+                   ARRAY(SELECT concat_ws('/', b.rollout_id, b.first_rank, b.fence)
                          FROM rollout r JOIN batch b ON b.rollout_id = r.id
-                         WHERE r.state = 'backfilling' AND b.state = 'leased' AND b.lease_owner = w.id
+                         WHERE r.state IN ('backfilling', 'finalized') AND b.state = 'leased' AND b.lease_owner = w.id
                            AND b.lease_until > clock_timestamp()) AS held
             FROM worker w WHERE w.host = :host AND w.pid = ANY(:pids) AND w.stopped_at IS NULL
-            ORDER BY w.pid, w.started_at DESC""",  # noqa: S608 - a constant of this file
+            ORDER BY w.pid, w.started_at DESC""",
         host=host,
         pids=list(pids),
     )
