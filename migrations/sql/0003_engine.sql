@@ -101,6 +101,15 @@ CREATE TABLE duty (
     until  timestamptz NOT NULL
 );
 
+-- An item's place in a rollout's order; NULL for an item that came after the plan.
+CREATE OR REPLACE FUNCTION rank_of(p_rollout bigint, p_row bigint) RETURNS bigint
+LANGUAGE sql STABLE PARALLEL SAFE SECURITY DEFINER SET search_path = hotrefresh AS $$
+    SELECT CASE WHEN length(b) = 4 THEN
+               get_byte(b, 0) + get_byte(b, 1) * 256 + get_byte(b, 2) * 65536 + get_byte(b, 3)::bigint * 16777216 END
+    FROM (SELECT substring(ranks FROM (p_row % 65536)::integer * 4 + 1 FOR 4) AS b
+          FROM hotrefresh.plan_chunk WHERE rollout_id = p_rollout AND no = p_row / 65536) AS slice
+$$;
+
 -- The version an item is served in: the newest rollout that has a committed batch with one of the item's ranks.
 -- Of several ranks the last committed content counts; changed content that could not be embedded leaves no version.
 CREATE FUNCTION embedding_version(p_gallery bigint, p_row bigint)

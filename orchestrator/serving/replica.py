@@ -117,6 +117,7 @@ class Replica:
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
         """Apply one entry; True when the whole gallery was loaded anew."""
         if entry.kind == "deleted":
+            self._grow(max(entry.rows) + 1)
             self._empty(np.array(entry.rows, np.int64))
             self.seq = entry.seq
             return False
@@ -163,7 +164,6 @@ class Replica:
 
     def _empty(self, rows: npt.NDArray[np.int64]) -> None:
         """These rows have no vector from now on."""
-        rows = rows[rows < len(self._served.version)]
         if len(rows):
             with self._lock.write():
                 vectors = np.zeros((len(rows), self._served.index.vectors().shape[1]), np.float32)
