@@ -39,9 +39,12 @@ class Settings(BaseSettings):
     batch_size: int = Field(1024, ge=1, le=65_536, description="items in a batch")
     lease_s: float = Field(30.0, gt=0.5, description="a batch's lease; renewed every third of it")
     heartbeat_s: float = Field(2.0, gt=0.05, description="a worker's heartbeat interval")
+    stuck_s: float = Field(
+        45.0, gt=0, description="a supervised worker that finishes no batch for this long is replaced"
+    )
     sweep_s: float = Field(5.0, gt=0.05, description="seconds between two rounds of the sweeper")
     throttle: list[dict[str, Any]] = Field(
-        default_factory=list,
+        [],
         description="[[throttle]] tables of the file: what holds a rollout's workers back",
     )
     decode_threads: int = Field(2, ge=1, le=64, description="threads that read and decode items in a worker")

@@ -99,7 +99,9 @@ CREATE VIEW reporting.coverage_by_model AS
 WITH held AS (
     SELECT r.gallery_id, r.to_model_id, r.id, r.state IN ('finalized', 'finalizable') AS finished, g.name,
            g.n_items - g.n_deleted AS live,
-           r.committed_items - coalesce((SELECT sum(items) FROM replaced WHERE older_id = r.id), 0) AS items
+           r.committed_items - coalesce((SELECT sum(items) FROM replaced p JOIN rollout n ON n.id = p.rollout_id
+               WHERE p.older_id = r.id AND n.state IN ('deployed', 'backfilling', 'paused', 'finalizable', 'finalized', 'superseded')
+           ), 0) AS items
     FROM rollout r JOIN gallery g ON g.id = r.gallery_id
     WHERE r.state IN ('deployed', 'backfilling', 'paused', 'finalizable', 'finalized', 'superseded')
       AND r.reclaimed_at IS NULL

@@ -14,6 +14,7 @@ from orchestrator.errors import ConflictError, UnreachableError, UsageError
 from orchestrator.settings import masked
 
 HEAD = "0003"
+IDLE_IN_TRANSACTION_S = 20
 
 
 def open_engine(url: str, *, pooled: bool = True) -> Engine:
@@ -34,7 +35,14 @@ def open_engine(url: str, *, pooled: bool = True) -> Engine:
     return create_engine(
         url,
         connect_args={
-            "options": "-c search_path=hotrefresh -c timezone=UTC -c plan_cache_mode=force_generic_plan",
+            "options": "-c search_path=hotrefresh -c timezone=UTC -c plan_cache_mode=force_generic_plan "
+            # A process that was frozen in the middle of a transaction must not hold its row locks for ever.
+            f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_S * 1000}",
+            # A connection that nobody answers on is given up within these seconds, whatever the kernel's default.
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
             "connect_timeout": 5,
             "application_name": "hotrefresh",
             "prepare_threshold": 1,  # the same few statements, thousands of times

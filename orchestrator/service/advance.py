@@ -34,14 +34,14 @@ ADAPT_CHUNK = 65_536
 @contextmanager
 def sole_mover(context: Context, rollout_id: int) -> Iterator[bool]:
     """Whether this process alone may move the rollout; the lock ends with the connection, so with the process."""
-    with context.engine.connect() as connection:
+    # Autocommit: the lock is the session's, and a transaction that idles while a plan is scored would be ended.
+    with context.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         got = locks.try_lock_rollout(connection, rollout_id)
         try:
             yield got
         finally:
             if got:
                 locks.unlock_rollout(connection, rollout_id)
-            connection.rollback()
 
 
 def advance(context: Context, rollout_id: int) -> RolloutRow:

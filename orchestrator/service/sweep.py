@@ -54,6 +54,8 @@ class Sweeper:
             if not self._on_duty:
                 return False
             rollouts = rollout_queries.active_rollouts(connection)
+            # Of every rollout, also of one that is over: a claim may land after the cancel that it overtook.
+            batch_queries.release_expired(connection)
             worker_queries.retire_silent(connection, SILENT_INTERVALS)
             wakeup_queries.forget_sent(connection, FORGET_SENT_S)
         for row in rollouts:
@@ -80,7 +82,6 @@ class Sweeper:
             acknowledge(self.context, row.id)
             return
         with transaction(self.context.engine) as connection:
-            batch_queries.release_leases(connection, row.id, expired_only=True)
             task = missing_task(connection, row)
             if task is not None:
                 request_wakeup(connection, task, row.id)

@@ -194,7 +194,8 @@ def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluato
         kept: evaluators of this process by rollout, so that the next call goes on where this one ended.
     """
     done = 0
-    with context.engine.connect() as connection:
+    # Autocommit: the lock is the session's, and a transaction that idles while batches are evaluated would be ended.
+    with context.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while True:
             rollout = rollout_queries.rollout_by_id(connection, rollout_id)
             if rollout is None or rollout.kind != "upgrade" or rollout.deployed_at is None:
@@ -204,7 +205,7 @@ def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluato
             if not locks.try_lock_evaluator(connection, rollout_id):
                 return done  # whoever holds it looks at the log once more after letting go
             try:
-                if rollout.state in ("cancelled", "rolled_back", "failed"):
+                if rollout.state in ("cancelled", "rolled_back", "failed", "superseded"):
                     kept.pop(rollout_id, None)
                     return done
                 if rollout_id not in kept:
@@ -216,7 +217,6 @@ def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluato
                 raise
             finally:
                 locks.unlock_evaluator(connection, rollout_id)
-                connection.rollback()
             if kept[rollout_id].stale:
                 kept.pop(
                     rollout_id

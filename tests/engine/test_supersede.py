@@ -88,7 +88,7 @@ def test_every_mix_must_be_certified(context, half_way, certified):
 def three(context, half_way):
     for old in ("old", "kin"):
         assert platform.certify_pair(context, old, "kin3") == "certified"
-    row = advance.advance(context, platform.start(context, "kin3", supersede=True).id)
+    row = advance.advance(context, platform.start(context, "kin3", supersede=True, order="row").id)
     return half_way, row
 
 
@@ -96,7 +96,7 @@ def test_rows_of_three_versions_are_served_and_counted(context, half_way):
     follower = Replica(context, gallery(context))
     for old in ("old", "kin"):
         platform.certify_pair(context, old, "kin3")
-    row = advance.advance(context, platform.start(context, "kin3", supersede=True).id)
+    row = advance.advance(context, platform.start(context, "kin3", supersede=True, order="row").id)
     assert rollouts.reread(context, half_way.id).state == "superseded"
     work_some(context, row.id, 5)
     assert set(versions(context)) == {"old", "kin", "kin3"}

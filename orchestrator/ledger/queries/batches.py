@@ -275,6 +275,16 @@ def release_leases(connection: Connection, rollout_id: int, *, expired_only: boo
     ).rowcount
 
 
+def release_expired(connection: Connection) -> int:
+    """Take back every lease that has run out, whatever its rollout; returns how many."""
+    return execute(
+        connection,
+        "release_expired",
+        """UPDATE batch SET state = 'pending', lease_owner = NULL, lease_until = NULL
+           WHERE state = 'leased' AND lease_until < clock_timestamp()""",
+    ).rowcount
+
+
 def count_leased(connection: Connection, rollout_id: int) -> int:
     """Batches that somebody holds."""
     return int(
