@@ -233,6 +233,7 @@ def test_nobody_is_judged_while_the_ledger_is_away(world, supervise, servers):
     (pid,) = spawned(found, 1)
     first = until(lambda: (row := health(world, pid)) and row["last_heartbeat"])
     until(lambda: health(world, pid)["last_heartbeat"] > first)
+    time.sleep(1.3)  # a look has seen this beat: what it sees after the outage will be the same
     name = world.engine.url.database
     with psycopg.connect(servers.database_url, autocommit=True) as connection:
         connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
