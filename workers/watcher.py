@@ -22,6 +22,8 @@ from orchestrator.ledger.queries.supervision import end_worker, supervised_worke
 from orchestrator.settings import Settings
 
 LOOK_EVERY_S = 1.0
+# As many missed heartbeats as make a worker count as not live in the ledger.
+BEATS_MISSED = 3
 # A worker that has not registered by then hangs while it starts: importing torch takes seconds, rarely tens of them.
 REGISTER_WITHIN_S = 90.0
 
@@ -33,6 +35,7 @@ class Watcher:
         """`say`: writes a log line (event, level, keywords)."""
         self._settings = settings
         self._stuck_s = stuck_s
+        self._silent_s = max(stuck_s, BEATS_MISSED * settings.heartbeat_s)
         self._say = say
         self.children: dict[int, float] = {}  # pid → when it was started, by the monotonic clock
         self.verdicts: queue.Queue[tuple[int, str]] = queue.Queue()
@@ -80,7 +83,7 @@ class Watcher:
         sights = {row.pid: Sight(row.finished, frozenset(row.held), row.beat) for row in rows}
         self._watches = {pid: look(self._watches.get(pid), sight, now) for pid, sight in sights.items()}
         for pid, watch in self._watches.items():
-            if (why := stuck(watch, now, self._stuck_s)) is not None:
+            if (why := stuck(watch, now, self._stuck_s, self._silent_s)) is not None:
                 self.verdicts.put((pid, why))
         for pid in children.keys() - sights.keys():
             waited_s = now - max(children[pid], self._looking_since)

@@ -50,13 +50,18 @@ def look(watch: Watch | None, sight: Sight, now: float) -> Watch:
     )
 
 
-def stuck(watch: Watch, now: float, stuck_s: float) -> str | None:
-    """Why the worker is to be replaced, or None."""
-    unfinished_s, silent_s = now - watch.unfinished_since, now - watch.beaten_at
-    if watch.sight.held and unfinished_s >= stuck_s:
-        return f"held {len(watch.sight.held)} batches and finished none for {unfinished_s:.0f} s"
-    if silent_s >= stuck_s:
-        return f"had no heartbeat for {silent_s:.0f} s"
+def stuck(watch: Watch, now: float, stuck_s: float, silent_s: float) -> str | None:
+    """Why the worker is to be replaced, or None.
+
+    Args:
+        stuck_s: longest time that it may hold batches and finish none.
+        silent_s: longest time without a heartbeat; several of its intervals.
+    """
+    unfinished_for_s, silent_for_s = now - watch.unfinished_since, now - watch.beaten_at
+    if watch.sight.held and unfinished_for_s >= stuck_s:
+        return f"held {len(watch.sight.held)} batches and finished none for {unfinished_for_s:.0f} s"
+    if silent_for_s >= silent_s:
+        return f"had no heartbeat for {silent_for_s:.0f} s"
     return None
 
 

@@ -71,8 +71,4 @@ def build(fields: Fields, limit: float) -> SqlNumber:
 
 
 LIMIT_MOST = 1e300
-EXAMPLE = {
-    "kind": KIND,
-    "limit": 100,
-    "query": "SELECT count(*) FROM pg_stat_activity WHERE state = 'active'",
-}
+EXAMPLE = {"kind": KIND, "limit": 0.5, "query": "SELECT pg_notification_queue_usage()"}

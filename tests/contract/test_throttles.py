@@ -1,105 +1,21 @@
-"""Every registered probe against real parts: HTTP on loopback, PostgreSQL with a standby, Prometheus's own text."""
+"""Every registered probe against real parts: HTTP on loopback, PostgreSQL, Prometheus's own text."""
 
 from __future__ import annotations
 
-import threading
 import time
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from zoneinfo import ZoneInfo
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
 
 from orchestrator.errors import UsageError
-from orchestrator.ledger.database import open_engine
 from orchestrator.throttles import KINDS, ProbeError, ProbeRefused, Surroundings, parse_throttles, resolved
-from orchestrator.throttles.monitor import ANSWER_WITHIN_S, DEADLINE_S, Clock, ThrottleMonitor
+from orchestrator.throttles.monitor import DEADLINE_S
+from tests.contract import throttle_parts
+from tests.contract.throttle_parts import HOURS, HTTP, NOON, SQL, probe, read, serving
 
-NOON = datetime(2025, 6, 2, 12, 0, tzinfo=UTC)
-
-
-class Endpoint(ThreadingHTTPServer):
-    """Answers what the test puts in."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        self.status, self.body, self.headers, self.wait_s, self.drip_s = 200, b"1", {}, 0.0, 0.0
-        self.asked = 0
-        self.release = threading.Event()
-        super().__init__(("127.0.0.1", 0), _Handler)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/x"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_GET(self) -> None:
-        server = self.server
-        server.asked += 1
-        if server.wait_s:
-            server.release.wait(server.wait_s)
-        try:
-            self.send_response(server.status)
-            for name, value in server.headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            for byte in server.body if server.drip_s else [server.body]:
-                self.wfile.write(bytes([byte]) if server.drip_s else byte)
-                self.wfile.flush()
-                if server.drip_s:
-                    server.release.wait(server.drip_s)
-        except ConnectionError:
-            pass  # the probe gave up, as it should
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on the test's stderr."""
-
-
-@contextmanager
-def serving():
-    server = Endpoint()
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        yield server
-    finally:
-        server.release.set()
-        server.shutdown()
-        server.server_close()
-
-
-@pytest.fixture
-def endpoint():
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture
-def engine(settings):
-    engine = open_engine(settings.database_url, pooled=False)
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def nowhere():
-    """An engine to a port where nobody listens, for probes that need no database."""
-    engine = open_engine("postgresql://x@127.0.0.1:9/x", pooled=False)
-    yield engine
-    engine.dispose()
-
-
-def probe(**table):
-    return parse_throttles([table])[0].probe
-
-
-def read(table, engine, now=NOON, **environment):
-    return probe(**table).read(Surroundings(engine, now, environment))
+endpoint, engine, nowhere = throttle_parts.endpoint, throttle_parts.engine, throttle_parts.nowhere
 
 
 # -- every kind ---------------------------------------------------------------------------------------------------
@@ -144,11 +60,6 @@ def test_every_kind_answers_a_number_nothing_or_a_probe_error_in_time(kind, nowh
         value = None
     assert value is None or isinstance(value, float)
     assert time.monotonic() - begun < DEADLINE_S + 10 * (kind == "gpu_memory")  # torch is imported there
-
-
-HTTP = {"kind": "http", "limit": 5, "url": "http://127.0.0.1:1/"}
-SQL = {"kind": "sql", "limit": 5, "query": "SELECT 1"}
-HOURS = {"kind": "hours", "allow": ["22:00-06:00"], "tz": "Europe/Berlin"}
 
 
 @pytest.mark.parametrize(
@@ -441,97 +352,3 @@ def test_gpu_memory_is_a_fraction_with_cuda_and_does_not_apply_without(nowhere):
 
     found = read({"kind": "gpu_memory", "limit": 0.9}, nowhere)
     assert found is None if not torch.cuda.is_available() else 0 < found <= 1
-
-
-# -- monitor ------------------------------------------------------------------------------------------------------
-
-
-class Hand:
-    """A clock moved by hand."""
-
-    def __init__(self) -> None:
-        self.at = 0.0
-        self.clock = Clock(lambda: self.at, lambda: NOON + timedelta(seconds=self.at))
-
-
-@pytest.fixture
-def hand():
-    return Hand()
-
-
-def test_the_monitor_holds_back_names_the_reason_and_goes_on(endpoint, nowhere, hand):
-    endpoint.body = b"6"
-    monitor = ThrottleMonitor([HTTP | {"url": endpoint.url}], nowhere, hand.clock)
-    held = monitor.poll()
-    assert (held.reason, held.value, held.limit, held.since) == ("http", 6.0, 5.0, NOON.timestamp())
-    endpoint.body = b"4.8"
-    hand.at = 5.0
-    assert monitor.poll().value == 4.8
-    endpoint.body = b"4"
-    hand.at = 10.0
-    assert monitor.poll() is None
-
-
-def test_the_monitor_reads_at_the_probes_interval_however_often_it_is_asked(endpoint, nowhere, hand):
-    monitor = ThrottleMonitor([HTTP | {"url": endpoint.url, "every_s": 7}], nowhere, hand.clock)
-    for second in range(22):
-        hand.at = float(second)
-        monitor.poll()
-    assert endpoint.asked == 4
-
-
-def test_the_monitor_is_not_held_up_by_a_probe_that_hangs(endpoint, nowhere, hand, monkeypatch):
-    """The probe's own time-out is taken away: the monitor is the second line."""
-    let_go = threading.Event()
-    monitor = ThrottleMonitor([HTTP | {"url": endpoint.url, "patience_s": 10}], nowhere, hand.clock)
-    probe_ = monitor._watched[0].throttle.probe
-    monkeypatch.setattr(probe_, "read", lambda surroundings: let_go.wait(60) and 1.0)
-    outcomes = []
-    try:
-        for second in range(13):
-            hand.at = float(second)
-            begun = time.monotonic()
-            outcomes.append(monitor.poll())
-            assert time.monotonic() - begun < ANSWER_WITHIN_S + 0.3
-        hanging = [thread for thread in threading.enumerate() if thread.name == "throttle http"]
-        assert len(hanging) == 1
-        assert hanging[0].daemon
-    finally:
-        let_go.set()
-    assert outcomes[:10] == [None] * 10
-    assert outcomes[10].reason == "http_unreachable"
-    assert "did not answer" in outcomes[10].detail
-
-
-def test_the_monitor_fails_safe_and_recovers(endpoint, nowhere, hand):
-    monitor = ThrottleMonitor([HTTP | {"url": endpoint.url}], nowhere, hand.clock)
-    assert monitor.poll() is None
-    endpoint.body = b"nan"
-    seen = []
-    for second in (5, 10, 34, 35, 40):
-        hand.at = float(second)
-        seen.append(monitor.poll())
-    assert seen[:3] == [None] * 3
-    assert (seen[3].reason, seen[3].value, seen[3].limit) == ("http_unreachable", 30.0, 30.0)
-    assert seen[4].since == seen[3].since
-    endpoint.body = b"1"
-    hand.at = 45.0
-    assert monitor.poll() is None
-
-
-def test_the_monitor_holds_back_at_once_when_an_endpoint_refuses(endpoint, nowhere, hand):
-    endpoint.status = 503
-    found = ThrottleMonitor([HTTP | {"url": endpoint.url}], nowhere, hand.clock).poll()
-    assert (found.reason, found.value) == ("http_status", 503.0)
-
-
-def test_the_monitor_without_throttles_never_holds_back(nowhere):
-    assert ThrottleMonitor([], nowhere).poll() is None
-
-
-def test_a_probe_that_breaks_is_a_silent_one(nowhere, hand, monkeypatch):
-    monitor = ThrottleMonitor([HOURS | {"patience_s": 1}], nowhere, hand.clock)
-    monkeypatch.setattr(monitor._watched[0].throttle.probe, "read", lambda surroundings: 1 // 0)
-    monitor.poll()
-    hand.at = 2.0
-    assert monitor.poll().detail == "the probe broke: ZeroDivisionError"

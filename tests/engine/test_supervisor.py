@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
 from orchestrator.ledger.queries.reporting import read_view
@@ -224,6 +225,41 @@ def test_workers_that_leave_idle_are_not_replaced(world, supervise):
     assert found.process.wait(timeout=60) == 0
     assert len(found.events("worker.spawned")) == 1
     assert len(found.events("worker.retired")) == 1
+
+
+def test_nobody_is_judged_while_the_ledger_is_away(world, supervise, servers):
+    """Away for four heartbeats of 2 s; a worker may be silent for three."""
+    found = supervise(HOTREFRESH_HEARTBEAT_S="2")
+    (pid,) = spawned(found, 1)
+    first = until(lambda: (row := health(world, pid)) and row["last_heartbeat"])
+    until(lambda: health(world, pid)["last_heartbeat"] > first)
+    time.sleep(1.3)  # a look has seen this beat: what it sees after the outage will be the same
+    name = world.engine.url.database
+    with psycopg.connect(servers.database_url, autocommit=True) as connection:
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (name,)
+        )
+        until(lambda: len(found.events("heartbeat.failed")) == 4)  # the next is 2 s away, a look 1 s at most
+        connection.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    away = health(world, pid)["last_heartbeat"]
+    until(lambda: health(world, pid)["last_heartbeat"] > away or found.events("worker.stuck"))
+    time.sleep(1.5)  # a look or two more
+    assert len(found.events("supervisor.ledger_unreachable")) == 1
+    assert found.events("worker.stuck") == []
+    assert len(found.events("worker.spawned")) == 1
+
+
+def test_the_command_becomes_a_supervisor_and_asks_for_it_where_it_is_needed(settings):
+    command = [sys.executable, "-P", "-m", "cli.main", "worker", "--processes", "2"]
+    environment = worker_environment(settings)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "--processes 2 needs --supervise" in done.stderr
+    command += ["--supervise", "--stuck-s", "30", "--exit-when-idle", "0.5"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stderr.count('"worker.retired"') == 2
 
 
 SCRIPT = """
