@@ -180,6 +180,7 @@ def _live(into: int, *, settings: Reply, step: str, arm: str, arguments: Reply) 
         result = steps.STEPS[step](context, **arguments)
     except BaseException as error:  # noqa: BLE001 — the test judges it
         result = {"error": type(error).__name__, "message": str(error)}
+    result["fired"] = steps.fired()
     os.write(into, json.dumps(result).encode())
     os._exit(0)  # no clean-up: it would end what the parent shares
 

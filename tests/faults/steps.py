@@ -11,6 +11,7 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import Any
 
+from orchestrator import failpoints
 from orchestrator.context import Context
 from tests.faults import oracle, world
 
@@ -45,6 +46,24 @@ def work(context: Context, rollout_id: int, batches: int | None = None) -> Reply
         "refused": result.refused,
         "failure": None if failure is None else f"{type(failure).__name__}: {failure}",
     }
+
+
+def unseen(context: Context, rollout_id: int) -> Reply:
+    """Drain, and once lose the connection between a commit and its answer, as the driver reports it."""
+    import psycopg
+    from sqlalchemy.exc import OperationalError
+
+    def lose_the_answer() -> None:
+        lost = psycopg.OperationalError("the connection is closed")
+        raise OperationalError("COMMIT", {}, lost, connection_invalidated=True)
+
+    failpoints._armed["commit_unseen"] = failpoints._Armed(lose_the_answer, 1)
+    return work(context, rollout_id)
+
+
+def fired() -> list[str]:
+    """The armed points of this process that have acted."""
+    return [point for point, armed in failpoints._armed.items() if armed._countdown <= 0]
 
 
 def owner() -> str:
@@ -108,6 +127,7 @@ STEPS: MappingProxyType[str, Callable[..., Reply]] = MappingProxyType(
     {
         "work": work,
         "task": task,
+        "unseen": unseen,
         "follow": follow,
         "start": start,
         "verb": verb,
