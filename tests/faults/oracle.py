@@ -361,6 +361,34 @@ def commit(context: Context, claimed: Claim, crc: int = 0) -> int | None:
         )
 
 
+def renew(context: Context, claimed: Claim, lease_s: float) -> bool:
+    """Renew a lease as a worker does."""
+    with context.engine.begin() as connection:
+        return batch_queries.renew_lease(connection, claimed, lease_s)
+
+
+def claims_at_once(context: Context, rollout_id: int) -> tuple[Claim | None, Claim | None]:
+    """Two claims in two open transactions; the second may not wait for the first for longer than a second."""
+    with context.engine.begin() as one, context.engine.begin() as two:
+        two.execute(text("SET LOCAL lock_timeout = '1s'"))
+        first = batch_queries.claim_batch(one, rollout_id, "one", 60.0)
+        return first, batch_queries.claim_batch(two, rollout_id, "two", 60.0)
+
+
+def insert_copy_of_rollout(context: Context, rollout_id: int) -> None:
+    """A second active rollout on the same gallery, past every check that is not the database's own."""
+    with context.engine.begin() as connection:
+        connection.execute(
+            text(
+                """INSERT INTO rollout (gallery_id, kind, from_model_id, to_model_id, state, order_name, config,
+                                        batch_size, n_items, extent_uri, actor)
+                   SELECT gallery_id, kind, from_model_id, to_model_id, 'planned', order_name, config,
+                          batch_size, n_items, extent_uri, actor FROM rollout WHERE id = :id"""
+            ),
+            {"id": rollout_id},
+        )
+
+
 def state(context: Context, rollout_id: int) -> str:
     """A rollout's state."""
     with context.engine.connect() as connection:
