@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -9,6 +10,9 @@ from bench.stubs import F32, NumberedTexts
 
 DIM = 8
 POISON = "poison"
+# Seconds that one item takes, so that a rollout lasts as long as a test needs. Only workers get it: a test that
+# re-embeds everything to compare is not slowed down.
+PACE = "FAULT_SUITE_PACE_S"
 
 
 class Numbered(NumberedTexts):
@@ -16,12 +20,11 @@ class Numbered(NumberedTexts):
 
     Args:
         moved: 0 is the old model; a new one moves every vector by this share.
-        pace_s: seconds that one item takes, so that a rollout lasts as long as a test needs.
     """
 
-    def __init__(self, moved: float = 0.0, pace_s: float = 0.0) -> None:
+    def __init__(self, moved: float = 0.0) -> None:
         super().__init__(DIM, moved)
-        self._pace_s = pace_s
+        self._pace_s = float(os.environ.get(PACE, "0"))
 
     def encode(self, prepared: Sequence[str]) -> F32:
         """(n, DIM) float32, L2-normalised.

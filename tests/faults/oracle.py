@@ -329,6 +329,11 @@ def leases(context: Context, rollout_id: int, owner: str | None = None) -> list[
     return [Lease(*row) for row in found]
 
 
+def leases_of_process(context: Context, rollout_id: int, pid: int) -> list[Lease]:
+    """The batches that a worker process of this machine holds."""
+    return [lease for lease in leases(context, rollout_id) if lease.owner and f"-{pid}-" in lease.owner]
+
+
 def expire_leases(context: Context, rollout_id: int) -> int:
     """End every lease of a rollout by the database's clock, as waiting would; returns how many."""
     with context.engine.begin() as connection:

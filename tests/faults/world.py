@@ -26,13 +26,11 @@ def write_texts(path: Path, count: int, *, kind: str = "item", poison: bool = Fa
     return path
 
 
-def build(
-    context: Context, folder: Path, items: int = 48, *, names: tuple[str, ...] = (GALLERY,), pace_s: float = 0.0
-) -> None:
+def build(context: Context, folder: Path, items: int = 48, *, names: tuple[str, ...] = (GALLERY,)) -> None:
     """Galleries embedded by `old`, each with a query set, and `kin` certified against it."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, moved, pace in ((OLD, 0.0, 0.0), (NEW, 0.05, pace_s)):
-        factory.create(folder / name, name, "tests.faults.encoder:Numbered", {"moved": moved, "pace_s": pace})
+    for name, moved in ((OLD, 0.0), (NEW, 0.05)):
+        factory.create(folder / name, name, "tests.faults.encoder:Numbered", {"moved": moved})
         models.import_model(context, folder / name, name)
     for name in names:
         add_gallery(context, folder, name, items)
