@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from orchestrator.context import Context
 from orchestrator.errors import HotrefreshError
 from orchestrator.service import background
-from tests.faults import oracle
+from tests.faults import ledger
 from tests.faults.encoder import PACE
 
 Worker = subprocess.Popen[bytes]
@@ -125,13 +125,13 @@ class Orphanage:
     def kill(self, team: Crew, worker: Worker, rollout_id: int) -> None:
         """Kill a worker and remember what it held."""
         killed_at = team.kill(worker)
-        for lease in oracle.leases_of_process(self._context, rollout_id, worker.pid):
+        for lease in ledger.leases_of_process(self._context, rollout_id, worker.pid):
             self._waiting.append(Orphan(rollout_id, lease.key, lease.fence, killed_at))
 
-    def look(self) -> None:
-        """Note which batches were claimed again, or turned out to be committed."""
+    def look(self) -> int:
+        """Note which batches were claimed again, or turned out to be committed; returns how many still wait."""
         for rollout_id in {orphan.rollout_id for orphan in self._waiting}:
-            now = {lease.key: lease for lease in oracle.leases(self._context, rollout_id)}
+            now = {lease.key: lease for lease in ledger.leases(self._context, rollout_id)}
             seen = time.monotonic()
             for orphan in [each for each in self._waiting if each.rollout_id == rollout_id]:
                 if now[orphan.key].fence > orphan.fence:
@@ -139,7 +139,8 @@ class Orphanage:
                 elif now[orphan.key].state != "committed":
                     continue
                 self._waiting.remove(orphan)
+        return len(self._waiting)
 
     def settle(self) -> None:
         """Wait for the rest."""
-        until(lambda: self.look() is None and not self._waiting, "every orphaned batch is claimed again", 60.0)
+        until(lambda: not self.look(), "every orphaned batch is claimed again", 60.0)

@@ -21,7 +21,11 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-BATCHES, DRAIN, EXTENTS = "orchestrator/ledger/queries/batches.py", "workers/drain.py", "orchestrator/store/extents.py"
+BATCHES, DRAIN, EXTENTS = (
+    "orchestrator/ledger/queries/batches.py",
+    "workers/drain.py",
+    "orchestrator/store/extents.py",
+)
 
 MUTANTS = (
     Mutant(

@@ -70,7 +70,12 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tests.faults.nursery"],
             cwd=log.parent,
-            env={**os.environ, "PYTHONPATH": _python_path(), "HOTREFRESH_TESTING": "1", "OMP_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "PYTHONPATH": _python_path(),
+                "HOTREFRESH_TESTING": "1",
+                "OMP_NUM_THREADS": "1",
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -122,7 +127,9 @@ class _Server:
         self._output = output
         self._pipes: dict[int, int] = {}  # child → where its result comes out
         self._replies: dict[str, Callable[..., Reply]] = {
-            "ready": lambda: {"ready": threading.active_count() == 1 and len(os.listdir("/proc/self/task")) == 1},
+            "ready": lambda: {
+                "ready": threading.active_count() == 1 and len(os.listdir("/proc/self/task")) == 1
+            },
             "fork": self.fork,
             "wait": self.wait,
         }

@@ -1,4 +1,4 @@
-"""The truth after a fault, read from ledger and extents alone. The only file of the suite that knows tables.
+"""The truth after a fault, read from ledger and extents alone. With `ledger` the only files of the suite that know tables.
 
 `check` is the whole of it: every row, every byte, every count. `glance` is its cheap part, for after each single fault.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from orchestrator.context import Context
 from orchestrator.core.states import TRANSITIONS, RolloutState
@@ -19,11 +18,12 @@ from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.rows import Claim, RolloutRow
+from orchestrator.ledger.rows import RolloutRow
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.matrix import load_matrix, read_batch
 from orchestrator.serving.replica import Replica
 from orchestrator.store.extents import CorruptExtentError
+from tests.faults import ledger
 
 Vectors = npt.NDArray[np.float32]
 
@@ -50,10 +50,6 @@ class Truth:
             self.faults.append(sentence)
 
 
-def _rows(connection: Connection, statement: str, **values: Any) -> list[Any]:
-    return list(connection.execute(text(statement), values))
-
-
 # -- the whole check ----------------------------------------------------------------------------------------------------
 
 
@@ -65,7 +61,7 @@ def check(context: Context, rollout_id: int, *, finished: bool = True) -> Truth:
     """
     truth = Truth()
     with _instant(context) as connection:
-        row = _rollout(connection, rollout_id)
+        row = ledger.rollout(connection, rollout_id)
         _check_rows(context, connection, row, truth, finished)
         _check_log(connection, row.gallery_id, truth)
         _check_counters(connection, row, truth)
@@ -79,8 +75,8 @@ def check_serving(context: Context, rollout_id: int, follower: Replica | None = 
     """A replica loaded anew, and one that followed, answer exactly what the ledger and the extents say."""
     truth = Truth()
     with context.engine.connect() as connection:
-        gallery_id = _rollout(connection, rollout_id).gallery_id
-        gallery = _rows(connection, "SELECT name FROM gallery WHERE id = :id", id=gallery_id)[0][0]
+        gallery_id = ledger.rollout(connection, rollout_id).gallery_id
+        gallery = ledger.rows_of(connection, "SELECT name FROM gallery WHERE id = :id", id=gallery_id)[0][0]
     truth.faults += replica_differs(context, open_replica(context, gallery))
     if follower is not None:
         follower.catch_up()
@@ -92,7 +88,7 @@ def glance(context: Context, rollout_id: int) -> Truth:
     """What can be said in a few milliseconds: the log, the counters, the audit trail."""
     truth = Truth()
     with _instant(context) as connection:
-        row = _rollout(connection, rollout_id)
+        row = ledger.rollout(connection, rollout_id)
         _check_log(connection, row.gallery_id, truth)
         _check_counters(connection, row, truth)
         _check_audit(connection, rollout_id, row.state, truth)
@@ -102,12 +98,6 @@ def glance(context: Context, rollout_id: int) -> Truth:
 def _instant(context: Context) -> Connection:
     """All that is read through it is of one instant, while others go on."""
     return context.engine.connect().execution_options(isolation_level="REPEATABLE READ")
-
-
-def _rollout(connection: Connection, rollout_id: int) -> RolloutRow:
-    row = rollout_queries.rollout_by_id(connection, rollout_id)
-    assert row is not None, f"there is no rollout {rollout_id}"
-    return row
 
 
 def _check_rows(
@@ -125,11 +115,18 @@ def _check_rows(
         np.add.at(brought, rows, 1)
         wrong[rows] |= (vectors.view(np.uint32) != expected[rows].view(np.uint32)).any(axis=1)
         norms = np.linalg.norm(vectors, axis=1)
-        truth.expect(bool((np.abs(norms - 1) < 1e-2).all()), f"log entry {entry.seq} holds a vector of a wrong length")
-    held = {int(r) for (r,) in _rows(connection, "SELECT row FROM quarantine WHERE rollout_id = :id", id=row.id)}
+        truth.expect(
+            bool((np.abs(norms - 1) < 1e-2).all()), f"log entry {entry.seq} holds a vector of a wrong length"
+        )
+    held = {
+        int(r)
+        for (r,) in ledger.rows_of(connection, "SELECT row FROM quarantine WHERE rollout_id = :id", id=row.id)
+    }
     committed = {int(r) for r in np.flatnonzero(brought)}
     truth.items, truth.committed, truth.quarantined = row.n_items, len(committed), len(held - committed)
-    truth.expect(not held & committed, f"rows {sorted(held & committed)[:5]} are both committed and quarantined")
+    truth.expect(
+        not held & committed, f"rows {sorted(held & committed)[:5]} are both committed and quarantined"
+    )
     truth.duplicated += int(np.maximum(brought - 1, 0).sum())
     truth.wrong_bytes += int(wrong.sum())
     if finished:
@@ -148,7 +145,7 @@ def _embedded(context: Context, connection: Connection, row: RolloutRow) -> Vect
 
 def _check_log(connection: Connection, gallery_id: int, truth: Truth) -> None:
     """Serial and without gaps: each number up to the last exactly once."""
-    found = _rows(
+    found = ledger.rows_of(
         connection,
         """SELECT b.seq FROM hotrefresh.batch b JOIN hotrefresh.rollout r ON r.id = b.rollout_id
            WHERE r.gallery_id = :id AND b.seq IS NOT NULL
@@ -167,7 +164,7 @@ def _check_log(connection: Connection, gallery_id: int, truth: Truth) -> None:
 
 def _check_counters(connection: Connection, row: RolloutRow, truth: Truth) -> None:
     """The roll-ups that a commit writes against a recount of what was committed."""
-    batches, items, holes = _rows(
+    batches, items, holes = ledger.rows_of(
         connection,
         """SELECT count(*), coalesce(sum(n - coalesce(cardinality(holes), 0)), 0),
                   coalesce(sum(coalesce(cardinality(holes), 0)), 0)
@@ -175,15 +172,27 @@ def _check_counters(connection: Connection, row: RolloutRow, truth: Truth) -> No
         id=row.id,
     )[0]
     counted = (row.committed_batches, row.committed_items, row.quarantined_items)
-    truth.expect(counted == (batches, items, holes), f"counters say {counted}, a recount {(batches, items, holes)}")
-    held = _rows(connection, "SELECT count(*) FROM quarantine WHERE rollout_id = :id", id=row.id)[0][0]
+    truth.expect(
+        counted == (batches, items, holes), f"counters say {counted}, a recount {(batches, items, holes)}"
+    )
+    held = ledger.rows_of(connection, "SELECT count(*) FROM quarantine WHERE rollout_id = :id", id=row.id)[0][
+        0
+    ]
     truth.expect(held >= holes, f"{holes} items are left out of committed batches, {held} are quarantined")
-    banded = _rows(connection, "SELECT coalesce(sum(committed), 0) FROM band_progress WHERE rollout_id = :id", id=row.id)
+    banded = ledger.rows_of(
+        connection, "SELECT coalesce(sum(committed), 0) FROM band_progress WHERE rollout_id = :id", id=row.id
+    )
     truth.expect(banded[0][0] == batches, f"the bands count {banded[0][0]} batches, the recount {batches}")
-    rolled = _rows(connection, "SELECT coalesce(sum(items), 0) FROM progress WHERE rollout_id = :id", id=row.id)
-    truth.expect(rolled[0][0] == items, f"the progress rows add up to {rolled[0][0]} items, the recount to {items}")
-    over = _rows(
-        connection, "SELECT count(*) FROM batch WHERE rollout_id = :id AND state = 'leased' AND lease_until IS NULL", id=row.id
+    rolled = ledger.rows_of(
+        connection, "SELECT coalesce(sum(items), 0) FROM progress WHERE rollout_id = :id", id=row.id
+    )
+    truth.expect(
+        rolled[0][0] == items, f"the progress rows add up to {rolled[0][0]} items, the recount to {items}"
+    )
+    over = ledger.rows_of(
+        connection,
+        "SELECT count(*) FROM batch WHERE rollout_id = :id AND state = 'leased' AND lease_until IS NULL",
+        id=row.id,
     )
     truth.expect(over[0][0] == 0, "a lease has no end")
 
@@ -193,18 +202,22 @@ _EDGES = {(edge.from_state, edge.to_state) for edge in TRANSITIONS}
 
 def _check_audit(connection: Connection, rollout_id: int, state: str, truth: Truth) -> None:
     """The audit rows are an unbroken path of legal steps from planned to where the rollout is."""
-    trail = _rows(
+    trail = ledger.rows_of(
         connection,
         "SELECT action, before, after FROM audit WHERE target = :id AND action LIKE 'rollout.%' ORDER BY id",
         id=str(rollout_id),
     )
-    truth.expect(bool(trail) and trail[0][0] == "rollout.planned", f"the audit of rollout {rollout_id} has no begin")
+    truth.expect(
+        bool(trail) and trail[0][0] == "rollout.planned", f"the audit of rollout {rollout_id} has no begin"
+    )
     at = RolloutState.PLANNED
     for action, before, after in trail[1:]:
         if not after or "state" not in after:
             continue
         truth.expect(before["state"] == at, f"the audit goes from {at} to {action} without a row between")
-        truth.expect((at, after["state"]) in _EDGES, f"the audit holds an illegal step {at} → {after['state']}")
+        truth.expect(
+            (at, after["state"]) in _EDGES, f"the audit holds an illegal step {at} → {after['state']}"
+        )
         at = RolloutState(after["state"])
     truth.expect(at == state, f"the audit ends at {at}, the rollout is {state}")
 
@@ -218,7 +231,9 @@ def _check_versions(connection: Connection, gallery_id: int, truth: Truth) -> No
         if entry.kind != "batch":
             continue
         oldest = max(version.values(), default=0)
-        truth.expect(entry.rollout_id >= oldest, f"log entry {entry.seq} takes rows back to rollout {entry.rollout_id}")
+        truth.expect(
+            entry.rollout_id >= oldest, f"log entry {entry.seq} takes rows back to rollout {entry.rollout_id}"
+        )
         version[0] = max(oldest, entry.rollout_id)
 
 
@@ -228,7 +243,7 @@ def _check_flips(context: Context, connection: Connection, row: RolloutRow, trut
         return
     before = load_matrix(connection, row.gallery_id, before=row.id).vectors
     for query_set in gallery_queries.query_sets_of_gallery(connection, row.gallery_id):
-        found = _rows(
+        found = ledger.rows_of(
             connection,
             """SELECT seq, n, both_right, negative_flips, positive_flips, both_wrong FROM evaluation
                WHERE rollout_id = :rollout AND query_set_id = :query_set ORDER BY seq DESC LIMIT 1""",
@@ -245,11 +260,14 @@ def _check_flips(context: Context, connection: Connection, row: RolloutRow, trut
         for model_id, matrix in ((row.from_model_id, before), (row.to_model_id, now)):
             encoder = context.encoder(model_queries.model_by_id(connection, model_id))
             vectors = encode_uris(encoder, queries.uris)[0]
-            right.append([(q, int(np.argmax(matrix @ vector))) in relevant for q, vector in enumerate(vectors)])
+            right.append(
+                [(q, int(np.argmax(matrix @ vector))) in relevant for q, vector in enumerate(vectors)]
+            )
         kinds = Counter(zip(*right, strict=True))
         counts = tuple(kinds[pair] for pair in ((True, True), (True, False), (False, True), (False, False)))
         truth.expect(
-            tuple(found[0][2:]) == counts, f"flips of set {query_set.name!r}: {tuple(found[0][2:])}, a recount {counts}"
+            tuple(found[0][2:]) == counts,
+            f"flips of set {query_set.name!r}: {tuple(found[0][2:])}, a recount {counts}",
         )
 
 
@@ -277,11 +295,15 @@ def replica_differs(context: Context, replica: Replica) -> list[str]:
         answer = replica.search([query], k=len(matrix.version))[0]
         scores = matrix.vectors @ encoder.encode([query])[0]
         if answer.seq != matrix.seq or answer.model != model.name:
-            wrong.append(f"it is at {answer.seq} with {answer.model}, the ledger at {matrix.seq} with {model.name}")
+            wrong.append(
+                f"it is at {answer.seq} with {answer.model}, the ledger at {matrix.seq} with {model.name}"
+            )
             continue
         rows = np.array([hit.row for hit in answer.hits], np.int64)
         if sorted(rows) != np.flatnonzero(matrix.version).tolist():
-            wrong.append(f"it answers with {len(rows)} rows, the ledger holds {np.count_nonzero(matrix.version)}")
+            wrong.append(
+                f"it answers with {len(rows)} rows, the ledger holds {np.count_nonzero(matrix.version)}"
+            )
             continue
         if np.abs(scores[rows] - np.array([hit.score for hit in answer.hits])).max() > 1e-5:
             wrong.append("a vector that it serves is not the ledger's")
@@ -298,113 +320,3 @@ def fingerprint(context: Context, gallery: str) -> tuple[int, bytes]:
         matrix, serving = load_matrix(connection, row.id), rollout_queries.serving_now(connection, row.id)
     assert serving is not None
     return serving.model_id, matrix.vectors.tobytes() + matrix.version.tobytes()
-
-
-# -- leases and single batches ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A batch of one rollout as it stands: its key, who has it, under which fence."""
-
-    key: int
-    state: str
-    owner: str | None
-    fence: int
-    attempt: int
-    seq: int | None
-    crc: int | None
-
-
-def leases(context: Context, rollout_id: int, owner: str | None = None) -> list[Lease]:
-    """The batches of a rollout in rank order; of one owner where asked."""
-    with context.engine.connect() as connection:
-        found = _rows(
-            connection,
-            """SELECT no, state, lease_owner, fence, attempt, seq, crc FROM batch
-               WHERE rollout_id = :id AND (CAST(:owner AS text) IS NULL OR lease_owner = :owner) ORDER BY no""",
-            id=rollout_id,
-            owner=owner,
-        )
-    return [Lease(*row) for row in found]
-
-
-def leases_of_process(context: Context, rollout_id: int, pid: int) -> list[Lease]:
-    """The batches that a worker process of this machine holds."""
-    return [lease for lease in leases(context, rollout_id) if lease.owner and f"-{pid}-" in lease.owner]
-
-
-def expire_leases(context: Context, rollout_id: int) -> int:
-    """End every lease of a rollout by the database's clock, as waiting would; returns how many."""
-    with context.engine.begin() as connection:
-        return connection.execute(
-            text(
-                """UPDATE batch SET lease_until = clock_timestamp() - interval '1 second'
-                   WHERE rollout_id = :id AND state = 'leased' AND lease_until > clock_timestamp()"""
-            ),
-            {"id": rollout_id},
-        ).rowcount
-
-
-def forget_waits(context: Context, rollout_id: int) -> None:
-    """Make every batch that waits for its next try due now, as waiting would."""
-    with context.engine.begin() as connection:
-        connection.execute(text("UPDATE batch SET available_at = NULL WHERE rollout_id = :id"), {"id": rollout_id})
-
-
-def claim(context: Context, rollout_id: int, owner: str, lease_s: float) -> Claim | None:
-    """Claim a batch as a worker does."""
-    with context.engine.begin() as connection:
-        return batch_queries.claim_batch(connection, rollout_id, owner, lease_s)
-
-
-def commit(context: Context, claimed: Claim, crc: int = 0) -> int | None:
-    """Commit a claim as a worker does, without having written anything."""
-    with context.engine.begin() as connection:
-        return batch_queries.commit_batch(
-            connection, claimed, crc=crc, holes=(), decode_s=0, encode_s=0, store_s=0
-        )
-
-
-def renew(context: Context, claimed: Claim, lease_s: float) -> bool:
-    """Renew a lease as a worker does."""
-    with context.engine.begin() as connection:
-        return batch_queries.renew_lease(connection, claimed, lease_s)
-
-
-def claims_at_once(context: Context, rollout_id: int) -> tuple[Claim | None, Claim | None]:
-    """Two claims in two open transactions; the second may not wait for the first for longer than a second."""
-    with context.engine.begin() as one, context.engine.begin() as two:
-        two.execute(text("SET LOCAL lock_timeout = '1s'"))
-        first = batch_queries.claim_batch(one, rollout_id, "one", 60.0)
-        return first, batch_queries.claim_batch(two, rollout_id, "two", 60.0)
-
-
-def insert_copy_of_rollout(context: Context, rollout_id: int) -> None:
-    """A second active rollout on the same gallery, past every check that is not the database's own."""
-    with context.engine.begin() as connection:
-        connection.execute(
-            text(
-                """INSERT INTO rollout (gallery_id, kind, from_model_id, to_model_id, state, order_name, config,
-                                        batch_size, n_items, extent_uri, actor)
-                   SELECT gallery_id, kind, from_model_id, to_model_id, 'planned', order_name, config,
-                          batch_size, n_items, extent_uri, actor FROM rollout WHERE id = :id"""
-            ),
-            {"id": rollout_id},
-        )
-
-
-def state(context: Context, rollout_id: int) -> str:
-    """A rollout's state."""
-    with context.engine.connect() as connection:
-        return _rollout(connection, rollout_id).state
-
-
-def newest_rollout(context: Context, gallery: str) -> int:
-    """The id of a gallery's newest rollout."""
-    with context.engine.connect() as connection:
-        row = gallery_queries.gallery_by_name(connection, gallery)
-        assert row is not None
-        latest = rollout_queries.latest_rollout(connection, row.id)
-    assert latest is not None
-    return latest.id

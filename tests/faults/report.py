@@ -98,7 +98,13 @@ def table(stored: dict[str, dict[str, Any]]) -> str:
         times = found["recovery_s"]
         recovery = " / ".join(f"{quantile(times, q):.2f}" for q in (0.5, 0.99, 1.0)) if times else "–"
         counts = [found[key] for key in ("injected", "lost", "duplicated", "stale_accepted", "wrong_bytes")]
-        cells = [name, *(f"{count:,}" for count in counts), recovery, found["target"], "yes" if found["met"] else "**no**"]
+        cells = [
+            name,
+            *(f"{count:,}" for count in counts),
+            recovery,
+            found["target"],
+            "yes" if found["met"] else "**no**",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

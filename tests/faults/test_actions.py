@@ -11,7 +11,7 @@ from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL
 from orchestrator.failpoints import ACTIONS, POINTS, REPLICA_POINTS
 from orchestrator.service import advance, rollouts
-from tests.faults import oracle, report, world
+from tests.faults import ledger, oracle, report, world
 from tests.faults.nursery import Child, Nursery
 from tests.faults.test_kill_loop import AROUND, UNPLACED
 from tests.faults.volume import FACTOR, scaled
@@ -56,14 +56,18 @@ def _outlive(context: Context, nursery: Nursery, child: Child, point: str) -> No
     """Wait until the frozen child's lease has run out and another worker has done its batches; then thaw it."""
     time.sleep(LEASE_S + 0.05)
     if point not in ("before_insert", "inserted", "in_state_change"):
-        newest = oracle.newest_rollout(context, world.GALLERY)
-        held = oracle.leases(context, newest, f"forked-{child.pid}")
+        newest = ledger.newest_rollout(context, world.GALLERY)
+        held = ledger.leases(context, newest, f"forked-{child.pid}")
         nursery.run("work", rollout_id=newest)
-        after = {lease.key: lease for lease in oracle.leases(context, newest)}
-        assert all(after[lease.key].state == "committed" for lease in held), "nobody else did the frozen one's batch"
+        after = {lease.key: lease for lease in ledger.leases(context, newest)}
+        assert all(after[lease.key].state == "committed" for lease in held), (
+            "nobody else did the frozen one's batch"
+        )
         thawed = child.thaw()
-        now = {lease.key: lease for lease in oracle.leases(context, newest)}
-        changed = [now[key] for key, lease in after.items() if lease.state == "committed" and now[key] != lease]
+        now = {lease.key: lease for lease in ledger.leases(context, newest)}
+        changed = [
+            now[key] for key, lease in after.items() if lease.state == "committed" and now[key] != lease
+        ]
         assert not changed, f"the thawed one changed what was committed: {changed}"
     else:
         thawed = child.thaw()
@@ -72,16 +76,18 @@ def _outlive(context: Context, nursery: Nursery, child: Child, point: str) -> No
 
 def bring_to_the_end(context: Context, nursery: Nursery, gallery: str = world.GALLERY) -> int:
     """What an operator and healthy workers do after the fault: the newest rollout becomes finalizable."""
-    newest = oracle.newest_rollout(context, gallery)
-    if oracle.state(context, newest) in TERMINAL:  # the fault came before there was a rollout
+    newest = ledger.newest_rollout(context, gallery)
+    if ledger.state(context, newest) in TERMINAL:  # the fault came before there was a rollout
         newest = world.begin(context, gallery, batch_size=8, lease_s=LEASE_S).id
     deadline = time.monotonic() + 30
-    while (state := oracle.state(context, newest)) != "finalizable":
-        assert time.monotonic() < deadline, f"rollout {newest} stays {state}: {oracle.leases(context, newest)}"
+    while (state := ledger.state(context, newest)) != "finalizable":
+        assert time.monotonic() < deadline, (
+            f"rollout {newest} stays {state}: {ledger.leases(context, newest)}"
+        )
         if state == "paused":
             rollouts.resume(context, newest)
-        oracle.expire_leases(context, newest)
-        oracle.forget_waits(context, newest)
+        ledger.expire_leases(context, newest)
+        ledger.forget_waits(context, newest)
         advance.advance(context, newest)
         nursery.run("work", rollout_id=newest)
         rollouts.complete(context, newest)
@@ -121,7 +127,7 @@ def test_a_commit_whose_answer_was_lost_is_looked_up_not_redone(platform: Contex
     assert done["fired"] == ["commit_unseen"]
     assert done["failure"] is None
     assert done["refused"] == 0
-    assert len(done["committed"]) == len(oracle.leases(platform, row.id)) == row.n_batches
+    assert len(done["committed"]) == len(ledger.leases(platform, row.id)) == row.n_batches
     assert rollouts.complete(platform, row.id).state == "finalizable"
     assert oracle.check(platform, row.id).sound
 

@@ -13,7 +13,7 @@ import pytest
 from orchestrator.context import Context
 from orchestrator.failpoints import BATCH_POINTS, CONTROL_POINTS, POINTS, REPLICA_POINTS
 from orchestrator.service import advance, rollouts
-from tests.faults import oracle, report, world
+from tests.faults import ledger, oracle, report, world
 from tests.faults.nursery import Nursery
 from tests.faults.volume import FACTOR, ROOT, SEED, scaled
 
@@ -30,7 +30,7 @@ class Victims:
     def __init__(self, context: Context, nursery: Nursery, seed: int, gallery: str) -> None:
         self.context, self.nursery, self.gallery = context, nursery, gallery
         self.random = random.Random(seed)
-        self.rollout_id = oracle.newest_rollout(context, gallery)
+        self.rollout_id = ledger.newest_rollout(context, gallery)
         self.fired: Counter[str] = Counter()
         self.truths: list[oracle.Truth] = []
         self.follower = oracle.open_replica(context, gallery)
@@ -49,7 +49,7 @@ class Victims:
         nth = 1 if point in AROUND else self.random.randint(1, 2 if point in REPLICA_POINTS else 3)
         arguments = {"gallery": self.gallery} if step == "follow" else {}
         self._run(step, point, nth, rollout_id=self.rollout_id, **arguments)
-        oracle.expire_leases(self.context, self.rollout_id)
+        ledger.expire_leases(self.context, self.rollout_id)
         self._look()
         if rollouts.complete(self.context, self.rollout_id).state == "finalizable":
             self._end()
@@ -60,11 +60,13 @@ class Victims:
             self._run("start", point, 1, gallery=self.gallery)
             return
         self._ensure_work()
-        before = oracle.state(self.context, self.rollout_id)
+        before = ledger.state(self.context, self.rollout_id)
         name = self.random.choice(PLANNED_VERBS if before == "backfilling" else PLANNED_VERBS[1:])
         if self._run("verb", point, self.random.randint(1, 2), rollout_id=self.rollout_id, name=name):
-            after = oracle.state(self.context, self.rollout_id)
-            assert after == before, f"{name} was killed before its transaction ended, and {before} became {after}"
+            after = ledger.state(self.context, self.rollout_id)
+            assert after == before, (
+                f"{name} was killed before its transaction ended, and {before} became {after}"
+            )
         self._look()
 
     def _run(self, step: str, point: str, nth: int, **arguments: object) -> bool:
@@ -76,8 +78,8 @@ class Victims:
 
     def _ensure_work(self) -> None:
         """A rollout with batches to claim; what a killed start or verb left behind is gone on with."""
-        newest = oracle.newest_rollout(self.context, self.gallery)
-        state = oracle.state(self.context, newest)
+        newest = ledger.newest_rollout(self.context, self.gallery)
+        state = ledger.state(self.context, newest)
         if state == "paused":
             rollouts.resume(self.context, newest)
         elif state in ("planned", "deployed"):
@@ -93,8 +95,8 @@ class Victims:
 
     def _end(self) -> None:
         """The oracle judges the rollout, and it is taken back: the gallery is what it was before."""
-        newest = oracle.newest_rollout(self.context, self.gallery)
-        state = oracle.state(self.context, newest)
+        newest = ledger.newest_rollout(self.context, self.gallery)
+        state = ledger.state(self.context, newest)
         if state not in ("cancelled", "rolled_back", "finalized"):
             whole = state == "finalizable"
             if whole:
@@ -118,7 +120,9 @@ class Victims:
 
 def test_points_are_placed() -> None:
     sources = "".join(
-        path.read_text() for folder in ("orchestrator", "workers") for path in Path(ROOT / folder).rglob("*.py")
+        path.read_text()
+        for folder in ("orchestrator", "workers")
+        for path in Path(ROOT / folder).rglob("*.py")
     )
     assert {point for point in POINTS if f'"{point}")' not in sources and f'"{point}" if' not in sources
             and f'else "{point}")' not in sources} == UNPLACED  # fmt: skip
@@ -136,7 +140,9 @@ def run_cycles(context: Context, nursery: Nursery, cycles: int, gallery: str = w
     victims.finish()
     never = [point for point in points if not victims.fired[point]]
     assert not never, f"fail points that never fired: {never}"
-    assert victims.fired.total() >= cycles, f"only {victims.fired.total()} of {cycles} kills in three times the cycles"
+    assert victims.fired.total() >= cycles, (
+        f"only {victims.fired.total()} of {cycles} kills in three times the cycles"
+    )
     return victims
 
 
@@ -153,13 +159,15 @@ def test_thousands_killed_at_every_point_nothing_is_lost(
     wanted = scaled(2000, least=80)
     world.add_gallery(platform, tmp_path / "world", "more", 48)
     # Two lanes, a gallery each: their children share servers and disk, as workers do.
-    with contextlib.closing(Nursery(platform.settings, tmp_path / "more.log")) as second:
-        with ThreadPoolExecutor(2) as lanes:
-            running = [
-                lanes.submit(run_cycles, platform, each, wanted // 2, gallery)
-                for each, gallery in ((nursery, world.GALLERY), (second, "more"))
-            ]
-            victims = [each.result() for each in running]
+    with (
+        contextlib.closing(Nursery(platform.settings, tmp_path / "more.log")) as second,
+        ThreadPoolExecutor(2) as lanes,
+    ):
+        running = [
+            lanes.submit(run_cycles, platform, each, wanted // 2, gallery)
+            for each, gallery in ((nursery, world.GALLERY), (second, "more"))
+        ]
+        victims = [each.result() for each in running]
     fired = victims[0].fired + victims[1].fired
     truths = [truth for each in victims for truth in each.truths]
     report.record(

@@ -31,8 +31,15 @@ def run_tests(source: Path, tests: tuple[str, ...]) -> subprocess.CompletedProce
     """Run tests of a copy on the copy's code."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--timeout=120",
                f"--basetemp={source / 'temporary'}", *tests]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=source, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(source),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    return subprocess.run(
+        command, cwd=source, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def mutated(mutant: Mutant, folder: Path) -> Path:

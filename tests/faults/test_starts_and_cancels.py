@@ -14,7 +14,7 @@ from orchestrator.context import Context
 from orchestrator.failpoints import BATCH_POINTS
 from orchestrator.service import rollouts
 from orchestrator.service.background import worker_environment
-from tests.faults import oracle, report, world
+from tests.faults import ledger, oracle, report, world
 from tests.faults.nursery import Nursery
 from tests.faults.test_kill_loop import AROUND
 from tests.faults.volume import FACTOR, scaled
@@ -36,7 +36,7 @@ def run_rounds(context: Context, nursery: Nursery, rounds: int) -> int:
     right = 0
     for _ in range(rounds):
         outcomes = sorted(start_at_once(context, nursery, PROCESSES))
-        newest = oracle.newest_rollout(context, world.GALLERY)
+        newest = ledger.newest_rollout(context, world.GALLERY)
         right += outcomes == ["ConflictError"] * (PROCESSES - 1) + ["started"]
         assert oracle.glance(context, newest).sound
         rollouts.cancel(context, newest)
@@ -81,18 +81,18 @@ def cancel_at(context: Context, nursery: Nursery, point: str, action: str) -> tu
     child = nursery.fork("task" if point in AROUND else "work", arm=f"{point}={action}:1", rollout_id=row.id)
     ending = child.wait()
     assert ending.how == {"kill": "killed", "freeze": "stopped"}[action], ending
-    took_s = cancel_by_command(context, row.id) if oracle.state(context, row.id) == "backfilling" else 0.0
+    took_s = cancel_by_command(context, row.id) if ledger.state(context, row.id) == "backfilling" else 0.0
     if not took_s:  # the drain was through before the point: what it made finalizable is rolled back
         rollouts.rollback(context, row.id)
-    at_once = {lease.key: lease for lease in oracle.leases(context, row.id)}
+    at_once = {lease.key: lease for lease in ledger.leases(context, row.id)}
     assert oracle.fingerprint(context, world.GALLERY) == before
     if ending.how == "stopped":
         assert child.thaw().how == "exited"
     nursery.run("work", rollout_id=row.id)
-    now = oracle.leases(context, row.id)
+    now = ledger.leases(context, row.id)
     later = sum(lease.state == "committed" and at_once[lease.key].state != "committed" for lease in now)
     assert oracle.fingerprint(context, world.GALLERY) == before
-    assert oracle.state(context, row.id) in ("cancelled", "rolled_back")
+    assert ledger.state(context, row.id) in ("cancelled", "rolled_back")
     truth = oracle.check(context, row.id, finished=False)
     truth.faults += oracle.check_serving(context, row.id).faults
     assert truth.sound, truth
@@ -108,7 +108,9 @@ def test_a_cancel_wins_over_a_frozen_worker(platform: Context, nursery: Nursery,
 @pytest.mark.faults
 @pytest.mark.timeout(600)
 def test_a_cancel_at_every_point_leaves_the_gallery_as_it_was(platform: Context, nursery: Nursery) -> None:
-    found = [cancel_at(platform, nursery, point, action) for point in BATCH_POINTS for action in ("kill", "freeze")]
+    found = [
+        cancel_at(platform, nursery, point, action) for point in BATCH_POINTS for action in ("kill", "freeze")
+    ]
     times = [took_s for took_s, _ in found if took_s]
     later = sum(count for _, count in found)
     report.record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import redis
 from orchestrator.broker import QUEUE
 from orchestrator.context import Context
 from orchestrator.service import rollouts
-from tests.faults import oracle, report, world
+from tests.faults import ledger, oracle, report, world
 from tests.faults.crew import crew, until
 from tests.faults.test_worker_kills import judged
 from tests.faults.volume import FACTOR, SEED, scaled
@@ -64,7 +65,7 @@ def endure(context: Context, rounds: int) -> tuple[int, list[oracle.Truth]]:
                 sent += 25
                 if chosen.random() < 0.5:
                     drop(context)
-            until(lambda row=row: oracle.state(context, row.id) == "finalizable", "the rollout ends")
+            until(partial(is_finalizable, context, row.id), "the rollout ends")
             truths.append(judged(context, row.id))
             rollouts.rollback(context, row.id)
             ring(context, chosen, known, 10)  # late: it is over
@@ -72,6 +73,11 @@ def endure(context: Context, rounds: int) -> tuple[int, list[oracle.Truth]]:
         until(lambda: not _waiting(context), "the workers have read every message")
         assert {worker.pid for worker in team.workers} == before, "a message ended a worker"
     return sent, truths
+
+
+def is_finalizable(context: Context, rollout_id: int) -> bool:
+    """Whether a rollout has come to its end."""
+    return ledger.state(context, rollout_id) == "finalizable"
 
 
 def _waiting(context: Context) -> int:

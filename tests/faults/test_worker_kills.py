@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import redis
 
 from orchestrator.context import Context
 from orchestrator.service import rollouts
-from tests.faults import oracle, report, world
+from tests.faults import ledger, oracle, report, world
 from tests.faults.crew import Crew, Orphanage, crew, until
 from tests.faults.volume import FACTOR, SEED, scaled
 
@@ -22,7 +21,7 @@ ITEMS, BATCH, PACE_S = 2400, 8, 0.02
 
 
 @pytest.fixture
-def two_galleries(context: Context, tmp_path: Path) -> Iterator[Context]:
+def two_galleries(context: Context, tmp_path: Path) -> Context:
     """Two galleries, large enough to be worked on for half a minute."""
     world.build(context, tmp_path / "world", ITEMS, names=("texts", "more"))
     return context
@@ -42,15 +41,22 @@ def kill_many(context: Context, team: Crew, kills: int) -> tuple[Orphanage, list
     while done < kills:
         row = world.begin(context, batch_size=BATCH, lease_s=LEASE_S)
         last = time.monotonic()
-        while oracle.state(context, row.id) == "backfilling":
+        while ledger.state(context, row.id) == "backfilling":
             orphans.look()
-            busy = [worker for worker in team.workers if oracle.leases_of_process(context, row.id, worker.pid)]
-            if done < kills and busy and len(team.workers) > 1 and time.monotonic() - last > chosen.uniform(0.2, 1.0):
+            busy = [
+                worker for worker in team.workers if ledger.leases_of_process(context, row.id, worker.pid)
+            ]
+            if (
+                done < kills
+                and busy
+                and len(team.workers) > 1
+                and time.monotonic() - last > chosen.uniform(0.2, 1.0)
+            ):
                 orphans.kill(team, chosen.choice(busy), row.id)
                 team.replace_later()
                 last, done = time.monotonic(), done + 1
             time.sleep(0.02)
-        assert oracle.state(context, row.id) == "finalizable"
+        assert ledger.state(context, row.id) == "finalizable"
         orphans.settle()
         truths.append(judged(context, row.id))
         rollouts.rollback(context, row.id)
@@ -94,9 +100,9 @@ def test_two_rollouts_three_workers_one_killed_every_five_seconds(two_galleries:
         started = time.monotonic()
         rows = [world.begin(context, name, batch_size=BATCH, lease_s=LEASE_S) for name in ("texts", "more")]
         following = [oracle.open_replica(context, name) for name in ("texts", "more")]
-        while any(oracle.state(context, row.id) == "backfilling" for row in rows):
+        while any(ledger.state(context, row.id) == "backfilling" for row in rows):
             elapsed = time.monotonic() - started
-            assert elapsed < 300, [oracle.leases(context, row.id) for row in rows]
+            assert elapsed < 300, [ledger.leases(context, row.id) for row in rows]
             if elapsed > 5 * (kills + 1) and team.workers:
                 team.kill(team.workers[0])
                 team.replace_later()
@@ -108,7 +114,7 @@ def test_two_rollouts_three_workers_one_killed_every_five_seconds(two_galleries:
                 replica.catch_up()
             time.sleep(0.05)
         took_s = time.monotonic() - started
-    assert [oracle.state(context, row.id) for row in rows] == ["finalizable"] * 2
+    assert [ledger.state(context, row.id) for row in rows] == ["finalizable"] * 2
     truths = [judged(context, row.id) for row in rows]
     truths += [oracle.check_serving(context, row.id, each) for row, each in zip(rows, following, strict=True)]
     met = all(truth.sound for truth in truths) and kills >= 5 and emptied == 2 and took_s >= 30
@@ -133,9 +139,11 @@ def test_a_killed_worker_is_replaced_and_nothing_is_lost(context: Context, tmp_p
     orphans = Orphanage(context)
     with crew(context, 2, PACE_S) as team:
         row = world.begin(context, batch_size=BATCH, lease_s=1.0)
-        until(lambda: bool(oracle.leases_of_process(context, row.id, team.workers[0].pid)), "it holds a batch")
+        until(
+            lambda: bool(ledger.leases_of_process(context, row.id, team.workers[0].pid)), "it holds a batch"
+        )
         orphans.kill(team, team.workers[0], row.id)
-        until(lambda: oracle.state(context, row.id) == "finalizable", "the other one ends the rollout")
+        until(lambda: ledger.state(context, row.id) == "finalizable", "the other one ends the rollout")
         orphans.settle()
     truth = judged(context, row.id)
     assert truth.sound, truth

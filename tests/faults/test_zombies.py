@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.context import Context
 from orchestrator.service import rollouts
-from tests.faults import oracle, report, world
+from tests.faults import ledger, oracle, report, world
 from tests.faults.nursery import Child, Nursery
 from tests.faults.test_actions import bring_to_the_end
 from tests.faults.volume import FACTOR, scaled
@@ -21,7 +21,7 @@ GALLERY, ITEMS = "many", 120
 FROM_CLAIMED_TO_IN_COMMIT = (
     "claimed", "decoded", "mid_encode", "before_write", "mid_write", "written", "synced", "in_commit",
 )  # fmt: skip
-Held = dict[int, oracle.Lease]
+Held = dict[int, ledger.Lease]
 
 
 @pytest.fixture
@@ -31,23 +31,26 @@ def crowd(platform: Context, tmp_path: Path) -> Context:
     return platform
 
 
-def freeze_some(context: Context, nursery: Nursery, rollout_id: int, points: list[str]) -> list[tuple[Child, Held]]:
+def freeze_some(
+    context: Context, nursery: Nursery, rollout_id: int, points: list[str]
+) -> list[tuple[Child, Held]]:
     """Children that stand still at these points, each with the batches that it holds."""
     children = [nursery.fork("work", arm=f"{point}=freeze", rollout_id=rollout_id) for point in points]
     frozen = [child for child in children if child.wait().how == "stopped"]
     held = [
-        {lease.key: lease for lease in oracle.leases(context, rollout_id, f"forked-{child.pid}")} for child in frozen
+        {lease.key: lease for lease in ledger.leases(context, rollout_id, f"forked-{child.pid}")}
+        for child in frozen
     ]
     return list(zip(frozen, held, strict=True))
 
 
 def accepted(context: Context, rollout_id: int, zombie: Child, held: Held) -> int:
     """Thaw one; how many of its stale commits landed."""
-    before = {lease.key: lease for lease in oracle.leases(context, rollout_id)}
+    before = {lease.key: lease for lease in ledger.leases(context, rollout_id)}
     ending = zombie.thaw()
     assert ending.how == "exited", ending
     said = set(ending.result.get("committed", ()))
-    after = {lease.key: lease for lease in oracle.leases(context, rollout_id)}
+    after = {lease.key: lease for lease in ledger.leases(context, rollout_id)}
     by_it = sum(after[key].seq in said and after[key].fence != held[key].fence for key in held)
     changed = sum(
         lease.state == "committed" and (after[key].seq, after[key].crc) != (lease.seq, lease.crc)
@@ -63,7 +66,7 @@ def replace(context: Context, nursery: Nursery, rollout_id: int, how: str) -> No
     elif how == "paused":
         rollouts.pause(context, rollout_id)
     else:
-        while oracle.claim(context, rollout_id, "rival", 60.0) is not None:
+        while ledger.claim(context, rollout_id, "rival", 60.0) is not None:
             pass
 
 
@@ -78,7 +81,7 @@ def run_waves(context: Context, nursery: Nursery, zombies: int) -> tuple[int, in
         frozen = freeze_some(context, nursery, row.id, list(itertools.islice(points, AT_ONCE)))
         assert frozen
         time.sleep(LEASE_S + 0.05)
-        oracle.expire_leases(context, row.id)
+        ledger.expire_leases(context, row.id)
         replace(context, nursery, row.id, how)
         for zombie, held in frozen:
             assert held, "a frozen worker holds no lease"

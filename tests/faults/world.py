@@ -58,14 +58,18 @@ def work(context: Context, rollout_id: int) -> RolloutRow:
     return rollouts.complete(context, rollout_id)
 
 
-def request(gallery: str = GALLERY, *, batch_size: int = 4, lease_s: float = 1.0, to: str = NEW) -> rollouts.StartRequest:
+def request(
+    gallery: str = GALLERY, *, batch_size: int = 4, lease_s: float = 1.0, to: str = NEW
+) -> rollouts.StartRequest:
     """A start of small batches in an order of its own."""
     return rollouts.StartRequest(
         gallery, to, order="random", prototypes="classes", batch_size=batch_size, lease_s=lease_s
     )
 
 
-def begin(context: Context, gallery: str = GALLERY, *, batch_size: int = 4, lease_s: float = 1.0) -> RolloutRow:
+def begin(
+    context: Context, gallery: str = GALLERY, *, batch_size: int = 4, lease_s: float = 1.0
+) -> RolloutRow:
     """Start a rollout and plan it: batches can be claimed when this returns."""
     row = rollouts.start(context, request(gallery, batch_size=batch_size, lease_s=lease_s))
     return advance.advance(context, row.id)
