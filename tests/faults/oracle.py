@@ -37,12 +37,13 @@ class Truth:
     quarantined: int = 0
     lost: int = 0
     duplicated: int = 0
+    stale_accepted: int = 0
     wrong_bytes: int = 0
     faults: list[str] = field(default_factory=list)
 
     @property
     def sound(self) -> bool:
-        return not (self.lost or self.duplicated or self.wrong_bytes or self.faults)
+        return not (self.lost or self.duplicated or self.stale_accepted or self.wrong_bytes or self.faults)
 
     def expect(self, right: bool, sentence: str) -> None:
         """Note a sentence unless what it denies is right."""
@@ -66,7 +67,7 @@ def check(context: Context, rollout_id: int, *, finished: bool = True) -> Truth:
         _check_log(connection, row.gallery_id, truth)
         _check_counters(connection, row, truth)
         _check_audit(connection, rollout_id, row.state, truth)
-        _check_versions(connection, row.gallery_id, truth)
+        _check_order(connection, row.gallery_id, truth)
         _check_flips(context, connection, row, truth)
     return truth
 
@@ -222,19 +223,23 @@ def _check_audit(connection: Connection, rollout_id: int, state: str, truth: Tru
     truth.expect(at == state, f"the audit ends at {at}, the rollout is {state}")
 
 
-def _check_versions(connection: Connection, gallery_id: int, truth: Truth) -> None:
-    """Played from its begin, the log never gives a row an older version than it had, except after a reset."""
-    version: dict[int, int] = {}
+def _check_order(connection: Connection, gallery_id: int, truth: Truth) -> None:
+    """Played from its begin, the log never takes rows back to an older version, and nothing comes after an end.
+
+    A rollout's batches lie between its deployment and the reset that a cancel or a rollback writes: a batch outside
+    was accepted from somebody whose time was over.
+    """
+    newest = 0
+    ended: set[int] = set()
     for entry in batch_queries.log_after(connection, gallery_id, 0, 2**31 - 1):
         if entry.kind == "reset":
-            version = {}
-        if entry.kind != "batch":
-            continue
-        oldest = max(version.values(), default=0)
-        truth.expect(
-            entry.rollout_id >= oldest, f"log entry {entry.seq} takes rows back to rollout {entry.rollout_id}"
-        )
-        version[0] = max(oldest, entry.rollout_id)
+            ended.add(entry.rollout_id)
+            newest = 0
+        elif entry.kind == "batch":
+            stale = entry.rollout_id in ended or entry.rollout_id < newest
+            truth.stale_accepted += stale
+            truth.expect(not stale, f"log entry {entry.seq} is of rollout {entry.rollout_id}, whose time was over")
+            newest = max(newest, entry.rollout_id)
 
 
 def _check_flips(context: Context, connection: Connection, row: RolloutRow, truth: Truth) -> None:
@@ -269,6 +274,17 @@ def _check_flips(context: Context, connection: Connection, row: RolloutRow, trut
             tuple(found[0][2:]) == counts,
             f"flips of set {query_set.name!r}: {tuple(found[0][2:])}, a recount {counts}",
         )
+        open_flips = dict(
+            ledger.rows_of(
+                connection,
+                """SELECT kind, count(*) FROM flip WHERE rollout_id = :rollout AND query_set_id = :query_set
+                   AND reference = 'old_system' AND healed_seq IS NULL GROUP BY kind""",
+                rollout=row.id,
+                query_set=query_set.id,
+            )
+        )
+        listed = open_flips.get("negative", 0), open_flips.get("positive", 0)
+        truth.expect(listed == counts[1:3], f"{listed} flips are open, the counts say {counts[1:3]}")
 
 
 # -- replicas -------------------------------------------------------------------------------------------------------------

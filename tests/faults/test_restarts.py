@@ -37,7 +37,7 @@ def own_servers(tmp_path: Path) -> Iterator[EmbeddedServers]:
 
 @pytest.fixture
 def own_world(own_servers: EmbeddedServers, tmp_path: Path) -> Iterator[Context]:
-    """The world on servers of its own; workers know them by URL."""
+    """A context on servers of its own; workers know them by URL."""
     settings = Settings(
         database_url=own_servers.database_url,
         broker_url=own_servers.broker_url,
@@ -46,7 +46,6 @@ def own_world(own_servers: EmbeddedServers, tmp_path: Path) -> Iterator[Context]
         heartbeat_s=0.3,
     )
     with open_context(settings) as context:
-        world.build(context, tmp_path / "world", scaled(1600, least=800))
         yield context
 
 
@@ -133,6 +132,7 @@ def endure(context: Context, folder: Path, crashes: int) -> tuple[list[float], l
 
 
 def test_one_crash_of_each_server_is_outlived(own_world: Context, tmp_path: Path) -> None:
+    world.build(own_world, tmp_path / "world", 480)
     database_s, broker_s, truth = endure(own_world, tmp_path / "own" / "embedded", 1)
     assert truth.sound, truth
     assert len(database_s) == len(broker_s) == 1
@@ -142,6 +142,7 @@ def test_one_crash_of_each_server_is_outlived(own_world: Context, tmp_path: Path
 @pytest.mark.timeout(900 * max(1, FACTOR))
 def test_servers_restart_ten_times_each_in_one_rollout(own_world: Context, tmp_path: Path) -> None:
     wanted = scaled(10)
+    world.build(own_world, tmp_path / "world", 160 * wanted)
     database_s, broker_s, truth = endure(own_world, tmp_path / "own" / "embedded", wanted)
     for name, times in (("database", database_s), ("broker", broker_s)):
         report.record(
