@@ -238,7 +238,9 @@ def _check_order(connection: Connection, gallery_id: int, truth: Truth) -> None:
         elif entry.kind == "batch":
             stale = entry.rollout_id in ended or entry.rollout_id < newest
             truth.stale_accepted += stale
-            truth.expect(not stale, f"log entry {entry.seq} is of rollout {entry.rollout_id}, whose time was over")
+            truth.expect(
+                not stale, f"log entry {entry.seq} is of rollout {entry.rollout_id}, whose time was over"
+            )
             newest = max(newest, entry.rollout_id)
 
 
