@@ -176,9 +176,7 @@ def test_thousands_killed_at_every_point_nothing_is_lost(
             f"{wanted:,} kills, every point",
             fired.total(),
             met=fired.total() >= wanted,
-            lost=sum(truth.lost for truth in truths),
-            duplicated=sum(truth.duplicated for truth in truths),
-            wrong_bytes=sum(truth.wrong_bytes for truth in truths),
+            **report.counted(truths),
             detail={"fired": dict(fired), "rollouts": len(truths) // 2, "seed": SEED},
         )
     )

@@ -33,6 +33,13 @@ def test_an_older_run_is_replaced() -> None:
         assert stored["kills"]["injected"] == 10
 
 
+def test_figures_left_over_from_an_older_run_are_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    report.record(report.Figures("starts", "one winner", 1, met=True, run="older"))
+    report.record(kills())
+    assert report.main(report.FILE) == 1
+    assert "| older run |" in capsys.readouterr().out
+
+
 def test_a_missed_target_fails_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     report.record(kills())
     report.record(report.Figures("kills", "0 lost", 1, met=False))

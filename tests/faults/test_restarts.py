@@ -151,9 +151,7 @@ def test_servers_restart_ten_times_each_in_one_rollout(own_world: Context, tmp_p
                 f"{wanted} restarts; ≤ {FLOWS_AGAIN_WITHIN_S:g} s",
                 len(times),
                 met=truth.sound and len(times) >= wanted and max(times) <= FLOWS_AGAIN_WITHIN_S,
-                lost=truth.lost,
-                duplicated=truth.duplicated,
-                wrong_bytes=truth.wrong_bytes,
+                **report.counted([truth]),
                 recovery_s=times,
                 limit_s=FLOWS_AGAIN_WITHIN_S,
             )

@@ -102,9 +102,7 @@ def test_no_message_changes_what_is_true(hailed: Context) -> None:
             "every rollout ends, no worker does",
             sent,
             met=all(truth.sound for truth in truths),
-            lost=sum(truth.lost for truth in truths),
-            duplicated=sum(truth.duplicated for truth in truths),
-            wrong_bytes=sum(truth.wrong_bytes for truth in truths),
+            **report.counted(truths),
         )
     )
     assert all(truth.sound for truth in truths), truths

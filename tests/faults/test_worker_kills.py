@@ -77,9 +77,7 @@ def test_workers_are_killed_and_their_batches_are_soon_claimed_again(two_galleri
             f"{wanted:,} kills; ≤ lease {LEASE_S:g} s + 5 s",
             wanted,
             met=met,
-            lost=sum(truth.lost for truth in truths),
-            duplicated=sum(truth.duplicated for truth in truths),
-            wrong_bytes=sum(truth.wrong_bytes for truth in truths),
+            **report.counted(truths),
             recovery_s=times,
             limit_s=RECOVERY_LIMIT_S,
         )
@@ -124,9 +122,7 @@ def test_two_rollouts_three_workers_one_killed_every_five_seconds(two_galleries:
             "≥ 30 s, every checksum right",
             kills + emptied,
             met=met,
-            lost=sum(truth.lost for truth in truths),
-            duplicated=sum(truth.duplicated for truth in truths),
-            wrong_bytes=sum(truth.wrong_bytes for truth in truths),
+            **report.counted(truths),
             detail={"took_s": round(took_s, 1), "items": 2 * ITEMS, "kills": kills},
         )
     )
