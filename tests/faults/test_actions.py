@@ -99,9 +99,8 @@ def run_pairs(context: Context, nursery: Nursery, pairs: list[tuple[str, str]]) 
     return [pair for pair in pairs if not hurt(context, nursery, *pair)]
 
 
-@pytest.mark.parametrize("action", ["freeze", "raise"])
-def test_every_point_survives(platform: Context, nursery: Nursery, action: str) -> None:
-    missed = run_pairs(platform, nursery, [pair for pair in PAIRS if pair[1] == action])
+def test_every_point_survives_an_exception(platform: Context, nursery: Nursery) -> None:
+    missed = run_pairs(platform, nursery, [pair for pair in PAIRS if pair[1] == "raise"])
     assert not missed, f"faults that never happened: {missed}"
 
 

@@ -147,7 +147,7 @@ def run_cycles(context: Context, nursery: Nursery, cycles: int, gallery: str = w
 
 
 def test_killed_at_every_point_nothing_is_lost(platform: Context, nursery: Nursery) -> None:
-    victims = run_cycles(platform, nursery, 150)
+    victims = run_cycles(platform, nursery, 100)
     assert sum(truth.committed for truth in victims.truths) > 0
 
 
