@@ -106,7 +106,7 @@ COLUMNS = ("measure", "injected", "lost", "duplicated", "stale accepted", "wrong
 
 def newest_run(stored: dict[str, dict[str, Any]]) -> str:
     """The run of the figures that were written last."""
-    return str(max(stored.values(), key=lambda found: found["at"])["run"])
+    return str(max(stored.values(), key=lambda found: found.get("at", 0.0))["run"])
 
 
 def verdict(found: dict[str, Any], newest: str) -> str:
