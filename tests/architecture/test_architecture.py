@@ -92,9 +92,12 @@ def test_no_module_is_named_after_the_standard_library_or_a_dependency():
 
 
 def test_every_task_name_carries_the_projects_name():
-    names = re.findall(r'@app\.task\(name="([^"]+)"', (ROOT / "workers" / "app.py").read_text())
-    assert len(names) >= 3
-    assert all(name.startswith("hotrefresh.") for name in names)
+    from orchestrator.broker import make_app
+    from workers.app import TASKS
+
+    assert 'name=f"hotrefresh.{name}"' in (ROOT / "workers" / "app.py").read_text()
+    assert set(TASKS) == {"deploy", "plan", "drain", "evaluate", "finalize", "sweep"}
+    assert not [name for name in make_app("redis://x").tasks if name.startswith("hotrefresh.")]
 
 
 def test_a_lane_is_more_urgent_on_every_broker_whichever_end_is_first():
