@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.artifacts import folder_name, publish
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.database import transaction
@@ -41,6 +42,7 @@ def import_model(context: Context, folder: Path, name: str) -> ModelRow:
     check_name("model", name)
     manifest = load_encoder(folder).manifest
     kept = keep_artifact(context, folder, manifest.fingerprint)
+    files = publish(context.settings.extents, kept, manifest.fingerprint)
     with transaction(context.engine) as connection:
         model_id = model_queries.insert_model(
             connection,
@@ -51,6 +53,7 @@ def import_model(context: Context, folder: Path, name: str) -> ModelRow:
             digest=manifest.digest,
             fingerprint=manifest.fingerprint,
             uri=str(kept),
+            files=files,
             manifest=asdict(manifest),
         )
         if model_id is None:
@@ -72,7 +75,7 @@ def import_model(context: Context, folder: Path, name: str) -> ModelRow:
 
 def keep_artifact(context: Context, folder: Path, fingerprint: str) -> Path:
     """Copy an artifact's files into the model folder, under its fingerprint; what is there already stays."""
-    kept = context.settings.artifacts / fingerprint[:32]
+    kept = context.settings.artifacts / folder_name(fingerprint)
     if not kept.exists():
         partial = context.settings.artifacts / f".partial-{secrets.token_hex(6)}"
         try:
@@ -155,7 +158,13 @@ def composite_views(
         return None
     pixels = np.stack([second.preprocess(read_item(uri)) for uri in uris])
     return embed_pairs(
-        Path(old.uri), Path(new.uri), pixels, views, Augmentation(), seed=seed, progress=progress
+        context.artifact(old),
+        context.artifact(new),
+        pixels,
+        views,
+        Augmentation(),
+        seed=seed,
+        progress=progress,
     )
 
 
@@ -230,6 +239,7 @@ def import_adapter(context: Context, folder: Path, name: str, old: ModelRow, new
             f"the adapter in {folder} was not fitted to lead from {old.name!r} to {new.name!r}."
         )
     kept = keep_artifact(context, folder, manifest.fingerprint)
+    files = publish(context.settings.extents, kept, manifest.fingerprint)
     with transaction(context.engine) as connection:
         adapter_id = model_queries.insert_adapter(
             connection,
@@ -239,6 +249,7 @@ def import_adapter(context: Context, folder: Path, name: str, old: ModelRow, new
             digest=manifest.digest,
             fingerprint=manifest.fingerprint,
             uri=str(kept),
+            files=files,
             manifest=asdict(manifest),
         )
         if adapter_id is None:
