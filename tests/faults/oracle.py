@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+from orchestrator.store.extents import CorruptExtentError
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
@@ -22,7 +23,6 @@ from orchestrator.ledger.rows import RolloutRow
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.matrix import load_matrix, read_batch
 from orchestrator.serving.replica import Replica
-from orchestrator.store.extents import CorruptExtentError
 from tests.faults import ledger
 
 Vectors = npt.NDArray[np.float32]

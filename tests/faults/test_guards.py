@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from orchestrator.store.extents import CorruptExtentError
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError
 from orchestrator.ledger.rows import Claim
 from orchestrator.service import rollouts
-from orchestrator.store.extents import CorruptExtentError
 from tests.faults import ledger, oracle, world
 
 
