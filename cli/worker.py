@@ -30,14 +30,13 @@ def worker(
         int, typer.Option(min=1, max=64, help="Worker processes; more than 1 needs --supervise.")
     ] = 1,
     stuck_s: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=1,
-            envvar="HOTREFRESH_STUCK_S",
             help="With --supervise: replace a worker that finishes no batch for this long; a batch must take less.",
             metavar="SECONDS",
         ),
-    ] = 45.0,
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Consume backfill jobs until SIGTERM or Ctrl-C; the batch at hand is finished first. One worker a GPU."""
@@ -52,7 +51,7 @@ def worker(
     command = worker_command(exit_when_idle)
     if supervise:
         command = [sys.executable, "-P", "-m", "workers.supervisor"]
-        command += ["--processes", str(processes), "--stuck-s", str(stuck_s)]
+        command += ["--processes", str(processes), "--stuck-s", str(stuck_s or resolved.stuck_s)]
         command += [] if exit_when_idle is None else ["--exit-when-idle", str(exit_when_idle)]
     show({"pid": os.getpid(), "command": command}, output, lines=True)
     say("worker: log lines follow on stderr; stop with Ctrl-C. Watch: hotrefresh rollout status -w GALLERY")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import warnings
 
 from celery.signals import setup_logging, worker_shutting_down
@@ -35,7 +36,11 @@ def run_worker(settings: Settings, *, exit_when_idle_s: float | None = None) -> 
 
         @worker_shutting_down.connect(weak=False)
         def stop_draining(**_: object) -> None:
+            """Claim nothing more. What is held is finished, or given back when that takes longer than a lease."""
             runtime.stop.set()
+            hurry = threading.Timer(settings.lease_s, runtime.hurry.set)
+            hurry.daemon = True
+            hurry.start()
 
         runtime.start()
         try:

@@ -16,6 +16,8 @@ DROP SCHEMA reporting CASCADE;
 DROP FUNCTION embedding_version(bigint, bigint);
 DROP TABLE outbox, duty, superseded, late_item, replaced;
 ALTER TABLE quarantine DROP COLUMN evidence;
+ALTER TABLE model DROP COLUMN files;
+ALTER TABLE adapter DROP COLUMN files;
 DELETE FROM log_event WHERE kind = 'deleted';
 ALTER TABLE log_event
     DROP CONSTRAINT log_event_kind_check,

@@ -48,6 +48,10 @@ CREATE TABLE replaced (
     PRIMARY KEY (rollout_id, older_id)
 );
 
+-- An artifact's files in the store (name → bytes), for workers on other hosts.
+ALTER TABLE model ADD COLUMN files jsonb;
+ALTER TABLE adapter ADD COLUMN files jsonb;
+
 -- Living galleries -----------------------------------------------------------------------------------------------------
 ALTER TABLE item ADD COLUMN deleted_at timestamptz;
 ALTER TABLE gallery ADD COLUMN n_deleted bigint NOT NULL DEFAULT 0 CHECK (n_deleted BETWEEN 0 AND n_items);

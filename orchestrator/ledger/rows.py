@@ -19,6 +19,7 @@ class ModelRow:
     uri: str
     manifest: dict[str, Any]
     created_at: datetime
+    files: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class AdapterRow:
     uri: str
     manifest: dict[str, Any]
     created_at: datetime
+    files: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ now; the fault suite shows them, and what they would leave behind when broken is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,28 +56,40 @@ def _check_gallery(context: Context, gallery: GalleryRow) -> Iterator[Finding]:
     with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         rollouts = rollout_queries.list_rollouts(connection, gallery.id)
         kept = [r for r in rollouts if r.reclaimed_at is None]
-        yield _replica(context, connection, gallery)
-        yield _complete(connection, gallery, rollouts)
-        yield _once(connection, gallery, rollouts)
-        active = [r.id for r in rollouts if RolloutState(r.state) in ACTIVE]
-        yield Finding("I5", gallery.name, len(active) <= 1, f"{len(active)} active rollouts")
-        overlaps = recount_queries.serving_overlaps(connection, gallery.id)
-        yield Finding("I7", gallery.name, overlaps == 0, f"{overlaps} gaps or overlaps in what served")
-        yield _bytes(connection, gallery, kept)
-        yield _provenance(context, connection, gallery, kept)
-        yield _bounded(connection, gallery, rollouts)
-        yield _told(connection, gallery, rollouts)
+        checks: dict[str, Callable[[], Finding]] = {
+            "I1": lambda: _replica(context, connection, gallery),
+            "I2": lambda: _complete(connection, gallery, rollouts),
+            "I3": lambda: _once(connection, gallery, rollouts),
+            "I5": lambda: _one_active(gallery, rollouts),
+            "I7": lambda: _served(connection, gallery),
+            "I8": lambda: _bytes(connection, gallery, kept),
+            "I9": lambda: _provenance(context, connection, gallery, kept),
+            "I11": lambda: _bounded(connection, gallery, rollouts),
+            "I14": lambda: _told(connection, gallery, rollouts),
+        }
+        for name, check in checks.items():
+            try:
+                yield check()
+            except HotrefreshError as error:  # what is damaged cannot be looked at further
+                yield Finding(name, gallery.name, False, str(error))
+
+
+def _one_active(gallery: GalleryRow, rollouts: list[RolloutRow]) -> Finding:
+    active = [r.id for r in rollouts if RolloutState(r.state) in ACTIVE]
+    return Finding("I5", gallery.name, len(active) <= 1, f"{len(active)} active rollouts")
+
+
+def _served(connection: Connection, gallery: GalleryRow) -> Finding:
+    overlaps = recount_queries.serving_overlaps(connection, gallery.id)
+    return Finding("I7", gallery.name, overlaps == 0, f"{overlaps} gaps or overlaps in what served")
 
 
 def _replica(context: Context, connection: Connection, gallery: GalleryRow) -> Finding:
     if rollout_queries.serving_now(connection, gallery.id) is None:
         return Finding("I1", gallery.name, True, "nothing serves yet")
-    try:
-        with Replica(context, gallery) as replica:
-            served, version, seq = replica.snapshot()
-        wanted = load_matrix(connection, gallery.id, up_to=seq)
-    except HotrefreshError as error:
-        return Finding("I1", gallery.name, False, str(error))
+    with Replica(context, gallery) as replica:
+        served, version, seq = replica.snapshot()
+    wanted = load_matrix(connection, gallery.id, up_to=seq)
     wrong = int(((served != wanted.vectors).any(axis=1) | (version != wanted.version)).sum())
     return Finding(
         "I1", gallery.name, wrong == 0, f"{wrong} of {len(version)} vectors differ from the ledger's"
@@ -143,11 +155,8 @@ def _provenance(
     context: Context, connection: Connection, gallery: GalleryRow, rollouts: list[RolloutRow]
 ) -> Finding:
     models = {r.to_model_id for r in rollouts}
-    try:
-        for model_id in models:
-            context.encoder(model_queries.model_by_id(connection, model_id))
-    except HotrefreshError as error:
-        return Finding("I9", gallery.name, False, str(error))
+    for model_id in models:
+        context.encoder(model_queries.model_by_id(connection, model_id))
     return Finding(
         "I9", gallery.name, True, f"{len(models)} models have the digests they were registered with"
     )

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.artifact import copy_artifact
+from orchestrator.artifacts import folder_name, publish
 from orchestrator.context import Context
 from orchestrator.errors import ArtifactError, ConflictError, UsageError
 from orchestrator.ledger.database import transaction
@@ -44,6 +45,7 @@ def import_model(context: Context, folder: Path, name: str, *, own_code: bool = 
     check_name("model", name)
     manifest = load_encoder(folder, own_code=own_code).manifest
     kept = keep_artifact(context, folder, manifest.fingerprint)
+    files = publish(context.settings.extents, kept, manifest.fingerprint)
     with transaction(context.engine) as connection:
         model_id = model_queries.insert_model(
             connection,
@@ -54,6 +56,7 @@ def import_model(context: Context, folder: Path, name: str, *, own_code: bool = 
             digest=manifest.digest,
             fingerprint=manifest.fingerprint,
             uri=str(kept),
+            files=files,
             manifest=asdict(manifest),
         )
         if model_id is None:
@@ -78,7 +81,7 @@ def keep_artifact(context: Context, folder: Path, fingerprint: str) -> Path:
 
     Raises ArtifactError where the artifact was changed since `fingerprint` was read, or cannot be copied.
     """
-    kept = context.settings.artifacts / fingerprint[:32]
+    kept = context.settings.artifacts / folder_name(fingerprint)
     if not kept.exists():
         partial = context.settings.artifacts / f".partial-{secrets.token_hex(6)}"
         try:
@@ -163,7 +166,13 @@ def composite_views(
         return None
     pixels = np.stack([second.preprocess(read_item(uri)) for uri in uris])
     return embed_pairs(
-        Path(old.uri), Path(new.uri), pixels, views, Augmentation(), seed=seed, progress=progress
+        context.artifact(old),
+        context.artifact(new),
+        pixels,
+        views,
+        Augmentation(),
+        seed=seed,
+        progress=progress,
     )
 
 
@@ -238,6 +247,7 @@ def import_adapter(context: Context, folder: Path, name: str, old: ModelRow, new
             f"the adapter in {folder} was not fitted to lead from {old.name!r} to {new.name!r}."
         )
     kept = keep_artifact(context, folder, manifest.fingerprint)
+    files = publish(context.settings.extents, kept, manifest.fingerprint)
     with transaction(context.engine) as connection:
         adapter_id = model_queries.insert_adapter(
             connection,
@@ -247,6 +257,7 @@ def import_adapter(context: Context, folder: Path, name: str, old: ModelRow, new
             digest=manifest.digest,
             fingerprint=manifest.fingerprint,
             uri=str(kept),
+            files=files,
             manifest=asdict(manifest),
         )
         if adapter_id is None:

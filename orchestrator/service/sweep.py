@@ -24,6 +24,7 @@ from orchestrator.service.finish import complete
 from orchestrator.service.rollouts import acknowledge, locked
 from orchestrator.service.throttling import Throttler
 from orchestrator.service.wakeups import relay, request_wakeup
+from orchestrator.store import list_folders, remove_folder
 
 DUTY = "sweeper"
 RECOUNT_EVERY_S = 60.0
@@ -40,6 +41,7 @@ class Sweeper:
     owner: str
     _recounted: float = field(default=float("-inf"))
     _on_duty: bool = False
+    _orphans: set[str] = field(default_factory=set)
     _throttler: Throttler = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +67,17 @@ class Sweeper:
             self._recounted = time.monotonic()
             for row in rollouts:
                 recount(self.context, row.id)
+            self._remove_orphans()
         return True
+
+    def _remove_orphans(self) -> None:
+        """Remove extents that no rollout has. Only those seen in the round before as well: a start may be under way."""
+        with transaction(self.context.engine) as connection:
+            known = rollout_queries.extent_uris(connection)
+        found = set(list_folders(self.context.settings.extents)) - known
+        for url in sorted(found & self._orphans):
+            remove_folder(self.context.settings.extents, url)
+        self._orphans = found
 
     def throttle(self) -> None:
         """Ask the throttles, where this process has the duty; more often than a round is."""

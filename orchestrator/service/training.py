@@ -100,7 +100,7 @@ def train_model(context: Context, request: TrainRequest, progress: Progress | No
             folder,
             name=request.name,
             method=request.method,
-            old=Path(old.uri) if old is not None and needs_old else None,
+            old=context.artifact(old) if old is not None and needs_old else None,
             options=options,
             seed=request.seed,
             threads=request.threads or os.cpu_count() or 1,

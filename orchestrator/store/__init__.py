@@ -47,6 +47,11 @@ def read_array(url: str, name: str, dtype: npt.DTypeLike, shape: int | tuple[int
     return _folder(url).read_array(name, dtype, shape)
 
 
+def create_folder(url: str) -> None:
+    """Make a folder for arrays, with those above it; one that is there already is fine."""
+    _folder(url).create()
+
+
 def new_folder(root_url: str, gallery_id: int) -> str:
     """The URL of a folder for a rollout that nobody else has."""
     return _root(root_url).new_folder(gallery_id)
@@ -101,6 +106,7 @@ __all__ = [
     "CorruptExtentError",
     "Extents",
     "Table",
+    "create_folder",
     "list_folders",
     "new_folder",
     "open_extents",

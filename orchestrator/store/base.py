@@ -111,6 +111,9 @@ class Table(Protocol):
 class Folder(Protocol):
     """The place of one rollout's extents and of the few files beside them."""
 
+    def create(self) -> None:
+        """Make it, where folders are something that is made."""
+
     def extents(self, dim: int) -> Extents:
         """The rollout's vectors."""
 

@@ -58,6 +58,14 @@ def path_of(url: str) -> Path:
     return Path(url.removeprefix("file://"))
 
 
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it, durably."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in made:
+        sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -243,6 +251,11 @@ class LocalFolder:
     def __init__(self, url: str) -> None:
         self._url = url.rstrip("/")
 
+    def create(self) -> None:
+        """Made, and known to be on disk."""
+        with store_errors("write", self._url):
+            make_folders(path_of(self._url))
+
     def extents(self, dim: int) -> Extents:
         """The rollout's vectors."""
         return LocalExtents(self._url, dim)
@@ -281,10 +294,7 @@ class LocalRoot:
         name = new_folder_name(gallery_id)
         folder = self._path / name
         with store_errors("write", str(folder)):
-            made = [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True)
-            for path in made:
-                sync_folder(path.parent)
+            make_folders(folder)
         return f"{self._url}/{name}"
 
     def list_folders(self) -> list[str]:

@@ -160,6 +160,9 @@ class RemoteFolder:
     def __init__(self, url: str) -> None:
         self._objects = Objects(url)
 
+    def create(self) -> None:
+        """Nothing: a prefix is there when an object is."""
+
     def extents(self, dim: int) -> Extents:
         """The rollout's vectors."""
         return RemoteExtents(self._objects, dim)

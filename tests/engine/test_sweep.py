@@ -153,6 +153,21 @@ def test_counters_that_are_wrong_are_found_corrected_and_told(world, running):
         assert read_view(connection, "audit", action="rollout.counters_corrected")
 
 
+def test_extents_that_no_rollout_knows_go_in_the_second_round_and_no_others(world, running, monkeypatch):
+    from pathlib import Path
+
+    from orchestrator.store import new_folder
+
+    monkeypatch.setattr(sweep, "RECOUNT_EVERY_S", 0.0)
+    orphan = Path(new_folder(world.settings.extents, running.gallery_id))
+    sweeper = Sweeper(world, "test")
+    sweeper.sweep()
+    assert orphan.exists()
+    sweeper.sweep()
+    assert not orphan.exists()
+    assert Path(running.extent_uri).exists()
+
+
 def test_a_worker_silent_for_long_is_signed_off_and_comes_back_by_its_heartbeat(world):
     with world.engine.begin() as connection:
         worker_queries.register_worker(

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from orchestrator.bootstrap import open_context
+from orchestrator.ledger.database import HEAD
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import background, embed, galleries, wakeups
@@ -189,3 +190,40 @@ def test_a_search_during_the_whole_refresh_never_fails(world, workers):
     assert seen.first_answer_s is not None
     assert seen.searches > 0
     assert seen.failed_searches == 0
+
+
+def test_a_worker_of_another_release_stops_with_a_message_and_loses_nothing(world, workers):
+    """The schema moves on in the middle of a rollout, as by a newer release's `db upgrade`."""
+    worker = workers()
+    row = platform.start(world, batch_size=4)
+    until(lambda: status(world, row.id)["committed"] > 0)
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    assert worker.wait(timeout=60) == 0
+    assert "install that release" in background.worker_log(world.settings).read_text()
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{HEAD}'")
+    workers()
+    until(lambda: status(world, row.id)["state"] == "finalizable")
+    found = audit(world, row.id)
+    assert (found.lost, found.duplicated, found.falsified) == (0, 0, 0)
+
+
+def test_a_full_log_disk_does_not_stop_the_work(world):
+    import subprocess
+
+    row = platform.start(world)
+    with open("/dev/full", "wb") as full:
+        worker = subprocess.Popen(
+            background.worker_command(None),
+            cwd=world.settings.data_dir,
+            env=background.worker_environment(world.settings),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=full,
+        )
+    try:
+        until(lambda: status(world, row.id)["state"] == "finalizable")
+    finally:
+        worker.terminate()
+        worker.wait(timeout=60)

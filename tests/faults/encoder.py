@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from bench.stubs import F32, NumberedTexts
+from models.errors import ItemError
 
 DIM = 8
 POISON = "poison"
@@ -26,14 +27,14 @@ class Numbered(NumberedTexts):
         super().__init__(DIM, moved)
         self._pace_s = float(os.environ.get(PACE, "0"))
 
-    def encode(self, prepared: Sequence[str]) -> F32:
-        """(n, DIM) float32, L2-normalised.
+    def preprocess(self, item: str) -> str:
+        """Raises ItemError for a text that begins with "poison"."""
+        if item.startswith(POISON):
+            raise ItemError("unreadable", "this text cannot be embedded")
+        return item
 
-        Raises:
-            ValueError: one of the texts begins with "poison".
-        """
-        if any(text.startswith(POISON) for text in prepared):
-            raise ValueError("this text cannot be embedded")
+    def encode(self, prepared: Sequence[str]) -> F32:
+        """(n, DIM) float32, L2-normalised."""
         if self._pace_s and len(prepared) and prepared[0].startswith("item "):
             time.sleep(self._pace_s * len(prepared))
         return super().encode(prepared)

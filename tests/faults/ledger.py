@@ -47,8 +47,8 @@ def leases(context: Context, rollout_id: int, owner: str | None = None) -> list[
     with context.engine.connect() as connection:
         found = rows_of(
             connection,
-            """SELECT no, state, lease_owner, fence, attempt, seq, crc FROM batch
-               WHERE rollout_id = :id AND (CAST(:owner AS text) IS NULL OR lease_owner = :owner) ORDER BY no""",
+            """SELECT first_rank, state, lease_owner, fence, attempt, seq, crc FROM batch
+               WHERE rollout_id = :id AND (CAST(:owner AS text) IS NULL OR lease_owner = :owner) ORDER BY first_rank""",
             id=rollout_id,
             owner=owner,
         )
@@ -72,6 +72,15 @@ def expire_leases(context: Context, rollout_id: int) -> int:
         ).rowcount
 
 
+def forgive_attempts(context: Context, rollout_id: int) -> None:
+    """Take back what deaths of our making count against batches: they are not poison."""
+    with context.engine.begin() as connection:
+        connection.execute(
+            text("UPDATE batch SET attempt = 0 WHERE rollout_id = :id AND state <> 'committed'"),
+            {"id": rollout_id},
+        )
+
+
 def forget_waits(context: Context, rollout_id: int) -> None:
     """Make every batch that waits for its next try due now, as waiting would."""
     with context.engine.begin() as connection:
@@ -87,16 +96,15 @@ def claim(context: Context, rollout_id: int, owner: str, lease_s: float) -> Clai
 
 
 def commit(context: Context, claimed: Claim, crc: int = 0) -> int | None:
-    """Commit a claim as a worker does, without having written anything."""
+    """Commit a claim as a worker does, without having written anything; its place in the log."""
     with context.engine.begin() as connection:
-        return batch_queries.commit_batch(
-            connection, claimed, crc=crc, holes=(), decode_s=0, encode_s=0, store_s=0
-        )
+        done = batch_queries.commit_batch(connection, claimed, crc=crc, holes=())
+    return None if done is None else done.seq
 
 
 def key_of(claimed: Claim) -> int:
     """The key of a claimed batch, as in `Lease.key`."""
-    return claimed.no
+    return claimed.first_rank
 
 
 def claim_of(context: Context, rollout_id: int, lease: Lease) -> Claim:
@@ -105,11 +113,13 @@ def claim_of(context: Context, rollout_id: int, lease: Lease) -> Claim:
         row = rollout(connection, rollout_id)
         n, band = rows_of(
             connection,
-            "SELECT n, band FROM batch WHERE rollout_id = :id AND no = :no",
+            "SELECT n, band FROM batch WHERE rollout_id = :id AND first_rank = :key",
             id=rollout_id,
-            no=lease.key,
+            key=lease.key,
         )[0]
-    return Claim(rollout_id, lease.key, n, lease.fence, row.generation, lease.attempt, band)
+    return Claim(
+        rollout_id, lease.key, n, lease.fence, row.generation, row.late_revision, lease.attempt, band, None
+    )
 
 
 def renew(context: Context, claimed: Claim, lease_s: float) -> bool:
@@ -132,9 +142,9 @@ def insert_copy_of_rollout(context: Context, rollout_id: int) -> None:
         connection.execute(
             text(
                 """INSERT INTO rollout (gallery_id, kind, from_model_id, to_model_id, state, order_name, config,
-                                        batch_size, n_items, extent_uri, actor)
+                                        batch_size, n_items, plan_items, extent_uri, actor)
                    SELECT gallery_id, kind, from_model_id, to_model_id, 'planned', order_name, config,
-                          batch_size, n_items, extent_uri, actor FROM rollout WHERE id = :id"""
+                          batch_size, n_items, plan_items, extent_uri, actor FROM rollout WHERE id = :id"""
             ),
             {"id": rollout_id},
         )
@@ -144,6 +154,14 @@ def state(context: Context, rollout_id: int) -> str:
     """A rollout's state."""
     with context.engine.connect() as connection:
         return rollout(connection, rollout_id).state
+
+
+def settle(context: Context, rollout_id: int) -> str:
+    """Let every lease end and acknowledge what was asked for, as time would; returns the state."""
+    from orchestrator.service import rollouts
+
+    expire_leases(context, rollout_id)
+    return rollouts.acknowledge(context, rollout_id).state
 
 
 def newest_rollout(context: Context, gallery: str) -> int:

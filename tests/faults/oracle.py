@@ -10,19 +10,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from orchestrator.store.extents import CorruptExtentError
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
 from orchestrator.core.states import TRANSITIONS, RolloutState
-from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import RolloutRow
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.matrix import load_matrix, read_batch
 from orchestrator.serving.replica import Replica
+from orchestrator.store import CorruptExtentError
 from tests.faults import ledger
 
 Vectors = npt.NDArray[np.float32]
@@ -106,13 +106,14 @@ def _check_rows(
 ) -> None:
     brought, wrong = np.zeros(row.n_items, np.int64), np.zeros(row.n_items, bool)
     expected = _embedded(context, connection, row)
-    for entry in batch_queries.committed_batches(connection, row.id, 2**62):
+    for entry in log_queries.committed_batches(connection, row.id, 2**62):
         try:
-            rows, vectors = read_batch(connection, row, entry)
+            batch = read_batch(connection, row, entry)
         except CorruptExtentError as error:
             truth.faults.append(str(error))
-            truth.wrong_bytes += entry.n or 0
+            truth.wrong_bytes += entry.n
             continue
+        rows, vectors = batch.rows, batch.vectors
         np.add.at(brought, rows, 1)
         wrong[rows] |= (vectors.view(np.uint32) != expected[rows].view(np.uint32)).any(axis=1)
         norms = np.linalg.norm(vectors, axis=1)
@@ -154,7 +155,7 @@ def _check_log(connection: Connection, gallery_id: int, truth: Truth) -> None:
         id=gallery_id,
     )
     numbers = [seq for (seq,) in found]
-    last = batch_queries.last_seq(connection, gallery_id)
+    last = log_queries.last_seq(connection, gallery_id)
     truth.expect(
         numbers == list(range(1, last + 1)),
         f"the log up to {last} has {len(numbers)} entries and {len(set(numbers))} numbers",
@@ -231,11 +232,12 @@ def _check_order(connection: Connection, gallery_id: int, truth: Truth) -> None:
     """
     newest = 0
     ended: set[int] = set()
-    for entry in batch_queries.log_after(connection, gallery_id, 0, 2**31 - 1):
+    for entry in log_queries.log_after(connection, gallery_id, 0, 2**31 - 1):
         if entry.kind == "reset":
-            ended.add(entry.rollout_id)
+            ended.add(entry.rollout_id or 0)
             newest = 0
         elif entry.kind == "batch":
+            assert entry.rollout_id is not None
             stale = entry.rollout_id in ended or entry.rollout_id < newest
             truth.stale_accepted += stale
             truth.expect(

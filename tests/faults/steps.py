@@ -13,6 +13,7 @@ from typing import Any
 
 from orchestrator import failpoints
 from orchestrator.context import Context
+from orchestrator.service import start as starting
 from tests.faults import oracle, world
 
 Reply = dict[str, Any]
@@ -21,7 +22,8 @@ Reply = dict[str, Any]
 def preload() -> None:
     """Import what the steps need, so that children need not."""
     for name in ("torch", "psycopg", "redis", "kombu.transport.redis", "sqlalchemy.dialects.postgresql.psycopg",
-                 "workers.app", "workers.drain", "orchestrator.bootstrap", "orchestrator.broker",
+                 "workers.app", "workers.drain", "workers.pipeline", "orchestrator.service.start",
+                 "orchestrator.service.finish", "orchestrator.bootstrap", "orchestrator.broker",
                  "orchestrator.serving.replica", "orchestrator.serving.evaluator", "orchestrator.index.faiss_flat",
                  "orchestrator.core.prototypes", "orchestrator.core.orders.random", "models.encoders.factory",
                  "models.datasets.inline", "celery.app.task", "tests.faults.encoder"):  # fmt: skip
@@ -76,7 +78,7 @@ def task(context: Context, rollout_id: int) -> Reply:
     from workers.app import build_app
     from workers.runtime import Runtime
 
-    build_app(Runtime(context)).tasks["hotrefresh.drain"](rollout_id)
+    build_app(Runtime(context)).tasks["hotrefresh.drain"](rollout_id, 1)
     return {}
 
 
@@ -99,10 +101,9 @@ def follow(context: Context, gallery: str, rollout_id: int, tries: int = 2) -> R
 
 def start(context: Context, gallery: str, at: float = 0.0) -> Reply:
     """Start a rollout, at a given moment where several shall start at once."""
-    from orchestrator.service import rollouts
 
     time.sleep(max(0.0, at - time.time()))
-    return {"rollout_id": rollouts.start(context, world.request(gallery)).id}
+    return {"rollout_id": starting.start(context, world.request(gallery)).id}
 
 
 def verb(context: Context, name: str, rollout_id: int) -> Reply:

@@ -10,14 +10,14 @@ import pytest
 from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL
 from orchestrator.failpoints import ACTIONS, POINTS, REPLICA_POINTS
-from orchestrator.service import advance, rollouts
+from orchestrator.service import advance, finish, rollouts
 from tests.faults import ledger, oracle, report, world
 from tests.faults.nursery import Child, Nursery
-from tests.faults.test_kill_loop import AROUND, UNPLACED
+from tests.faults.test_kill_loop import AROUND
 from tests.faults.volume import FACTOR, scaled
 
 LEASE_S = 0.6
-PAIRS = [(point, action) for point in sorted(POINTS - UNPLACED) for action in ACTIONS]
+PAIRS = [(point, action) for point in sorted(POINTS) for action in ACTIONS]
 
 
 def hurt(context: Context, nursery: Nursery, point: str, action: str) -> bool:
@@ -47,6 +47,8 @@ def _child_at(context: Context, nursery: Nursery, point: str, action: str) -> Ch
     rollout_id = world.begin(context, batch_size=8, lease_s=LEASE_S).id
     if point == "in_state_change":
         return nursery.fork("verb", arm=arm, name="pause", rollout_id=rollout_id)
+    if point == "published":
+        return nursery.fork("verb", arm=arm, name="resume", rollout_id=rollout_id)
     if point in REPLICA_POINTS:
         return nursery.fork("follow", arm=arm, gallery=world.GALLERY, rollout_id=rollout_id)
     return nursery.fork("task" if point in AROUND else "work", arm=arm, rollout_id=rollout_id)
@@ -55,7 +57,7 @@ def _child_at(context: Context, nursery: Nursery, point: str, action: str) -> Ch
 def _outlive(context: Context, nursery: Nursery, child: Child, point: str) -> None:
     """Wait until the frozen child's lease has run out and another worker has done its batches; then thaw it."""
     time.sleep(LEASE_S + 0.05)
-    if point not in ("before_insert", "inserted", "in_state_change"):
+    if point not in ("before_insert", "inserted", "published", "in_state_change"):
         newest = ledger.newest_rollout(context, world.GALLERY)
         held = ledger.leases(context, newest, f"forked-{child.pid}")
         nursery.run("work", rollout_id=newest)
@@ -90,7 +92,7 @@ def bring_to_the_end(context: Context, nursery: Nursery, gallery: str = world.GA
         ledger.forget_waits(context, newest)
         advance.advance(context, newest)
         nursery.run("work", rollout_id=newest)
-        rollouts.complete(context, newest)
+        finish.complete(context, newest)
     return newest
 
 
@@ -127,7 +129,7 @@ def test_a_commit_whose_answer_was_lost_is_looked_up_not_redone(platform: Contex
     assert done["failure"] is None
     assert done["refused"] == 0
     assert len(done["committed"]) == len(ledger.leases(platform, row.id)) == row.n_batches
-    assert rollouts.complete(platform, row.id).state == "finalizable"
+    assert finish.complete(platform, row.id).state == "finalizable"
     assert oracle.check(platform, row.id).sound
 
 

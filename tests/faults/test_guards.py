@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from orchestrator.store.extents import CorruptExtentError
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError
 from orchestrator.ledger.rows import Claim
 from orchestrator.service import rollouts
+from orchestrator.store import CorruptExtentError
 from tests.faults import ledger, oracle, world
 
 
@@ -126,7 +126,7 @@ def test_a_lease_that_ran_out_by_our_own_clock_is_not_held(platform: Context) ->
     row = world.begin(platform)
     keeper = LeaseKeeper(platform.engine, 0.2)  # not opened: nothing renews, as behind a broken connection
     claimed = claim(platform, row.id)
-    keeper.hold(claimed)
+    keeper.hold(claimed, time.monotonic())
     assert keeper.holds(claimed)
     time.sleep(0.25)
     assert not keeper.holds(claimed)

@@ -89,6 +89,7 @@ def cancel_at(context: Context, nursery: Nursery, point: str, action: str) -> tu
     if ending.how == "stopped":
         assert child.thaw().how == "exited"
     nursery.run("work", rollout_id=row.id)
+    ledger.settle(context, row.id)
     now = ledger.leases(context, row.id)
     later = sum(lease.state == "committed" and at_once[lease.key].state != "committed" for lease in now)
     assert oracle.fingerprint(context, world.GALLERY) == before

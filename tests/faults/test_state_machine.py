@@ -15,7 +15,7 @@ from orchestrator.context import Context
 from orchestrator.core.states import ACTIVE, RolloutState, Verb, legal_verbs
 from orchestrator.errors import ConflictError
 from orchestrator.ledger.rows import Claim
-from orchestrator.service import rollouts
+from orchestrator.service import finish, rollouts
 from tests.faults import ledger, oracle, report, world
 from tests.faults.volume import scaled
 
@@ -124,24 +124,33 @@ class RolloutMachine(RuleBasedStateMachine):
     def complete(self) -> None:
         whole = all(lease.state == "committed" for lease in ledger.leases(self.context, self.rollout_id))
         was = self.state
-        rollouts.complete(self.context, self.rollout_id)
+        finish.complete(self.context, self.rollout_id)
         if was == RolloutState.BACKFILLING:
             assert (self.state == RolloutState.FINALIZABLE) == whole
         self.look()
 
     @rule()
     def finalize(self) -> None:
-        self._ask(Verb.FINALIZE, rollouts.finalize, RolloutState.FINALIZED)
+        self._ask(Verb.FINALIZE, finish.finalize, RolloutState.FINALIZED)
+
+    def _leave(self, verb: Verb, act: Any, asked: RolloutState, over: RolloutState) -> None:
+        """Ask; while somebody holds a batch it is only asked, and ends when the leases do."""
+        held = any(lease.state == "leased" for lease in ledger.leases(self.context, self.rollout_id))
+        before = self.state
+        self._ask(verb, act, asked if before == asked else over)
+        if self.state == asked:
+            assert held
+            assert ledger.settle(self.context, self.rollout_id) == over
 
     @rule(chance=st.integers(0, 3))
     def cancel(self, chance: int) -> None:
         if chance == 0:  # rarely: it is the end
-            self._ask(Verb.CANCEL, rollouts.cancel, RolloutState.CANCELLED)
+            self._leave(Verb.CANCEL, rollouts.cancel, RolloutState.CANCELLING, RolloutState.CANCELLED)
 
     @rule(chance=st.integers(0, 3))
     def roll_back(self, chance: int) -> None:
         if chance == 0:
-            self._ask(Verb.ROLLBACK, rollouts.rollback, RolloutState.ROLLED_BACK)
+            self._leave(Verb.ROLLBACK, rollouts.rollback, RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK)
 
     @precondition(lambda self: self.state in ACTIVE)
     @rule()
@@ -187,7 +196,7 @@ class RolloutMachine(RuleBasedStateMachine):
         truth.faults += oracle.check_serving(self.context, self.rollout_id, self.follower).faults
         assert truth.sound, truth
         if self.state not in (RolloutState.CANCELLED, RolloutState.ROLLED_BACK):
-            rollouts.rollback(self.context, self.rollout_id)
+            rollouts.rollback(self.context, self.rollout_id, force=True)
         assert oracle.fingerprint(self.context, world.GALLERY) == self.before
 
 

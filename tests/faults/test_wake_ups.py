@@ -18,14 +18,14 @@ from tests.faults.crew import crew, until
 from tests.faults.test_worker_kills import judged
 from tests.faults.volume import FACTOR, SEED, scaled
 
-TASKS = ("advance", "drain", "evaluate")
+TASKS = ("deploy", "plan", "drain", "evaluate", "finalize", "sweep")
 
 
 def ring(context: Context, chosen: random.Random, known: list[int], rings: int) -> None:
     """True and untrue wake-ups in any order: for this rollout, for those that are over, for none."""
     for _ in range(rings):
         lane = chosen.choice(("control", "urgent", "backfill", "repair"))
-        context.broker.ring(chosen.choice(TASKS), lane, chosen.choice([*known, known[-1], 0, 10**12]))
+        context.broker.ring(chosen.choice(TASKS), lane, chosen.choice([*known, known[-1], 0, 10**12]), 1)
 
 
 def talk_nonsense(context: Context, chosen: random.Random, messages: int) -> None:
@@ -35,7 +35,7 @@ def talk_nonsense(context: Context, chosen: random.Random, messages: int) -> Non
         ("hotrefresh.drain", []),
         ("hotrefresh.drain", ["../../etc", None]),
         ("hotrefresh.drain", [{"rollout": [1, 2]}]),
-        ("hotrefresh.advance", ["nan"]),
+        ("hotrefresh.plan", ["nan", 1]),
         ("hotrefresh.evaluate", [-1]),
         ("hotrefresh.drain", ["9" * 5000]),
     ]

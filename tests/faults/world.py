@@ -8,7 +8,8 @@ from pathlib import Path
 from models.encoders import factory
 from orchestrator.context import Context
 from orchestrator.ledger.rows import RolloutRow
-from orchestrator.service import advance, certify, galleries, models, rollouts
+from orchestrator.service import advance, certify, embed, finish, galleries, models
+from orchestrator.service import start as starting
 from tests.faults.encoder import POISON
 
 GALLERY, OLD, NEW = "texts", "old", "kin"
@@ -41,7 +42,7 @@ def add_gallery(context: Context, folder: Path, name: str, items: int) -> None:
     galleries.create_gallery(context, name, str(write_texts(folder / f"{name}.csv", items, poison=True)))
     queries = write_texts(folder / f"{name}-queries.csv", min(QUERIES, items - 1), kind="query")
     galleries.import_query_set(context, name, "asked", str(queries))
-    row = advance.embed_gallery(context, name, OLD, batch_size=64)
+    row = embed.embed_gallery(context, name, OLD, batch_size=64)
     assert work(context, row.id).state == "finalized"
     verdict = certify.certify(context, certify.CertifyRequest(OLD, NEW, name, minimum_queries=10)).verdict
     assert verdict == "certified", verdict
@@ -55,14 +56,14 @@ def work(context: Context, rollout_id: int) -> RolloutRow:
     result = drain(context, rollout_id, owner="world")
     if result.failure is not None:
         raise result.failure
-    return rollouts.complete(context, rollout_id)
+    return finish.complete(context, rollout_id)
 
 
 def request(
     gallery: str = GALLERY, *, batch_size: int = 4, lease_s: float = 1.0, to: str = NEW
-) -> rollouts.StartRequest:
+) -> starting.StartRequest:
     """A start of small batches in an order of its own."""
-    return rollouts.StartRequest(
+    return starting.StartRequest(
         gallery, to, order="random", prototypes="classes", batch_size=batch_size, lease_s=lease_s
     )
 
@@ -71,5 +72,5 @@ def begin(
     context: Context, gallery: str = GALLERY, *, batch_size: int = 4, lease_s: float = 1.0
 ) -> RolloutRow:
     """Start a rollout and plan it: batches can be claimed when this returns."""
-    row = rollouts.start(context, request(gallery, batch_size=batch_size, lease_s=lease_s))
+    row = starting.start(context, request(gallery, batch_size=batch_size, lease_s=lease_s))
     return advance.advance(context, row.id)

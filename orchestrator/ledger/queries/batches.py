@@ -41,7 +41,8 @@ WITH allowed AS (
     UPDATE band_progress p SET committed = p.committed + 1 FROM mine WHERE p.rollout_id = mine.rollout_id AND p.band = mine.band
 ), rolled AS (
     INSERT INTO progress (rollout_id, at, items, batches)
-    SELECT rollout_id, date_bin('10 seconds', clock_timestamp(), 'epoch'), mine.n, 1 FROM mine
+    SELECT rollout_id, date_bin('10 seconds', clock_timestamp(), 'epoch'),
+           mine.n - coalesce(cardinality(outcome.holes), 0), 1 FROM mine, outcome
     ON CONFLICT (rollout_id, at) DO UPDATE SET items = progress.items + excluded.items, batches = progress.batches + 1
 )
 UPDATE batch SET state = 'committed', seq = log.last_seq, crc = :crc, holes = outcome.holes, superseded = outcome.places,

@@ -247,6 +247,12 @@ def mark_reclaimed(connection: Connection, rollout_id: int) -> None:
     )
 
 
+def extent_uris(connection: Connection) -> set[str]:
+    """Where the extents of all rollouts are that were not reclaimed."""
+    result = execute(connection, "extent_uris", "SELECT extent_uri FROM rollout WHERE reclaimed_at IS NULL")
+    return {str(uri) for (uri,) in result}
+
+
 def add_replaced(connection: Connection, rollout_id: int, counts: dict[int, int]) -> None:
     """Add to how many items of older, unfinished rollouts this one has replaced: older rollout → items."""
     for older, items in counts.items():
