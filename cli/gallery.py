@@ -129,17 +129,10 @@ def embed(
 
 
 def _embed_from_file(context: Context, name: str, model: str, path: Path) -> RolloutRow:
-    import numpy as np
-
-    from models.errors import UsageError
+    from models.datasets.embeddings_file import map_embeddings
     from orchestrator.service.embed import import_embeddings
 
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as a .npy file: {error}") from error
-    if getattr(vectors, "dtype", None) != np.float32:
-        raise UsageError(f"{path} holds {getattr(vectors, 'dtype', 'no array')}; embeddings must be float32.")
+    vectors = map_embeddings(path)
     with progress(f"importing {path.name}") as update:
         return import_embeddings(context, name, model, vectors, update)
 

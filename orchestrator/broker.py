@@ -27,6 +27,8 @@ def broker_priority(lane: str, broker_url: str) -> int:
 def make_app(broker_url: str) -> Celery:
     """A Celery application with the settings that hold up under kills and half-open connections."""
     app = Celery("hotrefresh", broker=broker_url, set_as_current=False)
+    if broker_url.startswith(("redis://", "rediss://")):
+        app.conf.broker_transport = "orchestrator.transport:Transport"
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],

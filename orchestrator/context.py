@@ -57,8 +57,8 @@ class Context:
         if model.id not in self._encoders:
             from models.encoders import load_encoder
 
-            encoder = load_encoder(self.artifact(model))
-            _same_digest(model.name, model.fingerprint, encoder.manifest.fingerprint, model.uri)
+            # The fingerprint is compared before the artifact may call any code of a user.
+            encoder = load_encoder(self.artifact(model), expected=model.fingerprint, own_code=True)
             self._encoders[model.id] = encoder
         return self._encoders[model.id]
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.artifact import Manifest, save_artifact
-from models.encoders.wheel import check_pins, checked_text, pins, wheel_files
+from models.encoders.wheel import checked_text, pins, read_pinned, wheel_files
 from models.errors import ArtifactError, UsageError
 
 DIM, LAYERS, HEADS, MAX_TOKENS = 384, 6, 12, 256
@@ -56,8 +56,8 @@ def load(manifest: Manifest, tensors: Mapping[str, Tensor]) -> MiniLM:
         paths = wheel_files(_PACKAGE, _FILES, _INSTALL)
     except UsageError as missing:
         raise ArtifactError(str(missing)) from missing
-    check_pins(paths, manifest.options)
-    return MiniLM(manifest, paths["weights"], paths["tokenizer"])
+    files = read_pinned(paths, manifest.options)
+    return MiniLM(manifest, files["weights"], files["tokenizer"])
 
 
 class MiniLM:
@@ -66,13 +66,13 @@ class MiniLM:
     dim = DIM
     modality = "text"
 
-    def __init__(self, manifest: Manifest, weights: Path, tokenizer: Path) -> None:
-        from safetensors.torch import load_file
+    def __init__(self, manifest: Manifest, weights: bytes, tokenizer: bytes) -> None:
+        from safetensors.torch import load
         from tokenizers import Tokenizer
 
         self.manifest = manifest
-        self._weights = load_file(weights)
-        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._weights = load(weights)
+        self._tokenizer = Tokenizer.from_buffer(tokenizer)
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.enable_padding()
 

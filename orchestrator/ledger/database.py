@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from orchestrator.errors import ConflictError, UnreachableError, UsageError
 from orchestrator.settings import masked
 
-HEAD = "0003"
+HEAD = "0004"
 IDLE_IN_TRANSACTION_S = 20
 
 
@@ -178,12 +178,21 @@ def ensure_schema(engine: Engine, *, ours: bool) -> None:
 
     Raises:
         ConflictError: somebody else's database is at another revision; changing it is `hotrefresh db upgrade`'s business.
+            Or the database is empty, and this login may not make a schema.
     """
     found = current(engine)
     if found == HEAD:
         return
     if found is None or ours:
-        upgrade(engine)
+        try:
+            upgrade(engine)
+        except ProgrammingError as error:
+            if _sqlstate(error) != "42501":
+                raise
+            raise ConflictError(
+                f"the database holds no ledger, and {engine.url.username!r} may not make one: run `hotrefresh db upgrade` "
+                "once with the owner's HOTREFRESH_DATABASE_URL, then use this login again."
+            ) from error
         return
     raise ConflictError(
         f"the ledger's schema is at revision {found}, this release needs {HEAD}: run `hotrefresh db upgrade`"

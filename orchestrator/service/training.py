@@ -172,7 +172,7 @@ def import_factory(context: Context, name: str, factory: str, options: Mapping[s
 
     with _scratch(context) as folder:
         architecture_module("factory").create(folder, name, factory, options)
-        return import_model(context, folder, name)
+        return import_model(context, folder, name, own_code=True)
 
 
 @contextmanager
