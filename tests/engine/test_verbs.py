@@ -70,7 +70,7 @@ def test_leaving_is_asked_then_acknowledged_when_workers_let_go(world, running, 
     assert commit(world, held) is None
     assert rollouts.acknowledge(world, running.id).state == asked  # somebody still holds a batch
     with world.engine.begin() as connection:
-        batch_queries.give_back(connection, held, forgive=True)
+        batch_queries.give_back(connection, held)
     assert rollouts.acknowledge(world, running.id).state == over
     assert_sound(world)
 
@@ -162,7 +162,7 @@ def test_a_new_batch_size_cuts_what_waits_and_leaves_what_is_held_or_done(world,
     assert sum(sizes) == running.n_items
     assert max(sizes[2:]) == 50
     with world.engine.begin() as connection:
-        batch_queries.give_back(connection, held, forgive=True)
+        batch_queries.give_back(connection, held)
         connection.exec_driver_sql(
             f"UPDATE batch SET crc = NULL, holes = '{{}}' WHERE first_rank = {first.first_rank} AND rollout_id = {running.id}"
         )
@@ -186,7 +186,7 @@ def test_every_cut_covers_the_ranks_once_whatever_sizes_follow(world, running):
         tuning.set_values(world, running.id, {"batch_size": size})
         assert recounted(world, running.id)
         with world.engine.begin() as connection:
-            batch_queries.give_back(connection, held, forgive=True)
+            batch_queries.give_back(connection, held)
     assert platform.work(world, running.id).state == "finalizable"
     assert_sound(world)
 
