@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import watch
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import recount
@@ -17,6 +18,7 @@ from orchestrator.service import advance, finish, rollouts, tuning
 from orchestrator.service.invariants import check_invariants
 from orchestrator.service.retry import What, retry
 from orchestrator.service.sweep import Sweeper
+from orchestrator.service.wait import read_status
 from tests.engine import platform
 from workers.drain import drain
 
@@ -269,6 +271,7 @@ def test_a_throttle_holds_claims_back_and_says_why_until_it_ends(world, running,
     seen = status(world, running.id)
     assert (seen["throttle_reason"], seen["throttle_value"], seen["throttle_limit"]) == ("busy", 1.0, 0.5)
     assert view(world, "queue_status", rollout=running.id)[0]["queue_state"] == "throttled"
+    assert "throttled by busy: 1, the limit is 0.5" in watch.line(read_status(world, running.id))
     assert claim(world, running.id) is None
     with world.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM audit WHERE action = 'busy'")
