@@ -402,6 +402,8 @@ def test_a_sticky_error_ends_the_process_before_anything_else_is_tried(monkeypat
 
 
 def test_a_placed_encoder_halves_below_what_it_takes_together_and_keeps_its_own_memory_of_it():
+    refused = []
+
     class Small(Arranged):
         together = 8
 
@@ -410,6 +412,7 @@ def test_a_placed_encoder_halves_below_what_it_takes_together_and_keeps_its_own_
 
             def limited(angles, ones):
                 if len(angles) > 3:
+                    refused.append(len(angles))
                     raise torch.cuda.OutOfMemoryError("CUDA out of memory")
                 return forward(angles, ones)
 
@@ -423,3 +426,4 @@ def test_a_placed_encoder_halves_below_what_it_takes_together_and_keeps_its_own_
     assert not staged.pieces, "the tensors of the whole batch are not kept while its halves are encoded"
     np.testing.assert_allclose(vectors[:, 1], np.sin(angles), atol=1e-6)
     assert placed.fitting.limit == 2
+    assert refused == [8, 4], "a size above what it takes together anyway is not tried"
