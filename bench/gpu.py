@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,6 +75,7 @@ def run(
         return {**document("gpu", [], reason=NO_GPU), "reason": NO_GPU}
     where = choose_device(device or "cuda")
     small = where.type == "cpu"
+    torch.set_num_threads(1)
     tell("row 7: uncertainty of a gallery")
     measured = gpu_uncertainty.measure(where, repeats=repeats, small=small)
     tell("rows 15 and 5: the whole worker")
@@ -105,6 +107,9 @@ def describe(where: torch.device) -> dict[str, Any]:
 def _worker(settings: Settings, where: torch.device, size: Size, repeats: int) -> list[Row]:
     """Items per second of whole drains, with real claims, pictures, extents and commits, against the bare model."""
     with scratch_context(settings) as context:
+        if where.type == "cuda":  # two threads could not decode for a GPU
+            threads = min(64, os.cpu_count() or 1)
+            context.settings = context.settings.model_copy(update={"decode_threads": threads})
         model = register_network(
             context, "bench", "vit", size.options, SEED, size.dim, preprocessing=size.preprocessing
         )

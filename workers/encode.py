@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -61,6 +62,17 @@ def place_encoder(
     """
     where = choose_device(device)
     return PlacedEncoder(encoder, where, choose_precision(precision, where), compiled=compiled)
+
+
+@lru_cache(maxsize=1)
+def placed_once(
+    encoder: Encoder, device: str = AUTO, precision: str | None = None, compiled: bool = False
+) -> PlacedEncoder:
+    """`place_encoder`, kept: a worker that drains one rollout in many calls copies the network to its device once.
+
+    One is kept, as a worker drains one rollout at a time: the next model's takes its place in the device's memory.
+    """
+    return place_encoder(encoder, device, precision, compiled=compiled)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,24 @@ def test_an_encoder_without_a_network_of_ours_is_passed_through():
     assert placed.together is None
 
 
+def test_a_worker_places_an_encoder_once_and_another_one_in_its_stead():
+    one, two = image_encoder(), image_encoder()
+    placed = module.placed_once(one, "cpu", None, False)
+    assert module.placed_once(one, "cpu", None, False) is placed
+    assert module.placed_once(two, "cpu", None, False) is not placed
+    assert module.placed_once.cache_info().currsize == 1
+
+
+def test_a_compiled_network_is_the_settled_one_compiled_once(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(module.torch, "compile", lambda forward: compiled.append(forward) or forward)
+    encoder = image_encoder()
+    placed = place_encoder(encoder, "cpu", compiled=True)
+    for _ in range(2):
+        np.testing.assert_allclose(placed.encode(pixels(5)), encoder.encode(pixels(5)), atol=1e-6)
+    assert len(compiled) == 1
+
+
 class RecordingLane(HostLane):
     """A host that writes down what would overlap on a GPU."""
 
@@ -384,6 +402,8 @@ def test_a_sticky_error_ends_the_process_before_anything_else_is_tried(monkeypat
 
 
 def test_a_placed_encoder_halves_below_what_it_takes_together_and_keeps_its_own_memory_of_it():
+    refused = []
+
     class Small(Arranged):
         together = 8
 
@@ -392,6 +412,7 @@ def test_a_placed_encoder_halves_below_what_it_takes_together_and_keeps_its_own_
 
             def limited(angles, ones):
                 if len(angles) > 3:
+                    refused.append(len(angles))
                     raise torch.cuda.OutOfMemoryError("CUDA out of memory")
                 return forward(angles, ones)
 
@@ -405,3 +426,4 @@ def test_a_placed_encoder_halves_below_what_it_takes_together_and_keeps_its_own_
     assert not staged.pieces, "the tensors of the whole batch are not kept while its halves are encoded"
     np.testing.assert_allclose(vectors[:, 1], np.sin(angles), atol=1e-6)
     assert placed.fitting.limit == 2
+    assert refused == [8, 4], "a size above what it takes together anyway is not tried"
