@@ -24,10 +24,10 @@ class Channel(kombu_redis.Channel):
     """Reads the queue; by now an entry is out of the list, so dropping it is all there is to do."""
 
     def _brpop_read(self, **options: Any) -> Any:
-        return _read_or_drop(lambda: super(Channel, self)._brpop_read(**options))
+        return _read_or_drop(lambda: super(Channel, self)._brpop_read(**options))  # type: ignore[no-untyped-call]
 
-    def _get(self, queue: str) -> Any:
-        found = _read_or_drop(lambda: super(Channel, self)._get(queue))
+    def _get(self, queue: Any, timeout: Any = None) -> Any:
+        found = _read_or_drop(lambda: super(Channel, self)._get(queue))  # type: ignore[no-untyped-call]
         if not isinstance(found, dict) or not isinstance(found.get("properties"), dict):
             raise Empty
         return found
