@@ -29,8 +29,13 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HOTREFRESH_", extra="forbid", frozen=True)
 
-    database_url: str | None = Field(None, description="PostgreSQL URL; unset: an embedded server")
-    broker_url: str | None = Field(None, description="Redis or Valkey URL; unset: an embedded server")
+    # repr=False: a traceback or a log line may show settings, but no password.
+    database_url: str | None = Field(
+        None, repr=False, description="PostgreSQL URL; unset: an embedded server"
+    )
+    broker_url: str | None = Field(
+        None, repr=False, description="Redis or Valkey URL; unset: an embedded server"
+    )
     data_dir: Path = Field(Path(".hotrefresh"), description="embedded servers, models and extents live here")
     store_dir: str | None = Field(
         None, description="extents: a folder or a URL such as s3://bucket/prefix; default <data_dir>/extents"
@@ -111,7 +116,8 @@ def load_settings(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         lines = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e.get('input')!r})" for e in error.errors()
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {masked(repr(e.get('input')))})"
+            for e in error.errors()
         ]
         raise UsageError(
             "configuration cannot be used: "
@@ -123,5 +129,13 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def masked(url: str | None) -> str | None:
-    """A URL with its password replaced by ***."""
-    return None if url is None else re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+    """A URL, or a text that may hold one, with its passwords replaced by ***: before the host, or after the question mark.
+
+    Up to the last @ before the host: whoever forgot to encode an @ in a password does not publish the rest of it.
+    """
+    if url is None:
+        return None
+    hidden = re.sub(r"(://[^:/@\s]*):[^\s'\"]*@", r"\1:***@", url)
+    return re.sub(
+        r"((?:^|[?&])\w*(?:password|secret|token)\w*=)[^&\s'\"]*", r"\1***", hidden, flags=re.IGNORECASE
+    )

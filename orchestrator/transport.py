@@ -26,7 +26,7 @@ class Channel(kombu_redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         return _read_or_drop(lambda: super(Channel, self)._brpop_read(**options))  # type: ignore[no-untyped-call]
 
-    def _get(self, queue: str) -> Any:  # type: ignore[override]
+    def _get(self, queue: Any, timeout: Any = None) -> Any:
         found = _read_or_drop(lambda: super(Channel, self)._get(queue))  # type: ignore[no-untyped-call]
         if not isinstance(found, dict) or not isinstance(found.get("properties"), dict):
             raise Empty

@@ -229,9 +229,10 @@ class Pipeline:
     def vectors_of(self, work: Work) -> npt.NDArray[np.float32]:
         """The batch's vectors in rank order, zero at holes, which are noted: (n, dim) float32."""
         vectors = np.zeros((work.claim.n, self.encoder.dim), np.float32)
-        if work.encoded is not None:
-            vectors[work.places] = work.encoded
-        norms = np.linalg.norm(vectors, axis=1)
+        if work.places:
+            vectors[work.places] = sound_answer(work.encoded, len(work.places), self.encoder.dim)
+        with np.errstate(over="ignore", invalid="ignore"):  # that is what is looked for
+            norms = np.linalg.norm(vectors, axis=1)
         for place in np.flatnonzero(~np.isfinite(norms) | (np.abs(norms - 1) > 1e-2)):
             if int(place) not in work.holes:
                 vectors[place] = 0
@@ -373,3 +374,17 @@ class Pipeline:
                 )
             )
         self.over.set()
+
+
+def sound_answer(answer: object, n: int, dim: int) -> npt.NDArray[np.float32]:
+    """An encoder's answer, if it is (n, dim) float32: numpy would spread another shape over the rows without a word.
+
+    Raises ArtifactError: the encoder is broken, not the batch.
+    """
+    if isinstance(answer, np.ndarray) and answer.shape == (n, dim) and answer.dtype == np.float32:
+        return answer
+    found = f"{answer.dtype} {answer.shape}" if isinstance(answer, np.ndarray) else type(answer).__name__
+    raise ArtifactError(
+        f"the encoder returned {found} for {n} items, not float32 ({n}, {dim}): correct the encoder, then "
+        "`hotrefresh rollout resume`"
+    )

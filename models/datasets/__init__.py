@@ -86,12 +86,12 @@ def list_items(source: str, split: str | None = None) -> ItemListing:
         if variant and variant not in built_in.variants:
             known = [f"{name}:{each}" for each in built_in.variants] or [name]
             raise UsageError(
-                f"there is no {source!r}; write {' or '.join(known)}, and name a split by --split."
+                f"there is no {source[:200]!r}; write {' or '.join(known)}, and name a split by --split."
             )
         listed = import_module(built_in.module).list_items(*([variant] if variant else []), split)
     else:
         if split is not None:
-            raise UsageError(f"{source!r} has no splits; leave --split {split} out.")
+            raise UsageError(f"{source[:200]!r} has no splits; leave --split {split} out.")
         listed = import_module(_reader(source)).list_items(Path(source))
     return _checked(ItemListing(listed, []) if isinstance(listed, list) else listed)
 

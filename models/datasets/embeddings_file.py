@@ -41,7 +41,10 @@ def map_embeddings(path: Path) -> npt.NDArray[np.float32]:
     except UsageError:
         raise
     except (OSError, ValueError, OverflowError, RecursionError, MemoryError, SyntaxError) as error:
-        raise UsageError(f"{path} cannot be read as a .npy file: {str(error)[:300]}") from error
+        said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UsageError(
+            f"{path} cannot be read as a .npy file: {said[:300]}. Write it again with numpy.save."
+        ) from error
 
 
 def _mapped(

@@ -31,7 +31,11 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 def uri_of(path: Path) -> str:
     """file: URI of an absolute path; bytes, because file names need not be UTF-8."""
-    return "file:" + quote(os.fsencode(path.absolute()))
+    name = str(path.absolute())
+    try:
+        return "file:" + quote(os.fsencode(name))
+    except UnicodeEncodeError:  # no file has such a name: it will be found missing
+        return "file:" + quote(name.encode("utf-8", "surrogatepass"))
 
 
 def list_items(folder: Path) -> ItemListing:

@@ -139,8 +139,10 @@ def _decoded(file: BufferedReader) -> io.TextIOWrapper:
 
 
 def _unreadable(path: Path, error: Exception) -> str:
+    shown = repr(str(path)[:500])[1:-1]
     if isinstance(error, FileNotFoundError):
-        return f"there is no file {path}."
+        return f"there is no file {shown}."
     if isinstance(error, UnicodeDecodeError):
-        return f"{path} is not UTF-8 (it has the byte 0x{error.object[error.start]:02x}); save it as UTF-8."
-    return f"{path} cannot be read: {error}. Repair the file, or write it again."
+        return f"{shown} is not UTF-8 (it has the byte 0x{error.object[error.start]:02x}); save it as UTF-8."
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return f"{shown} cannot be read: {said[:500]}. Repair the file, or write it again."

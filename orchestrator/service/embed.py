@@ -22,6 +22,8 @@ from orchestrator.serving.matrix import extents_of
 from orchestrator.store import new_folder
 from orchestrator.throttles import resolved
 
+_CHECKED_TOGETHER = 65_536
+
 
 def embed_gallery(
     context: Context, gallery_name: str, model_name: str, batch_size: int | None = None
@@ -56,6 +58,9 @@ def import_embeddings(
             f"the embeddings are {' × '.join(map(str, vectors.shape))}, gallery {gallery_name!r} with model {model.name!r} "
             f"needs {n_items} × {model.dim}; export them again in the gallery's row order."
         )
+    # All of it before anything is begun: a rollout that stops half-way would hold the gallery.
+    for first in range(0, n_items, _CHECKED_TOGETHER):
+        _check_norms(np.asarray(vectors[first : first + _CHECKED_TOGETHER], np.float32), first)
     rollout_id = _insert_initial(context, gallery_id, model, context.settings.batch_size, n_items)
     deploy(context, rollout_id)
     write_plan(context, rollout_id)
@@ -76,7 +81,8 @@ def import_embeddings(
 
 
 def _check_norms(batch: npt.NDArray[np.float32], first: int) -> None:
-    norms = np.linalg.norm(batch, axis=1)
+    with np.errstate(over="ignore", invalid="ignore"):  # that is what is looked for
+        norms = np.linalg.norm(batch, axis=1)
     bad = np.flatnonzero(~(np.abs(norms - 1) < 1e-2))
     if len(bad):
         raise UsageError(
