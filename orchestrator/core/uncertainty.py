@@ -12,9 +12,10 @@ All three lie in 0..1 and grow with uncertainty.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,8 +61,8 @@ def uncertainty(
         embeddings: (n, d) float32, L2-normalised; a memory map is read chunk by chunk.
         prototypes: (C, d) float32, L2-normalised, C >= 2.
         temperature: T > 0.
-        rows: (m,) int64; only these, in this order: (m,) statistics. Every chunk has the shape it has in a call for all
-            rows, so on the same device a row's statistics are the same bits in both.
+        rows: (m,) int64; only these, in this order: (m,) statistics. Each row has the place in a chunk that it has in a
+            call for all rows, so on the same device its statistics are the same bits in both.
         device: where to compute.
         compiled: let torch.compile fuse the statistics (on a GPU, after a minute of compiling).
 
@@ -91,28 +92,51 @@ def scan(
     device: torch.device = _CPU,
     count: int = 3,
 ) -> torch.Tensor:
-    """(count, m) float32 moments of all rows, or of `rows`, in chunks of one shape: the last one overlaps another.
+    """(count, m) float32 moments of all rows, or of `rows`, in chunks of one shape.
 
     Args:
         logits_of: writes the (k, C) logits of (k, d) embeddings on the host.
         moments_of: `count` moments of them; may overwrite both its arguments.
     """
-    m = len(embeddings) if rows is None else len(rows)
+    n, d = embeddings.shape
+    m = n if rows is None else len(rows)
     results = torch.empty(count, m, device=device)
     if m == 0:
         return results.cpu()
-    size = chunk_rows(len(embeddings), C, device)
+    size = chunk_rows(n, C, device)
     scratch = torch.empty(2, size, C, device=device)
-    for at in range(0, m, size):
-        if rows is None:
-            at = min(at, m - size)
-            taken, chunk = size, embeddings[at : at + size]
-        else:
-            wanted = rows[at : at + size]
-            taken, chunk = len(wanted), embeddings[np.resize(wanted, size)]
-        logits_of(torch.from_numpy(np.ascontiguousarray(chunk, np.float32)), scratch[0])
-        results[:, at : at + taken] = moments_of(scratch[0], scratch[1])[:, :taken]
+    # Always the same memory: libraries may add up in another order where it is aligned otherwise.
+    chunk = torch.zeros(size, d)
+    for where, places, taken in _all_chunks(n, size) if rows is None else _chunks_of(rows, n, size):
+        chunk.numpy()[places] = embeddings[taken]
+        logits_of(chunk, scratch[0])
+        results[:, where] = moments_of(scratch[0], scratch[1])[:, places]
     return results.cpu()
+
+
+Chunk = tuple[Any, Any, Any]
+"""Which results a chunk gives, from which of its places, for which rows: slices or int64 arrays of one length."""
+
+
+def _all_chunks(n: int, size: int) -> Iterator[Chunk]:
+    """Every row, in chunks of one shape: the last one begins `size` before the end and overlaps the one before."""
+    for at in range(0, n, size):
+        at = min(at, n - size)
+        rows = slice(at, at + size)
+        yield rows, slice(None), rows
+
+
+def _chunks_of(rows: I64, n: int, size: int) -> Iterator[Chunk]:
+    """Some rows, each at the place in a chunk that it has among all.
+
+    A matrix product may add up in another order at another place of the same chunk (seen with MKL), and so give other bits.
+    """
+    places = np.where(rows >= n - size, rows - (n - size), rows % size)
+    by_place = np.argsort(places, kind="stable")
+    ordered = places[by_place]
+    rounds = np.arange(len(rows)) - np.searchsorted(ordered, ordered)  # how many of its place come before it
+    for members in np.split(by_place[np.argsort(rounds, kind="stable")], np.cumsum(np.bincount(rounds))[:-1]):
+        yield torch.from_numpy(members), places[members], rows[members]
 
 
 def bring(chunk: torch.Tensor, device: torch.device) -> torch.Tensor:

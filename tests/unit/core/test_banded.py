@@ -146,3 +146,9 @@ def test_where_torch_shortens_float32_products_no_plan_is_promised():
             banded_plan(*gallery(4, 3, 3, 0), "margin", [])
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_equal_rows_whose_bits_differ_by_their_place_in_a_chunk_keep_their_order():
+    embeddings, prototypes = gallery(162, 5, 33, 0, twins=True)
+    found = banded_plan(embeddings, prototypes, "least_confidence", [1], 0.004)
+    assert found.row_of[0] == exact_order(embeddings, prototypes, "least_confidence", 0.004)[0]

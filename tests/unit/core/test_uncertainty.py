@@ -106,3 +106,13 @@ def test_what_is_compiled_has_the_moments_of_what_is_computed_in_place(rng, squa
     in_place = module.moments(logits, torch.empty_like(logits), squares=squares)
     assert in_place.shape == (3 + squares, 50)
     torch.testing.assert_close(apart, in_place, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "C", "d"), [(162, 5, 33), (701, 5, 33), (40, 3, 5)])
+def test_equal_rows_at_places_where_the_library_adds_up_otherwise_keep_their_bits(unit, rng, n, C, d):
+    embeddings, prototypes = np.repeat(unit(1, d), n, axis=0), unit(C, d)
+    whole = uncertainty(embeddings, prototypes, 0.004)
+    rows = rng.integers(0, n, 3 * n)
+    some = uncertainty(embeddings, prototypes, 0.004, rows=rows)
+    for name in ("least_confidence", "margin", "entropy"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[rows])
