@@ -119,7 +119,9 @@ def rabbitmq(folder: Path) -> Iterator[str]:
         process([installed("epmd"), "-port", str(mapper)], folder / "epmd.log", environment),
         process([program], folder / "server.log", environment),
     ):
-        until(lambda: listens(port, b"AMQP\x00\x00\x09\x01", b"RabbitMQ"), START_TIMEOUT_S, "RabbitMQ answering")
+        until(
+            lambda: listens(port, b"AMQP\x00\x00\x09\x01", b"RabbitMQ"), START_TIMEOUT_S, "RabbitMQ answering"
+        )
         yield f"amqp://guest:guest@127.0.0.1:{port}//"
 
 
