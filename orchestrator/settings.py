@@ -52,6 +52,10 @@ class Settings(BaseSettings):
         [],
         description="[[throttle]] tables of the file: what holds a rollout's workers back",
     )
+    worker_queues: list[str] = Field(
+        ["control", "cpu", "gpu"],
+        description="what a worker does: control (deploy, plan, finalize), cpu (evaluate), gpu (embed)",
+    )
     device: str = Field("auto", description="where workers encode: auto, cpu, cuda or cuda:N")
     precision: str | None = Field(
         None,
