@@ -21,13 +21,18 @@ def open_engine(url: str, *, pooled: bool = True) -> Engine:
     """An engine on the ledger. Connections are made lazily; `check` says whether the server answers.
 
     Raises:
-        UsageError: the URL is not one of PostgreSQL.
+        UsageError: the URL is not one of PostgreSQL, or its password is not encoded.
     """
     if url.startswith(("postgresql://", "postgres://")):
         url = "postgresql+psycopg://" + url.split("://", 1)[1]
     if not url.startswith("postgresql+psycopg://"):
         raise UsageError(
             f"database_url {masked(url)!r} is not a PostgreSQL URL; write postgresql://user@host/database."
+        )
+    # The rest of such a password would be taken for the host, and be named in every error.
+    if url.split("://", 1)[1].split("/", 1)[0].count("@") > 1:
+        raise UsageError(
+            f"database_url {masked(url)!r} holds more than one @: write %40 for an @ in a password."
         )
     options: dict[str, Any] = (
         {"pool_size": 4, "max_overflow": 8, "pool_pre_ping": True} if pooled else {"poolclass": NullPool}
