@@ -25,6 +25,7 @@ from cli import (
     model,
     queryset,
     rollout_settings,
+    serve,
     version,
     worker,
 )
@@ -40,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Begin with: hotrefresh demo --fast",
 )
-for group in (demo, init, doctor, worker, version):
+for group in (demo, init, doctor, worker, serve, version):
     group.register(app)
 for name, group in (
     ("config", config),

@@ -52,6 +52,8 @@ class Settings(BaseSettings):
         [],
         description="[[throttle]] tables of the file: what holds a rollout's workers back",
     )
+    api_token: str | None = Field(None, repr=False, description="bearer token of `hotrefresh serve`")
+    api_token_file: Path | None = Field(None, description="a file with that token, mode 0600")
     worker_queues: list[str] = Field(
         ["control", "cpu", "gpu"],
         description="what a worker does: control (deploy, plan, finalize), cpu (evaluate), gpu (embed)",
@@ -97,6 +99,8 @@ class Settings(BaseSettings):
         shown = self.model_dump(mode="json")
         for name in ("database_url", "broker_url"):
             shown[name] = masked(shown[name])
+        if shown["api_token"] is not None:
+            shown["api_token"] = "***"  # noqa: S105 - that is what masks it
         return shown
 
 

@@ -131,6 +131,7 @@ def worker_environment(settings: Settings) -> dict[str, str]:
         "HOTREFRESH_STORE_DIR": settings.extents,
         "HOTREFRESH_MODEL_DIR": str(settings.artifacts),
     }
+    given.pop("HOTREFRESH_API_TOKEN", None)  # a worker has no use for it
     inherited = {name: value for name, value in os.environ.items() if name != "HOTREFRESH_CONFIG"}
     if "PYTHONPATH" in inherited:  # the way to an encoder of the user's own; it works in another folder
         entries = [entry for entry in inherited["PYTHONPATH"].split(os.pathsep) if entry]

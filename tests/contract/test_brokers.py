@@ -123,7 +123,10 @@ def test_a_queue_of_rabbitmq_is_classic_with_ten_priorities(broker, url):
 
     for arguments in ({"max_priority": 5}, {"queue_arguments": {"x-queue-type": "quorum"}}):
         name = broker_queue("gpu")
-        with Connection(url) as connection, pytest.raises(PreconditionFailed, match="classic|x-max-priority"):
+        with (
+            Connection(url) as connection,
+            pytest.raises(PreconditionFailed, match=r"classic|x-max-priority"),
+        ):
             Queue(name, Exchange(name), name, durable=True, **arguments)(connection.default_channel).declare()
 
 

@@ -1,0 +1,1 @@
+"""The HTTP interface: searches, rollouts as dashboards see them, health, metrics. Reads only; nothing here changes state."""
