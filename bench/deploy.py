@@ -68,7 +68,7 @@ def _register(context: Context, name: str, moved: float) -> None:
 
     folder = context.settings.data_dir / f"artifact-{name}"
     factory.create(folder, name, "bench.stubs:NumberedTexts", {"dim": DIM, "moved": moved})
-    models.import_model(context, folder, name)
+    models.import_model(context, folder, name, own_code=True)
 
 
 def _load(context: Context, n: int) -> GalleryRow:

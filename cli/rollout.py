@@ -371,7 +371,7 @@ def _moved(context: Context, row: RolloutRow, output: Format) -> None:
 
 
 # How long a verb waits for workers to acknowledge it before it says "accepted".
-ACKNOWLEDGE_S = 0.5
+ACKNOWLEDGE_S = 0.3
 
 
 def _asked(status: RolloutStatus) -> bool:

@@ -52,6 +52,16 @@ class Settings(BaseSettings):
         [],
         description="[[throttle]] tables of the file: what holds a rollout's workers back",
     )
+    worker_queues: list[str] = Field(
+        ["control", "cpu", "gpu"],
+        description="what a worker does: control (deploy, plan, finalize), cpu (evaluate), gpu (embed)",
+    )
+    device: str = Field("auto", description="where workers encode: auto, cpu, cuda or cuda:N")
+    precision: str | None = Field(
+        None,
+        description="float32, bfloat16 or float16; unset: float32 on a CPU, bfloat16 on a GPU where that is near enough",
+    )
+    compile_encoder: bool = Field(False, description="torch.compile the encoder's network once a worker")
     decode_threads: int = Field(2, ge=1, le=64, description="threads that read and decode items in a worker")
     worker_idle_s: float = Field(
         60.0, gt=0, description="a worker started by a command leaves after this idle time"

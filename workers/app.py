@@ -11,19 +11,17 @@ from typing import Any
 
 from celery import Celery
 
-from orchestrator.broker import make_app
+from orchestrator.broker import TASKS, make_app, task_edge
 from orchestrator.failpoints import reach
 from workers.log import log
 from workers.runtime import Runtime
-
-TASKS = ("deploy", "plan", "drain", "evaluate", "finalize", "sweep")
 
 
 def build_app(runtime: Runtime) -> Celery:
     """The application with our tasks, bound to one process's runtime."""
     app = make_app(runtime.context.broker.url)
     for name in TASKS:
-        app.task(name=f"hotrefresh.{name}")(_task(name, getattr(runtime, name)))
+        app.task(name=f"hotrefresh.{name}")(task_edge(_task(name, getattr(runtime, name))))
     return app
 
 
@@ -33,10 +31,7 @@ def _task(name: str, work: Callable[[int], None]) -> Callable[..., None]:
             log("wakeup.refused", level="warning", task=name, message="not two ids")
             return
         reach("heard")
-        try:
-            work(arguments[0])
-        except MemoryError as error:  # it would end the pool's thread without a word
-            log("task.crashed", level="error", task=name, rollout_id=arguments[0], message=repr(error))
+        work(arguments[0])
         reach("acked")
 
     run.__name__ = name

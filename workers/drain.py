@@ -7,14 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 from models.encoders import Encoder
 from orchestrator.context import Context
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import ModelRow
 from workers.control import WORKABLE
-from workers.pipeline import DrainResult, Pipeline
+from workers.encode import PlacedEncoder, place_encoder
+from workers.pipeline import Pipeline
+from workers.work import DrainResult
 
 
 def drain(
@@ -47,7 +51,7 @@ def drain(
     pipeline = Pipeline(
         context,
         rollout,
-        encoder or context.encoder(model),
+        encoder or placed(context, model),
         owner,
         stop or threading.Event(),
         hurry or threading.Event(),
@@ -58,6 +62,20 @@ def drain(
         pipeline.run()
     pipeline.result.wall_s = time.monotonic() - started
     return pipeline.result
+
+
+# A placed encoder has copied its network to the device and settled its precision: once a process, not once a slice.
+_placed: WeakKeyDictionary[Encoder, PlacedEncoder] = WeakKeyDictionary()
+
+
+def placed(context: Context, model: ModelRow) -> PlacedEncoder:
+    """The model's encoder on this worker's device."""
+    encoder, settings = context.encoder(model), context.settings
+    if encoder not in _placed:
+        _placed[encoder] = place_encoder(
+            encoder, settings.device, settings.precision, compiled=settings.compile_encoder
+        )
+    return _placed[encoder]
 
 
 @contextmanager

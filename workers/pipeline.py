@@ -39,7 +39,10 @@ from orchestrator.service import poison
 from orchestrator.serving.matrix import plan_rows, rows_of_ranks, unfinished_versions
 from orchestrator.store import open_extents
 from workers.control import WORKABLE, Control
+from workers.encode import FittingSize, PlacedEncoder, encode_halving
+from workers.encode_errors import permanent
 from workers.leases import LeaseKeeper
+from workers.work import DrainResult, Work
 
 # Items that a decoding thread takes at once: a future for each would cost more than many items do.
 DECODE_TOGETHER = 32
@@ -50,51 +53,12 @@ REVISIONS = 10
 
 
 @dataclass
-class DrainResult:
-    """What one drain did. `encoder_busy_s` over `wall_s` is how little the encoder waited.
-
-    Attributes:
-        refused: batches that were dropped because their lease, fence or generation was no longer ours.
-        failed: batches that failed as a whole and were given back for another attempt.
-    """
-
-    batches: int = 0
-    items: int = 0
-    quarantined: int = 0
-    refused: int = 0
-    failed: int = 0
-    encoder_busy_s: float = 0.0
-    wall_s: float = 0.0
-    failure: HotrefreshError | None = None
-
-
-@dataclass
-class Work:
-    """One batch on its way through the pipeline.
-
-    Attributes:
-        places: place in the batch of each prepared item.
-        holes: place in the batch → (reason, message).
-        encoded: (m, dim) float32, vectors of the prepared items.
-    """
-
-    claim: Claim
-    rows: npt.NDArray[np.int64]
-    prepared: list[Any]
-    places: list[int]
-    holes: dict[int, tuple[str, str]]
-    decode_s: float
-    encode_s: float = 0.0
-    encoded: npt.NDArray[np.float32] | None = None
-
-
-@dataclass
 class Pipeline:
     """The parts that the three threads share for one rollout."""
 
     context: Context
     rollout: RolloutRow
-    encoder: Encoder
+    encoder: Encoder | PlacedEncoder
     owner: str
     stop: threading.Event
     hurry: threading.Event
@@ -108,6 +72,7 @@ class Pipeline:
         with self.context.engine.connect() as connection:
             self.older = unfinished_versions(connection, self.rollout)
         self.lease_s = float(self.rollout.config.get("lease_s", self.context.settings.lease_s))
+        self.fitting = self.encoder.fitting if isinstance(self.encoder, PlacedEncoder) else FittingSize()
         self.line = Line(self.context.engine)
         self.leases = LeaseKeeper(self.context.engine, self.lease_s)
         self.decoders = ThreadPoolExecutor(self.context.settings.decode_threads, thread_name_prefix="decode")
@@ -161,6 +126,8 @@ class Pipeline:
                     self.fail(claim, error)
                     continue
                 reach("decoded")
+                if isinstance(self.encoder, PlacedEncoder):
+                    work.prepared = self.encoder.stage(work.prepared)
                 self._hand_over(work)
         except Exception as error:  # noqa: BLE001 — whatever it is, the pipeline must end and say so
             self.abort(error)
@@ -247,14 +214,13 @@ class Pipeline:
             started = time.monotonic()
             try:
                 reach("mid_encode")
-                if work.prepared:
-                    work.encoded = self.encoder.encode(work.prepared)
+                done = encode_halving(self.encoder, work.prepared, self.fitting)
             except Exception as error:  # noqa: BLE001 — a user's encoder may raise anything
                 self.fail(work.claim, error)
                 continue
+            work.take(done)
             work.encode_s = time.monotonic() - started
             self.result.encoder_busy_s += work.encode_s
-            work.prepared = []  # the pictures are not kept while the writer is busy
             self.encoded.put(work)
             self.control.rest(work.encode_s, self.over)
 
@@ -375,7 +341,7 @@ class Pipeline:
         """Give a batch back that nothing is wrong with; where the ledger is away, its lease runs out by itself."""
         try:
             with transaction(self.context.engine) as connection:
-                batch_queries.give_back(connection, claim, forgive=True)
+                batch_queries.give_back(connection, claim)
         except (HotrefreshError, DBAPIError) as error:
             self.abort(error)
         finally:
@@ -390,7 +356,7 @@ class Pipeline:
         self.result.failed += 1
         code = error.code if isinstance(error, HotrefreshError) else type(error).__name__
         try:
-            if poison.batch_failed(self.context, claim, str(error), code):
+            if poison.batch_failed(self.context, claim, str(error), code, hopeless=permanent(error)):
                 self.over.set()
         except (HotrefreshError, DBAPIError) as second:
             self.abort(second)

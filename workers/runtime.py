@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any
 
+from orchestrator.broker import LONGEST_TASK_S
 from orchestrator.context import Context
 from orchestrator.core.states import RolloutState
 from orchestrator.errors import ConflictError, HotrefreshError, StoreFullError, UnreachableError
@@ -102,12 +103,18 @@ class Runtime:
         self.drain(rollout_id)
 
     def drain(self, rollout_id: int) -> None:
-        """Work on a rollout's batches for a while, then on whichever rollout is next, until there is nothing to do."""
+        """Work on a rollout's batches for a while, then on whichever rollout is next, until there is nothing to do.
+
+        Not for longer than brokers wait for a message's acknowledgement: the heartbeat begins the next one.
+        """
+        if "gpu" not in self.context.settings.worker_queues:
+            return  # a worker for other work, which went on from planning
         if not self._busy.acquire(blocking=False):
             return  # this process is draining; the ledger keeps the work, the heartbeat looks again
+        until = time.monotonic() + LONGEST_TASK_S / 2
         try:
             wanted: int | None = rollout_id
-            while wanted is not None and not self.stop.is_set():
+            while wanted is not None and not self.stop.is_set() and time.monotonic() < until:
                 if not self._drain_slice(wanted):
                     break
                 wanted = self._next_rollout()
@@ -264,7 +271,7 @@ class Runtime:
 
     def _look_for_work(self) -> None:
         """Drain what no message told us of: wake-ups that were lost, or a broker that is away."""
-        if self._working or self.stop.is_set():
+        if self._working or self.stop.is_set() or "gpu" not in self.context.settings.worker_queues:
             return
         wanted = self._next_rollout()
         if wanted is not None:

@@ -57,6 +57,7 @@ def diagnose(
         yield Check("database", True, masked(context.engine.url.render_as_string(hide_password=True)) or "")
         yield schema
         yield _run("broker", lambda: _broker(context))
+        yield _run("broker settings", lambda: _broker_settings(context))
         yield _run("store", lambda: _store(context))
         if schema.ok and current(context.engine) == HEAD:
             yield _run("models", lambda: _models(context))
@@ -158,6 +159,15 @@ def _broker(context: Context) -> str:
             "start it, or correct HOTREFRESH_BROKER_URL."
         ) from error
     return masked(context.broker.url) or ""
+
+
+def _broker_settings(context: Context) -> str:
+    from orchestrator.service.broker_settings import check_settings
+
+    off = check_settings(context.broker.app)
+    if off:
+        raise _Finding(f"{'; '.join(off)}. Use the application that orchestrator.broker.make_app makes.")
+    return "as measured"
 
 
 def _store(context: Context) -> str:

@@ -92,12 +92,20 @@ def trip_breaker(connection: Connection, row: RolloutRow, actor: str) -> bool:
     )
 
 
-def batch_failed(context: Context, claim: Claim, message: str, code: str) -> bool:
-    """Give back a batch that failed as a whole; True when the rollout was paused because too many did in a row."""
+def batch_failed(context: Context, claim: Claim, message: str, code: str, *, hopeless: bool = False) -> bool:
+    """Give back a batch that failed as a whole; True when the rollout was paused because too many did in a row.
+
+    Args:
+        hopeless: the same error would come again, so the batch is split at its next claim instead of tried again.
+    """
     with transaction(context.engine) as connection:
         row = locked(connection, claim.rollout_id)
-        wait_s = RETRY_IN_S[min(claim.attempt, len(RETRY_IN_S)) - 1] if claim.attempt < MAX_ATTEMPTS else 0.0
-        if not batch_queries.give_back(connection, claim, error=f"{code}: {message}", retry_in_s=wait_s):
+        last = hopeless or claim.attempt >= MAX_ATTEMPTS
+        wait_s = 0.0 if last else RETRY_IN_S[min(claim.attempt, len(RETRY_IN_S)) - 1]
+        attempts = MAX_ATTEMPTS if last else claim.attempt
+        if not batch_queries.give_back(
+            connection, claim, error=f"{code}: {message}", retry_in_s=wait_s, attempts=attempts
+        ):
             return False
         if rollout_queries.count_failure(connection, row.id) < FAILURES_IN_ROW:
             return False

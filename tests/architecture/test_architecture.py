@@ -92,8 +92,7 @@ def test_no_module_is_named_after_the_standard_library_or_a_dependency():
 
 
 def test_every_task_name_carries_the_projects_name():
-    from orchestrator.broker import make_app
-    from workers.app import TASKS
+    from orchestrator.broker import TASKS, make_app
 
     assert 'name=f"hotrefresh.{name}"' in (ROOT / "workers" / "app.py").read_text()
     assert set(TASKS) == {"deploy", "plan", "drain", "evaluate", "finalize", "sweep"}

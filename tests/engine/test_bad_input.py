@@ -179,17 +179,17 @@ def test_a_full_disk_loses_nothing_and_the_rollout_goes_on_when_there_is_room(wo
 
 
 def test_an_encoder_that_fails_on_one_item_loses_only_that_item(world, monkeypatch):
-    from models.encoders.images import TorchImageEncoder
+    from workers.encode import PlacedEncoder
 
-    real = TorchImageEncoder.encode
+    real = PlacedEncoder.encode
     poison = np.asarray(Image.open(world.settings.data_dir.parent / "pictures" / "class-07" / "3.png"))
 
-    def encode(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
+    def encode(self: PlacedEncoder, prepared: list[np.ndarray]) -> np.ndarray:
         if any((each == poison).all() for each in prepared):
             raise RuntimeError("kernel launch failure")
         return real(self, prepared)
 
-    monkeypatch.setattr(TorchImageEncoder, "encode", encode)
+    monkeypatch.setattr(PlacedEncoder, "encode", encode)
     row = advance.advance(
         world, starting.start(world, starting.StartRequest("pics", "kin", order="random")).id
     )
@@ -204,12 +204,12 @@ def test_an_encoder_that_fails_on_one_item_loses_only_that_item(world, monkeypat
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0, 3.0])
 def test_a_vector_that_is_not_finite_or_not_of_length_one_is_never_stored(world, monkeypatch, wrong):
-    from models.encoders.images import TorchImageEncoder
     from workers.drain import drain
+    from workers.encode import PlacedEncoder
 
-    real = TorchImageEncoder.encode
+    real = PlacedEncoder.encode
 
-    def encode(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
+    def encode(self: PlacedEncoder, prepared: list[np.ndarray]) -> np.ndarray:
         vectors = real(self, prepared)
         vectors[0] = vectors[0] * wrong
         return vectors
@@ -217,7 +217,7 @@ def test_a_vector_that_is_not_finite_or_not_of_length_one_is_never_stored(world,
     row = advance.advance(
         world, starting.start(world, starting.StartRequest("pics", "kin", order="random")).id
     )
-    monkeypatch.setattr(TorchImageEncoder, "encode", encode)
+    monkeypatch.setattr(PlacedEncoder, "encode", encode)
     result = drain(world, row.id, owner="test")
     batches = row.n_items // row.batch_size
     # One of sixteen is far beyond the failure budget: paused after ten, and again whenever it is resumed.
@@ -244,16 +244,16 @@ def test_an_item_that_cannot_be_read_keeps_its_stored_vector_in_a_certificate(wo
 
 
 def test_an_encoder_that_fails_on_everything_ends_with_the_failure_and_commits_nothing(world, monkeypatch):
-    from models.encoders.images import TorchImageEncoder
+    from workers.encode import PlacedEncoder
 
     row = advance.advance(
         world, starting.start(world, starting.StartRequest("pics", "kin", order="random")).id
     )
 
-    def fail(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
+    def fail(self: PlacedEncoder, prepared: list[np.ndarray]) -> np.ndarray:
         raise RuntimeError("no CUDA")
 
-    monkeypatch.setattr(TorchImageEncoder, "encode", fail)
+    monkeypatch.setattr(PlacedEncoder, "encode", fail)
     monkeypatch.setattr("orchestrator.service.poison.RETRY_IN_S", (0.0, 0.0))
     from workers.drain import drain
 

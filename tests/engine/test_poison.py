@@ -46,9 +46,9 @@ def sixty_four(context, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("bad", ["class-00/0.png", "class-13/1.png", "class-31/1.png"])
 def test_of_64_items_one_that_fails_is_alone_within_39_tries(context, sixty_four, tmp_path, monkeypatch, bad):
-    from models.encoders.images import TorchImageEncoder
+    from workers.encode import PlacedEncoder
 
-    real, tries = TorchImageEncoder.encode, []
+    real, tries = PlacedEncoder.encode, []
     wrong = np.asarray(Image.open(tmp_path / "pictures" / bad))
 
     def encode(self, prepared):
@@ -57,7 +57,7 @@ def test_of_64_items_one_that_fails_is_alone_within_39_tries(context, sixty_four
             raise RuntimeError("kernel launch failure")
         return real(self, prepared)
 
-    monkeypatch.setattr(TorchImageEncoder, "encode", encode)
+    monkeypatch.setattr(PlacedEncoder, "encode", encode)
     drain(context, sixty_four.id, owner="test")
     assert len(tries) <= 39, status(context, sixty_four.id)
     assert tries[:3] == [64, 64, 64]  # split after three attempts, not before
@@ -99,7 +99,7 @@ def test_a_clean_stop_does_not_count_as_an_attempt(context, sixty_four):
         with context.engine.begin() as connection:
             claim = batch_queries.claim_batch(connection, sixty_four.id, "polite", 30)
             assert claim.attempt == 1
-            batch_queries.give_back(connection, claim, forgive=True)
+            batch_queries.give_back(connection, claim)
 
 
 def test_halves_never_write_where_something_was_written_before(context, sixty_four):
@@ -125,12 +125,12 @@ def test_a_split_by_somebody_whose_lease_was_taken_over_changes_nothing(context,
 
 
 def test_many_failures_in_a_row_pause_the_rollout_with_the_reason(context, sixty_four, monkeypatch):
-    from models.encoders.images import TorchImageEncoder
+    from workers.encode import PlacedEncoder
 
     def encode(self, prepared):
         raise RuntimeError("no kernel image is available")
 
-    monkeypatch.setattr(TorchImageEncoder, "encode", encode)
+    monkeypatch.setattr(PlacedEncoder, "encode", encode)
     result = drain(context, sixty_four.id, owner="test")
     seen = status(context, sixty_four.id)
     assert seen["state"] == "paused"

@@ -282,7 +282,7 @@ def test_pause_refuses_the_commit_of_what_was_claimed_before(world):
     assert (status["state"], status["reason"], status["committed"]) == ("paused", "maintenance", 0)
     assert (status["sub_state"], status["leased"]) == ("pausing", row.batch_size)  # asked, not acknowledged
     with world.engine.begin() as connection:
-        assert batch_queries.give_back(connection, claim, forgive=True)
+        assert batch_queries.give_back(connection, claim)
     assert view(world, "rollout_status", id=row.id)[0]["sub_state"] is None
     rollouts.resume(world, row.id)
     assert platform.work(world, row.id).state == "finalizable"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cli import watch
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import recount
@@ -17,6 +18,7 @@ from orchestrator.service import advance, finish, rollouts, tuning
 from orchestrator.service.invariants import check_invariants
 from orchestrator.service.retry import What, retry
 from orchestrator.service.sweep import Sweeper
+from orchestrator.service.wait import read_status
 from tests.engine import platform
 from workers.drain import drain
 
@@ -70,7 +72,7 @@ def test_leaving_is_asked_then_acknowledged_when_workers_let_go(world, running, 
     assert commit(world, held) is None
     assert rollouts.acknowledge(world, running.id).state == asked  # somebody still holds a batch
     with world.engine.begin() as connection:
-        batch_queries.give_back(connection, held, forgive=True)
+        batch_queries.give_back(connection, held)
     assert rollouts.acknowledge(world, running.id).state == over
     assert_sound(world)
 
@@ -162,7 +164,7 @@ def test_a_new_batch_size_cuts_what_waits_and_leaves_what_is_held_or_done(world,
     assert sum(sizes) == running.n_items
     assert max(sizes[2:]) == 50
     with world.engine.begin() as connection:
-        batch_queries.give_back(connection, held, forgive=True)
+        batch_queries.give_back(connection, held)
         connection.exec_driver_sql(
             f"UPDATE batch SET crc = NULL, holes = '{{}}' WHERE first_rank = {first.first_rank} AND rollout_id = {running.id}"
         )
@@ -186,7 +188,7 @@ def test_every_cut_covers_the_ranks_once_whatever_sizes_follow(world, running):
         tuning.set_values(world, running.id, {"batch_size": size})
         assert recounted(world, running.id)
         with world.engine.begin() as connection:
-            batch_queries.give_back(connection, held, forgive=True)
+            batch_queries.give_back(connection, held)
     assert platform.work(world, running.id).state == "finalizable"
     assert_sound(world)
 
@@ -269,6 +271,7 @@ def test_a_throttle_holds_claims_back_and_says_why_until_it_ends(world, running,
     seen = status(world, running.id)
     assert (seen["throttle_reason"], seen["throttle_value"], seen["throttle_limit"]) == ("busy", 1.0, 0.5)
     assert view(world, "queue_status", rollout=running.id)[0]["queue_state"] == "throttled"
+    assert "throttled by busy: 1, the limit is 0.5" in watch.line(read_status(world, running.id))
     assert claim(world, running.id) is None
     with world.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM audit WHERE action = 'busy'")

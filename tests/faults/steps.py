@@ -78,7 +78,10 @@ def task(context: Context, rollout_id: int) -> Reply:
     from workers.app import build_app
     from workers.runtime import Runtime
 
-    build_app(Runtime(context)).tasks["hotrefresh.drain"](rollout_id, 1)
+    runtime = Runtime(context)
+    # A worker goes on with whichever rollout is next: here that would be another test lane's.
+    vars(runtime)["_next_rollout"] = lambda: None
+    build_app(runtime).tasks["hotrefresh.drain"](rollout_id, 1)
     return {}
 
 

@@ -21,7 +21,7 @@ from sqlalchemy import text
 
 from models.datasets import content_digest, is_plain_text, list_items, read_item
 from models.errors import HotrefreshError, ItemError, UsageError
-from orchestrator.broker import QUEUE
+from orchestrator.broker import broker_queue
 from orchestrator.context import Context
 from orchestrator.ledger.rows import Claim
 from orchestrator.service import background, embed, galleries, search
@@ -34,6 +34,8 @@ from workers.pipeline import Pipeline, Work
 
 COUNT = scaled(2000, least=100)
 DIM = 32
+
+QUEUE = broker_queue("gpu")
 
 
 @pytest.fixture(autouse=True)

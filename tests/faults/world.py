@@ -32,7 +32,7 @@ def build(context: Context, folder: Path, items: int = 48, *, names: tuple[str, 
     folder.mkdir(parents=True, exist_ok=True)
     for name, moved in ((OLD, 0.0), (NEW, 0.05)):
         factory.create(folder / name, name, "tests.faults.encoder:Numbered", {"moved": moved})
-        models.import_model(context, folder / name, name)
+        models.import_model(context, folder / name, name, own_code=True)
     for name in names:
         add_gallery(context, folder, name, items)
 

@@ -160,26 +160,26 @@ def give_back(
     *,
     error: str | None = None,
     retry_in_s: float = 0.0,
-    forgive: bool = False,
+    attempts: int | None = None,
 ) -> bool:
     """Return a batch that is not done; it is due again after `retry_in_s`. False: it is no longer ours.
 
     Args:
-        forgive: the attempt does not count: nothing was wrong with the batch.
+        attempts: how many count from now on; None: this one does not, nothing was wrong with the batch.
     """
     return (
         execute(
             connection,
             "give_back",
             """UPDATE batch SET state = 'pending', lease_owner = NULL, lease_until = NULL, error = coalesce(:error, error),
-                      attempt = attempt - CAST(:forgive AS integer),
+                      attempt = :attempts,
                       available_at = clock_timestamp() + make_interval(secs => :retry_in_s)
                WHERE rollout_id = :rollout AND first_rank = :first_rank AND fence = :fence AND state = 'leased'""",
             rollout=claim.rollout_id,
             first_rank=claim.first_rank,
             fence=claim.fence,
             error=error,
-            forgive=int(forgive),
+            attempts=claim.attempt - 1 if attempts is None else attempts,
             retry_in_s=retry_in_s,
         ).rowcount
         == 1
