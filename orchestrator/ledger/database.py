@@ -31,7 +31,9 @@ def open_engine(url: str, *, pooled: bool = True) -> Engine:
         )
     # The rest of such a password would be taken for the host, and be named in every error.
     if url.split("://", 1)[1].split("/", 1)[0].count("@") > 1:
-        raise UsageError(f"database_url {masked(url)!r} holds more than one @: write %40 for an @ in a password.")
+        raise UsageError(
+            f"database_url {masked(url)!r} holds more than one @: write %40 for an @ in a password."
+        )
     options: dict[str, Any] = (
         {"pool_size": 4, "max_overflow": 8, "pool_pre_ping": True} if pooled else {"poolclass": NullPool}
     )
