@@ -24,7 +24,9 @@ Address = tuple[str, int] | Path
 
 _CHUNK = 65_536
 _POLL_S = 0.02
-_RESET = struct.pack("ii", 1, 0)  # linger 0 s: closing sends RST, as from a host that knows nothing of the connection
+_RESET = struct.pack(
+    "ii", 1, 0
+)  # linger 0 s: closing sends RST, as from a host that knows nothing of the connection
 
 
 class Side(Enum):

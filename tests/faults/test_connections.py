@@ -106,7 +106,9 @@ def test_a_half_open_broker_connection_is_noticed_and_work_flows_again(world, be
     row = platform.start(world)  # its wake-up goes to the broker, and from there into the dead connection
     took_s = until(lambda: status(world, row.id)["committed"] > 0)
     record_property("half_open_s", took_s)
-    print(f"half-open broker connection: work flowed again after {took_s:.1f} s (limit {HALF_OPEN_LIMIT_S:.0f} s)")
+    print(
+        f"half-open broker connection: work flowed again after {took_s:.1f} s (limit {HALF_OPEN_LIMIT_S:.0f} s)"
+    )
     assert took_s <= HALF_OPEN_LIMIT_S
     until(finished(world, row.id))
     effects_are_single(world, row.id)
