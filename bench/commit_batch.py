@@ -129,7 +129,7 @@ def new_rollout(context: Context, model_id: int, n: int) -> int:
         rollouts.insert_batches(
             connection,
             rollout,
-            [(no, min(BATCH, n - no * BATCH), band_of(no, count), None) for no in range(count)],
+            [(no * BATCH, min(BATCH, n - no * BATCH), band_of(no, count), None) for no in range(count)],
         )
         rollouts.set_state(connection, rollout, "backfilling", reason=None, bump_generation=False)
     return rollout
@@ -146,11 +146,11 @@ def claim(context: Context, rollout_id: int) -> Claim:
 def commit(line: Line, claimed: Claim) -> int:
     """Commit as the drain's writer does; returns the sequence number."""
     with line.use() as connection:
-        seq = batches.commit_batch(
+        done = batches.commit_batch(
             connection, claimed, crc=2**31, holes=[], decode_s=0.1, encode_s=0.1, store_s=0.001
         )
-    assert seq is not None, "the commit was refused"
-    return seq
+    assert done is not None, "the commit was refused"
+    return done.seq
 
 
 class Probe:

@@ -14,7 +14,8 @@ from orchestrator.context import Context
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries
 from orchestrator.ledger.rows import GalleryRow
-from orchestrator.service import advance, certify, models, rollouts
+from orchestrator.service import certify, embed, models, rollouts
+from orchestrator.service import start as starting
 from orchestrator.serving.replica import Replica
 from orchestrator.settings import Settings
 
@@ -67,7 +68,7 @@ def _register(context: Context, name: str, moved: float) -> None:
 
     folder = context.settings.data_dir / f"artifact-{name}"
     factory.create(folder, name, "bench.stubs:NumberedTexts", {"dim": DIM, "moved": moved})
-    models.import_model(context, folder, name)
+    models.import_model(context, folder, name, own_code=True)
 
 
 def _load(context: Context, n: int) -> GalleryRow:
@@ -84,7 +85,7 @@ def _load(context: Context, n: int) -> GalleryRow:
         assert query_set is not None
         queries = [(no, str(no), f"text:query {row}", None) for no, row in enumerate(asked)]
         galleries.copy_queries(connection, query_set, queries, enumerate(asked))
-    advance.import_embeddings(context, name, "old", NumberedTexts(DIM).vectors(np.arange(n)))
+    embed.import_embeddings(context, name, "old", NumberedTexts(DIM).vectors(np.arange(n)))
     certificate = certify.certify(context, certify.CertifyRequest("old", "new", name))
     assert certificate.verdict == "certified", certificate.reason
     with transaction(context.engine) as connection:
@@ -100,7 +101,7 @@ def _deploy(context: Context, gallery: GalleryRow) -> Taken:
         replica.follow()
         assert replica.search(["query 7"], k=5)[0].model == "old"
         started = time.perf_counter()
-        rollout = rollouts.start(context, rollouts.StartRequest(gallery.name, "new", order="random"))
+        rollout = starting.start(context, starting.StartRequest(gallery.name, "new", order="random"))
         accepted_s = time.perf_counter() - started
         while (answer := replica.search(["query 7"], k=5)[0]).model != "new":
             assert replica.error is None, replica.error

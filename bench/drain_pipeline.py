@@ -11,7 +11,7 @@ from models.encoders import Encoder
 from orchestrator.context import Context
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import batches, galleries, rollouts
-from orchestrator.service import advance
+from orchestrator.service import advance, embed
 from orchestrator.settings import Settings
 
 RATE_PER_S = 10_000
@@ -79,7 +79,7 @@ def _drain(context: Context, case: Case) -> tuple[float, float, float]:
     from orchestrator.service.rollouts import cancel
     from workers.drain import drain
 
-    rollout = advance.embed_gallery(context, case.gallery, "bench", case.batch_size)
+    rollout = embed.embed_gallery(context, case.gallery, "bench", case.batch_size)
     advance.advance(context, rollout.id)
     bare_s = _bare(context, case) * rollout.n_items
     encoder = Timed(case.encoder)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from sqlalchemy.engine import URL
@@ -20,6 +20,9 @@ from orchestrator.context import Context
 from orchestrator.errors import UsageError
 from orchestrator.ledger.rows import ModelRow
 from orchestrator.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from models.encoders.images import ImagePreprocessing
 
 SHOWN = ("server_version", "fsync", "synchronous_commit", "wal_sync_method", "full_page_writes", "wal_compression",
          "shared_buffers")  # fmt: skip
@@ -109,7 +112,13 @@ def same_disk(context: Context) -> bool | None:
 
 
 def register_network(
-    context: Context, name: str, architecture: str, options: dict[str, Any], seed: int, dim: int = 64
+    context: Context,
+    name: str,
+    architecture: str,
+    options: dict[str, Any],
+    seed: int,
+    dim: int = 64,
+    preprocessing: ImagePreprocessing | None = None,
 ) -> ModelRow:
     """An untrained image network as a registered model: what it finds does not matter here, only what it costs."""
     import torch
@@ -119,7 +128,7 @@ def register_network(
     from models.encoders.images import ImagePreprocessing
     from orchestrator.service import models
 
-    preprocessing = ImagePreprocessing()
+    preprocessing = preprocessing or ImagePreprocessing()
     torch.manual_seed(seed)
     network = architecture_module(architecture).build(options, dim, preprocessing)
     folder = context.settings.data_dir / f"artifact-{name}"

@@ -11,7 +11,7 @@ import numpy as np
 from bench.result import Row, in_turns, median, quartiles
 from bench.scratch import scratch_folder
 from orchestrator.settings import Settings, load_settings
-from orchestrator.store.extents import VECTORS, ExtentFile
+from orchestrator.store import open_extents
 
 PLACES = 8
 
@@ -30,8 +30,7 @@ def run(
     vectors = np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
     data = vectors.data.cast("B")
     with scratch_folder(settings or load_settings()) as folder:
-        extents = ExtentFile(folder, VECTORS, n * PLACES, dim)
-        extents.create()
+        extents = open_extents(str(folder), dim)
         raw = os.open(folder / "raw", os.O_RDWR | os.O_CREAT)
         raw_places, extent_places = (itertools.cycle(range(PLACES)) for _ in range(2))
 
@@ -40,7 +39,7 @@ def run(
             os.fdatasync(raw)
 
         def write_extent() -> None:
-            checksum = extents.write(next(extent_places) * n, vectors)
+            checksum = extents.write(next(extent_places) * n, 1, vectors)
             assert checksum == expected
 
         expected = zlib.crc32(data)

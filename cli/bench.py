@@ -28,6 +28,10 @@ def bench(
         str | None, typer.Argument(metavar="NAME", help="A benchmark; without one they are listed.")
     ] = None,
     output: Output = Format.TABLE,
+    device: Annotated[
+        str | None,
+        typer.Option(hidden=True, help="Run a device's benchmark here, e.g. on the cpu, in small."),
+    ] = None,
 ) -> None:
     """Run a benchmark and print each row beside its limit. Exit code 1 when a target is missed."""
     from orchestrator.errors import ExitCode, NotFoundError
@@ -46,7 +50,7 @@ def bench(
     if name not in known:
         raise NotFoundError(f"there is no benchmark {name!r}; there are {', '.join(known)}.")
     with working(f"measuring {name}"):
-        measured = _run(folder, name)
+        measured = _run(folder, name, device)
     if not show(measured, output):
         draw(make_pairs(measured["host"]), make_table(measured["rows"], COLUMNS))
     next_step("bench")
@@ -81,20 +85,24 @@ def benchmarks(folder: Path) -> dict[str, str]:
     return found
 
 
-def _run(folder: Path, name: str) -> dict[str, Any]:
+def _run(folder: Path, name: str, device: str | None = None) -> dict[str, Any]:
     """The benchmark's document; one that returns rows only gets the machine's description around them."""
     sys.path.insert(0, str(folder.parent))  # before any other installed `bench`
     module = importlib.import_module(f"bench.{name}")
-    values = module.run(**_wanted(module.run))
+    values = module.run(**_wanted(module.run, device))
     if not isinstance(values, dict):
         values = {"bench": name, "host": importlib.import_module("bench.result").machine(), "rows": values}
     return dict(plain(values))
 
 
-def _wanted(run: Any) -> dict[str, Any]:
-    """A benchmark may ask whose server and disk to measure, and where to narrate."""
+def _wanted(run: Any, device: str | None) -> dict[str, Any]:
+    """A benchmark may ask whose server and disk to measure, on which device, and where to narrate."""
     from cli.session import say, settings
+    from orchestrator.errors import UsageError
 
     parameters = inspect.signature(run).parameters
+    if device is not None and "device" not in parameters:
+        raise UsageError("this benchmark measures no device: leave --device out.")
     wanted: dict[str, Any] = {"say": say} if "say" in parameters else {}
+    wanted |= {"device": device} if device is not None else {}
     return wanted | ({"settings": settings()} if "settings" in parameters else {})

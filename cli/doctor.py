@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from cli.output import Format, Output, show
@@ -14,7 +16,15 @@ def register(app: typer.Typer) -> None:
     app.command(epilog="Example: hotrefresh doctor")(doctor)
 
 
-def doctor(output: Output = Format.TABLE) -> None:
+def doctor(
+    deep: Annotated[
+        bool,
+        typer.Option(
+            "--deep", help="Also read every stored vector and check the invariants of every gallery."
+        ),
+    ] = False,
+    output: Output = Format.TABLE,
+) -> None:
     """Check Python, packages, servers, schema, store, models and workers. Exit code 1 when something is found."""
     from orchestrator.errors import ExitCode
 
@@ -23,7 +33,7 @@ def doctor(output: Output = Format.TABLE) -> None:
         from orchestrator.bootstrap import open_context
         from orchestrator.service.doctor import diagnose
 
-        checks = list(diagnose(resolved, lambda: open_context(resolved, migrate=False)))
+        checks = list(diagnose(resolved, lambda: open_context(resolved, migrate=False), deep=deep))
     findings = [check for check in checks if not check.ok]
     if not show({"ok": not findings, "checks": checks}, output):
         for check in checks:

@@ -119,7 +119,7 @@ def embed(
                 f"If it was accepted, the embedding goes on: `hotrefresh rollout status -w {name}` shows it."
             )
             with working("asking for the embedding"):
-                from orchestrator.service.advance import embed_gallery
+                from orchestrator.service.embed import embed_gallery
 
                 row = embed_gallery(context, name, model, batch_size)
             start_worker(context, row.id)
@@ -129,19 +129,79 @@ def embed(
 
 
 def _embed_from_file(context: Context, name: str, model: str, path: Path) -> RolloutRow:
-    import numpy as np
+    from models.datasets.embeddings_file import map_embeddings
+    from orchestrator.service.embed import import_embeddings
 
-    from models.errors import UsageError
-    from orchestrator.service.advance import import_embeddings
-
-    try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as a .npy file: {error}") from error
-    if getattr(vectors, "dtype", None) != np.float32:
-        raise UsageError(f"{path} holds {getattr(vectors, 'dtype', 'no array')}; embeddings must be float32.")
+    vectors = map_embeddings(path)
     with progress(f"importing {path.name}") as update:
         return import_embeddings(context, name, model, vectors, update)
+
+
+@app.command(epilog="Example: hotrefresh gallery add photos ~/Pictures/new")
+def add(
+    name: GalleryName,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
+    split: Split = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Add items, also in the middle of a rollout: workers embed them first, with the model that serves."""
+    _change_items(name, source, split, output, "add_items", "added")
+
+
+@app.command(epilog="Example: hotrefresh gallery update photos ~/Pictures/retouched")
+def update(
+    name: GalleryName,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
+    split: Split = None,
+    output: Output = Format.TABLE,
+) -> None:
+    """Give items that the gallery has the content found under their keys. The old vector serves until the new one is in."""
+    _change_items(name, source, split, output, "update_items", "changed")
+
+
+def _change_items(name: str, source: str, split: str | None, output: Format, verb: str, done: str) -> None:
+    from cli.watch import start_worker
+
+    with open_ledger() as context:
+        with working(f"reading {source}"):
+            from orchestrator.service import items
+
+            changed = getattr(items, verb)(context, name, source, split)
+        if changed.rollout_id is not None:
+            start_worker(context, changed.rollout_id)
+        from orchestrator.service.guide import next_command
+
+        then = next_command(context, name)
+    if not show(changed, output):
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in changed.reasons.items())
+        say(
+            f"gallery {name}: {changed.items} {done}"
+            + (f", rollout {changed.rollout_id} embeds them" if changed.rollout_id is not None else "")
+            + (f"; {changed.rejected} refused ({reasons})" if changed.rejected else "")
+        )
+    next_step(then)
+
+
+@app.command(epilog="Example: hotrefresh gallery delete photos holiday/1.jpg --yes")
+def delete(
+    name: GalleryName,
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="The keys of the items.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Take items out of a gallery for good. Searches stop finding them within a moment, whatever is being re-embedded."""
+    from cli.session import confirm
+
+    confirm(f"Deleting {len(keys)} items of gallery {name}: searches no longer find them.", yes=yes)
+    with open_ledger() as context:
+        from orchestrator.service.guide import next_command
+        from orchestrator.service.items import delete_items
+
+        changed = delete_items(context, name, keys)
+        then = next_command(context, name)
+    if not show(changed, output):
+        say(f"gallery {name}: {changed.items} deleted")
+    next_step(then)
 
 
 @app.command(epilog="Example: hotrefresh gallery search photos --image query.jpg -k 5")

@@ -24,7 +24,7 @@ from cli import (
     ledger,
     model,
     queryset,
-    rollout,
+    rollout_settings,
     version,
     worker,
 )
@@ -48,7 +48,7 @@ for name, group in (
     ("model", model),
     ("gallery", gallery),
     ("queryset", queryset),
-    ("rollout", rollout),
+    ("rollout", rollout_settings),  # adds to the commands of cli.rollout
     ("ledger", ledger),
 ):
     app.add_typer(group.app, name=name)

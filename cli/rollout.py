@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cli.options import GalleryName, Reason, RolloutName, Seed, Timeout, Yes
-from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_object, show_rows
+from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import progress, working
 from cli.session import confirm, current, next_step, open_ledger, say
 from cli.watch import document, finish, goes_on, screen, start_worker, wait_with_bar, watch
@@ -16,7 +16,7 @@ from cli.watch import document, finish, goes_on, screen, start_worker, wait_with
 if TYPE_CHECKING:
     from orchestrator.context import Context
     from orchestrator.ledger.rows import RolloutRow
-    from orchestrator.service.rollouts import StartRequest
+    from orchestrator.service.start import StartRequest
     from orchestrator.service.wait import RolloutStatus
 
 app = typer.Typer(no_args_is_help=True, help="Upgrades of a gallery's model.")
@@ -29,19 +29,36 @@ Prototypes = Annotated[
     str, typer.Option(help="auto, head (the new model's), classes (means by label) or clusters.")
 ]
 Temperature = Annotated[float, typer.Option(min=1e-4, help="Of the softmax over prototypes.")]
+LANES = ("urgent", "backfill", "repair")
+Lane = Annotated[str, typer.Option(help="Which rollout workers take first: urgent, backfill or repair.")]
+Supersede = Annotated[
+    bool,
+    typer.Option(
+        "--supersede", help="Take the place of a rollout that still runs; what it committed stays in use."
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Take batches back at once instead of waiting until workers let go or their leases end.",
+    ),
+]
 Lease = Annotated[float | None, typer.Option("--lease-s", min=0.5, help="A batch's lease in seconds.")]
 
 
 def _request(
     gallery: str, to: str, adapter: str | None, order: str, batch_size: int | None, prototypes: str,
-    temperature: float, seed: int, lease_s: float | None,
+    temperature: float, seed: int, lease_s: float | None, lane: str, supersede: bool,
 ) -> StartRequest:  # fmt: skip
     from models.errors import UsageError
-    from orchestrator.service.rollouts import StartRequest
+    from orchestrator.service.start import StartRequest
 
     known = ("auto", "head", "classes", "clusters")
     if prototypes not in known:
         raise UsageError(f"--prototypes {prototypes!r} is not known; choose one of {', '.join(known)}.")
+    if lane not in LANES:
+        raise UsageError(f"--lane {lane!r} is not known; choose one of {', '.join(LANES)}.")
     return StartRequest(
         gallery=gallery,
         to_model=to,
@@ -52,6 +69,8 @@ def _request(
         temperature=temperature,
         seed=seed,
         lease_s=lease_s,
+        lane=lane,
+        supersede=supersede,
     )
 
 
@@ -66,11 +85,15 @@ def plan_(
     temperature: Temperature = 0.05,
     seed: Seed = 0,
     lease_s: Lease = None,
+    lane: Lane = "backfill",
+    supersede: Supersede = False,
     first: Annotated[int, typer.Option(min=0, help="How many of the first items to show.")] = 10,
     output: Output = Format.TABLE,
 ) -> None:
     """Show what `start` would do: certificate, batches, bytes, the first items. Changes nothing."""
-    request = _request(gallery, to, adapter, order, batch_size, prototypes, temperature, seed, lease_s)
+    request = _request(
+        gallery, to, adapter, order, batch_size, prototypes, temperature, seed, lease_s, lane, supersede
+    )
     with open_ledger() as context, working("planning"):
         from orchestrator.service.plan_preview import preview
 
@@ -92,9 +115,11 @@ def plan_(
             ("temperature", temperature, 0.05),
             ("seed", seed, 0),
             ("lease_s", lease_s, None),
+            ("lane", lane, "backfill"),
         )
         if value != default
     )
+    options += " --supersede" if supersede else ""
     next_step(f"rollout start {gallery} --to {to}{options}")
 
 
@@ -109,6 +134,8 @@ def start(
     temperature: Temperature = 0.05,
     seed: Seed = 0,
     lease_s: Lease = None,
+    lane: Lane = "backfill",
+    supersede: Supersede = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until every item is re-embedded.")
     ] = False,
@@ -116,7 +143,9 @@ def start(
     output: Output = Format.TABLE,
 ) -> None:
     """Serve the new model from now on, and re-embed the gallery behind it. Exit code 5 without a certificate."""
-    request = _request(gallery, to, adapter, order, batch_size, prototypes, temperature, seed, lease_s)
+    request = _request(
+        gallery, to, adapter, order, batch_size, prototypes, temperature, seed, lease_s, lane, supersede
+    )
     with open_ledger() as context:
         current.interrupted = (
             f"What was accepted goes on with a worker. Look: hotrefresh rollout status {gallery}"
@@ -129,7 +158,7 @@ def start(
 
 
 def _start(context: Context, request: StartRequest) -> RolloutRow:
-    from orchestrator.service.rollouts import start
+    from orchestrator.service.start import start
 
     began, lifted = time.monotonic(), [0, 0.0]
     with progress(f"deploying {request.to_model}") as update:
@@ -227,12 +256,18 @@ def list_rollouts(
 
 
 @app.command(epilog="Example: hotrefresh rollout pause photos --reason 'GPUs are needed'")
-def pause(rollout: RolloutName, reason: Reason = None, output: Output = Format.TABLE) -> None:
-    """Stop claiming and committing at once; queries keep the new model. Paused already is fine."""
+def pause(
+    rollout: RolloutName, force: Force = False, reason: Reason = None, output: Output = Format.TABLE
+) -> None:
+    """Stop claiming and committing at once; queries keep the new model. Paused already is fine.
+
+    Nothing that was claimed before is committed after this. Workers let go of what they hold within a second or two; until
+    then the sub-state is `pausing`.
+    """
     with open_ledger() as context:
         from orchestrator.service.rollouts import pause
 
-        _moved(context, pause(context, rollout, reason), output)
+        _moved(context, pause(context, rollout, reason, force=force), output)
 
 
 @app.command(epilog="Example: hotrefresh rollout resume photos")
@@ -249,43 +284,58 @@ def resume(rollout: RolloutName, output: Output = Format.TABLE) -> None:
 @app.command(epilog="Example: hotrefresh rollout cancel photos --yes")
 def cancel(
     rollout: RolloutName,
-    force: Annotated[
-        bool,
-        typer.Option(
-            "--force", help="Do not ask. Dead workers never block a cancel: their leases are fenced."
-        ),
-    ] = False,
+    force: Force = False,
     yes: Yes = False,
     reason: Reason = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Stop for good and serve what was served before, the old model with the old vectors."""
+    """Stop for good and serve what was served before, the old model with the old vectors.
+
+    From this moment nothing is committed any more. The state is `cancelling` until workers have let go, then `cancelled`.
+    """
     with open_ledger() as context:
         from orchestrator.service.rollouts import cancel
 
-        _confirm_return(context, rollout, "Cancelling", yes=yes or force)
-        _moved(context, cancel(context, rollout, reason), output)
+        _confirm_return(context, rollout, "Cancelling", yes=yes)
+        _moved(context, cancel(context, rollout, reason, force=force), output)
 
 
 @app.command(epilog="Example: hotrefresh rollout finalize photos")
-def finalize(rollout: RolloutName, output: Output = Format.TABLE) -> None:
-    """Accept the upgrade once every item is re-embedded. It can be rolled back until its window closes."""
-    with open_ledger() as context:
-        from orchestrator.service.rollouts import finalize
+def finalize(
+    rollout: RolloutName,
+    when_ready: Annotated[
+        bool,
+        typer.Option("--when-ready", help="Where something blocks it, finalize as soon as nothing does."),
+    ] = False,
+    output: Output = Format.TABLE,
+) -> None:
+    """Accept the upgrade once every item is re-embedded. It can be rolled back until its window closes.
 
-        _moved(context, finalize(context, rollout), output)
+    Exit code 4 names what blocks it: paused, open_items, flips_not_counted.
+    """
+    with open_ledger() as context:
+        from orchestrator.service.finish import finalize
+
+        row = finalize(context, rollout, when_ready=when_ready)
+        if row.state != "finalized":
+            say(f"accepted: rollout {row.id} is finalized when nothing blocks it any more")
+        _moved(context, row, output)
 
 
 @app.command(epilog="Example: hotrefresh rollout rollback photos --yes")
 def rollback(
-    rollout: RolloutName, yes: Yes = False, reason: Reason = None, output: Output = Format.TABLE
+    rollout: RolloutName,
+    force: Force = False,
+    yes: Yes = False,
+    reason: Reason = None,
+    output: Output = Format.TABLE,
 ) -> None:
     """Restore the old model and the old vectors, also after finalize while the window is open."""
     with open_ledger() as context:
         from orchestrator.service.rollouts import rollback
 
         _confirm_return(context, rollout, "Rolling back", yes=yes)
-        _moved(context, rollback(context, rollout, reason), output)
+        _moved(context, rollback(context, rollout, reason, force=force), output)
 
 
 def _confirm_return(context: Context, name: str, doing: str, *, yes: bool) -> None:
@@ -306,57 +356,35 @@ def _confirm_return(context: Context, name: str, doing: str, *, yes: bool) -> No
 
 
 def _moved(context: Context, row: RolloutRow, output: Format) -> None:
-    """Print where a verb led, and what comes next."""
+    """Print where a verb led, and what comes next. A verb that workers must acknowledge is waited for a moment."""
     from orchestrator.service.guide import next_command
-    from orchestrator.service.wait import read_status
 
     goes_on(row.id)
-    status = read_status(context, row.id)
+    status = _acknowledged(context, row.id)
     if not show(document(status), output):
         say(
-            f"rollout {row.id} of {status.rollout['gallery']} is {row.state}"
+            f"{'accepted: ' if _asked(status) else ''}rollout {row.id} of {status.rollout['gallery']} is "
+            f"{status.rollout['sub_state'] if status.rollout['sub_state'] == 'pausing' else status.state.value}"
             + (f": {row.reason}" if row.reason else "")
         )
     next_step(next_command(context, status.rollout["gallery"]))
 
 
-@app.command(epilog="Example: hotrefresh rollout history photos")
-def history(rollout: RolloutName, output: Output = Format.TABLE) -> None:
-    """Show every state a rollout was in, with who, when and why."""
-    with open_ledger() as context:
-        from orchestrator.service.guide import next_command
-        from orchestrator.service.listings import rollout as find
-        from orchestrator.service.listings import view
-
-        row = find(context, rollout)
-        rows: list[dict[str, Any]] = view(context, "audit", target=str(row.id))
-        then = next_command(context)
-    if output is Format.TABLE:
-        rows = [r | {"reason": (r["after"] or {}).get("reason")} for r in rows]
-    show_rows("history", rows, ("at", "actor", "action", "reason"), output)
-    next_step(then)
+# How long a verb waits for workers to acknowledge it before it says "accepted".
+ACKNOWLEDGE_S = 0.3
 
 
-@app.command(epilog="Example: hotrefresh rollout get photos lease_s")
-def get(
-    rollout: RolloutName,
-    key: Annotated[str | None, typer.Argument(metavar="KEY", help="One value; without it all.")] = None,
-    output: Output = Format.TABLE,
-) -> None:
-    """Show the configuration that was resolved when the rollout started."""
-    from orchestrator.errors import NotFoundError
+def _asked(status: RolloutStatus) -> bool:
+    return status.state in ("cancelling", "rolling_back") or status.rollout["sub_state"] == "pausing"
 
-    with open_ledger() as context:
-        from orchestrator.service.listings import rollout as find
 
-        row = find(context, rollout)
-    config = {"order": row.order_name, "batch_size": row.batch_size, **row.config}
-    if key is not None and key not in config:
-        raise NotFoundError(
-            f"rollout {row.id} has no setting {key!r}; there are {', '.join(sorted(config))}."
-        )
-    show_object(config if key is None else {key: config[key]}, output)
-    next_step(f"rollout status {row.id}")
+def _acknowledged(context: Context, rollout_id: int) -> RolloutStatus:
+    from orchestrator.service.wait import read_status
+
+    deadline = time.monotonic() + ACKNOWLEDGE_S
+    while _asked(status := read_status(context, rollout_id)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return status
 
 
 for alias, verb in (("promote", finalize), ("abort", cancel), ("undo", rollback)):

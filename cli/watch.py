@@ -235,7 +235,9 @@ def _done(row: dict[str, Any]) -> int:
 
 def _state(row: dict[str, Any]) -> str:
     text = str(row["state"])
-    if row["sub_state"]:
+    if row["sub_state"] == "throttled":
+        text += f" (throttled by {row['throttle_reason']}: {row['throttle_value']:g}, the limit is {row['throttle_limit']:g})"
+    elif row["sub_state"]:
         text += f" ({row['sub_state']})"
     return f"{text}: {row['reason']}" if row["reason"] else text
 
@@ -261,7 +263,8 @@ def _queue(status: RolloutStatus) -> str:
 
 
 def _band(band: dict[str, Any]) -> str:
-    return f"band {band['band']}: {band['depth']} waiting, {band['leased']} leased ({band['queue_state']})"
+    name = "late items" if band["band"] < 0 else f"band {band['band']}"
+    return f"{name}: {band['depth']} waiting, {band['leased']} leased ({band['queue_state']})"
 
 
 def _flips(row: dict[str, Any]) -> str:

@@ -26,7 +26,6 @@ def open_context(settings: Settings | None = None, *, migrate: bool = True, **fl
     failpoints.arm_from_environment()
     settings = settings or load_settings(**flags)
     settings.artifacts.mkdir(parents=True, exist_ok=True)
-    settings.extents.mkdir(parents=True, exist_ok=True)
     database_url, broker_url, closers = settings.database_url, settings.broker_url, []
     embedded = database_url is None or broker_url is None
     if embedded:

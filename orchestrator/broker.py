@@ -20,7 +20,6 @@ from orchestrator.settings import masked
 
 TASKS = MappingProxyType(
     {
-        "advance": "control",
         "deploy": "control",
         "plan": "control",
         "finalize": "control",
@@ -106,6 +105,8 @@ def worker_arguments(
 def make_app(broker_url: str) -> Celery:
     """A Celery application with the settings that hold up under kills and half-open connections."""
     app = Celery("hotrefresh", broker=broker_url, set_as_current=False)
+    if not is_rabbitmq(broker_url):
+        app.conf.broker_transport = "orchestrator.transport:Transport"
     app.conf.update(settings_for(broker_url))
     app.conf.update(
         task_queues=[_declared(queue, broker_url) for queue in QUEUES],

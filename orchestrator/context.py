@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
+from orchestrator.artifacts import local_folder
 from orchestrator.errors import ArtifactError
 from orchestrator.ledger.rows import AdapterRow, ModelRow
 
@@ -37,6 +38,16 @@ class Context:
     _encoders: dict[int, Encoder] = field(default_factory=dict)
     _adapters: dict[int, Adapter] = field(default_factory=dict)
 
+    def artifact(self, row: ModelRow | AdapterRow) -> Path:
+        """The folder of a registered artifact on this host, not verified yet."""
+        return local_folder(
+            row.uri,
+            row.fingerprint,
+            row.files,
+            store_url=self.settings.extents,
+            artifacts=self.settings.artifacts,
+        )
+
     def encoder(self, model: ModelRow) -> Encoder:
         """The model's encoder, loaded once a process and verified against the ledger's digest.
 
@@ -46,8 +57,8 @@ class Context:
         if model.id not in self._encoders:
             from models.encoders import load_encoder
 
-            encoder = load_encoder(Path(model.uri))
-            _same_digest(model.name, model.fingerprint, encoder.manifest.fingerprint, model.uri)
+            # The fingerprint is compared before the artifact may call any code of a user.
+            encoder = load_encoder(self.artifact(model), expected=model.fingerprint, own_code=True)
             self._encoders[model.id] = encoder
         return self._encoders[model.id]
 
@@ -57,7 +68,7 @@ class Context:
 
         self.encoder(model)  # verified
         try:
-            return load_prototypes(Path(model.uri))[0]
+            return load_prototypes(self.artifact(model))[0]
         except ArtifactError:
             return None
 
@@ -66,7 +77,7 @@ class Context:
         if row.id not in self._adapters:
             from models.adapters import load_adapter
 
-            adapter = load_adapter(Path(row.uri))
+            adapter = load_adapter(self.artifact(row))
             _same_digest(row.name, row.fingerprint, adapter.manifest.fingerprint, row.uri)
             self._adapters[row.id] = adapter
         return self._adapters[row.id]

@@ -49,6 +49,11 @@ def _freeze() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
+def _hang() -> None:
+    """This thread goes no further; the others, which beat and renew, do."""
+    threading.Event().wait()
+
+
 def _raise() -> None:
     raise InjectedError("a fail point raised")
 
@@ -69,6 +74,7 @@ ACTIONS = MappingProxyType(
     {
         "kill": _kill,
         "freeze": _freeze,
+        "hang": _hang,
         "raise": _raise,
         "disk_full": _disk_full,
         "io_error": _io_error,

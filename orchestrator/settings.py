@@ -29,14 +29,39 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="HOTREFRESH_", extra="forbid", frozen=True)
 
-    database_url: str | None = Field(None, description="PostgreSQL URL; unset: an embedded server")
-    broker_url: str | None = Field(None, description="Redis or Valkey URL; unset: an embedded server")
+    # repr=False: a traceback or a log line may show settings, but no password.
+    database_url: str | None = Field(
+        None, repr=False, description="PostgreSQL URL; unset: an embedded server"
+    )
+    broker_url: str | None = Field(
+        None, repr=False, description="Redis or Valkey URL; unset: an embedded server"
+    )
     data_dir: Path = Field(Path(".hotrefresh"), description="embedded servers, models and extents live here")
-    store_dir: Path | None = Field(None, description="extents; default <data_dir>/extents")
+    store_dir: str | None = Field(
+        None, description="extents: a folder or a URL such as s3://bucket/prefix; default <data_dir>/extents"
+    )
     model_dir: Path | None = Field(None, description="model artifacts; default <data_dir>/models")
     batch_size: int = Field(1024, ge=1, le=65_536, description="items in a batch")
     lease_s: float = Field(30.0, gt=0.5, description="a batch's lease; renewed every third of it")
     heartbeat_s: float = Field(2.0, gt=0.05, description="a worker's heartbeat interval")
+    stuck_s: float = Field(
+        45.0, gt=0, description="a supervised worker that finishes no batch for this long is replaced"
+    )
+    sweep_s: float = Field(5.0, gt=0.05, description="seconds between two rounds of the sweeper")
+    throttle: list[dict[str, Any]] = Field(
+        [],
+        description="[[throttle]] tables of the file: what holds a rollout's workers back",
+    )
+    worker_queues: list[str] = Field(
+        ["control", "cpu", "gpu"],
+        description="what a worker does: control (deploy, plan, finalize), cpu (evaluate), gpu (embed)",
+    )
+    device: str = Field("auto", description="where workers encode: auto, cpu, cuda or cuda:N")
+    precision: str | None = Field(
+        None,
+        description="float32, bfloat16 or float16; unset: float32 on a CPU, bfloat16 on a GPU where that is near enough",
+    )
+    compile_encoder: bool = Field(False, description="torch.compile the encoder's network once a worker")
     decode_threads: int = Field(2, ge=1, le=64, description="threads that read and decode items in a worker")
     worker_idle_s: float = Field(
         60.0, gt=0, description="a worker started by a command leaves after this idle time"
@@ -44,9 +69,11 @@ class Settings(BaseSettings):
     buffer_size: int = Field(100, ge=10, description="candidates kept for each query by the flip evaluator")
 
     @property
-    def extents(self) -> Path:
-        """The folder of the extents, absolute."""
-        return (self.store_dir or self.data_dir / "extents").absolute()
+    def extents(self) -> str:
+        """Where the extents are: an absolute path, or a URL."""
+        if self.store_dir is not None and "://" in self.store_dir:
+            return self.store_dir
+        return str(Path(self.store_dir or self.data_dir / "extents").absolute())
 
     @property
     def artifacts(self) -> Path:
@@ -93,7 +120,8 @@ def load_settings(**flags: Any) -> Settings:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
     except ValidationError as error:
         lines = [
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {e.get('input')!r})" for e in error.errors()
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (got {masked(repr(e.get('input')))})"
+            for e in error.errors()
         ]
         raise UsageError(
             "configuration cannot be used: "
@@ -105,5 +133,13 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def masked(url: str | None) -> str | None:
-    """A URL with its password replaced by ***."""
-    return None if url is None else re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
+    """A URL, or a text that may hold one, with its passwords replaced by ***: before the host, or after the question mark.
+
+    Up to the last @ before the host: whoever forgot to encode an @ in a password does not publish the rest of it.
+    """
+    if url is None:
+        return None
+    hidden = re.sub(r"(://[^:/@\s]*):[^\s'\"]*@", r"\1:***@", url)
+    return re.sub(
+        r"((?:^|[?&])\w*(?:password|secret|token)\w*=)[^&\s'\"]*", r"\1***", hidden, flags=re.IGNORECASE
+    )

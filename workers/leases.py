@@ -25,21 +25,26 @@ class LeaseKeeper:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
-    def hold(self, claim: Claim) -> None:
-        """Begin to renew a claim."""
+    def hold(self, claim: Claim, asked: float) -> None:
+        """Begin to renew a claim that was asked for at `asked`, by our own monotonic clock."""
         with self._lock:
-            self._held[claim.no, claim.fence] = claim, time.monotonic() + self._lease_s
+            self._held[claim.first_rank, claim.fence] = claim, asked + self._lease_s
 
     def drop(self, claim: Claim) -> None:
         """Stop renewing it."""
         with self._lock:
-            self._held.pop((claim.no, claim.fence), None)
+            self._held.pop((claim.first_rank, claim.fence), None)
 
     def holds(self, claim: Claim) -> bool:
         """Whether the lease was neither refused nor has run out by our own clock."""
         with self._lock:
-            held = self._held.get((claim.no, claim.fence))
+            held = self._held.get((claim.first_rank, claim.fence))
         return held is not None and time.monotonic() < held[1]
+
+    def holding(self) -> bool:
+        """Whether anything is held."""
+        with self._lock:
+            return bool(self._held)
 
     def _run(self) -> None:
         while not self._stop.wait(self._lease_s / 3):
@@ -52,12 +57,16 @@ class LeaseKeeper:
                         renewed = batch_queries.renew_lease(connection, claim, self._lease_s)
                 except HotrefreshError:
                     continue  # the database is away; the deadline by our own clock decides
-                with self._lock:
-                    if (claim.no, claim.fence) in self._held:
-                        if renewed:
-                            self._held[claim.no, claim.fence] = claim, asked + self._lease_s
-                        else:
-                            del self._held[claim.no, claim.fence]
+                self._renewed(claim, asked, renewed=renewed)
+
+    def _renewed(self, claim: Claim, asked: float, *, renewed: bool) -> None:
+        key = claim.first_rank, claim.fence
+        with self._lock:
+            if key in self._held:
+                if renewed:
+                    self._held[key] = claim, asked + self._lease_s
+                else:
+                    del self._held[key]
 
     def __enter__(self) -> LeaseKeeper:
         self._thread.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
@@ -19,5 +20,6 @@ def log(event: str, *, level: str = "info", exc_info: bool = False, **keywords: 
     }
     if exc_info:
         line["trace"] = traceback.format_exc(limit=20)
-    sys.stderr.write(json.dumps(line, default=str) + "\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError, ValueError):  # a full or closed log must not stop the work
+        sys.stderr.write(json.dumps(line, default=str) + "\n")
+        sys.stderr.flush()

@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import warnings
 
 from celery.signals import setup_logging, worker_shutting_down
 
 from orchestrator.bootstrap import open_context
+from orchestrator.broker import worker_arguments
 from orchestrator.settings import Settings
 from workers.app import build_app
 from workers.runtime import Runtime
@@ -35,15 +37,16 @@ def run_worker(settings: Settings, *, exit_when_idle_s: float | None = None) -> 
 
         @worker_shutting_down.connect(weak=False)
         def stop_draining(**_: object) -> None:
+            """Claim nothing more. What is held is finished, or given back when that takes longer than a lease."""
             runtime.stop.set()
+            hurry = threading.Timer(settings.lease_s, runtime.hurry.set)
+            hurry.daemon = True
+            hurry.start()
 
         runtime.start()
         try:
             with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
-                app.worker_main(
-                    ["--quiet", "worker", "--pool=threads", "--concurrency=2", "--without-gossip", "--without-mingle",
-                     "--without-heartbeat", "--loglevel=WARNING", f"--hostname={runtime.id}"]
-                )  # fmt: skip
+                app.worker_main(worker_arguments(runtime.id, settings.worker_queues))
         finally:
             runtime.close()
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -85,12 +86,12 @@ def list_items(source: str, split: str | None = None) -> ItemListing:
         if variant and variant not in built_in.variants:
             known = [f"{name}:{each}" for each in built_in.variants] or [name]
             raise UsageError(
-                f"there is no {source!r}; write {' or '.join(known)}, and name a split by --split."
+                f"there is no {source[:200]!r}; write {' or '.join(known)}, and name a split by --split."
             )
         listed = import_module(built_in.module).list_items(*([variant] if variant else []), split)
     else:
         if split is not None:
-            raise UsageError(f"{source!r} has no splits; leave --split {split} out.")
+            raise UsageError(f"{source[:200]!r} has no splits; leave --split {split} out.")
         listed = import_module(_reader(source)).list_items(Path(source))
     return _checked(ItemListing(listed, []) if isinstance(listed, list) else listed)
 
@@ -117,27 +118,37 @@ def _checked(listing: ItemListing) -> ItemListing:
             seen.add(item.key)
             items.append(item)
     return ItemListing(
-        items, [Rejected(_storable(r.key), _storable(r.uri), r.reason) for r in rejected], listing.ignored
+        items, [Rejected(storable(r.key), storable(r.uri), r.reason) for r in rejected], listing.ignored
     )
 
 
 def _fault(item: Item) -> str | None:
-    """What keeps a key or label out of a database: bytes that are no UTF-8, NUL, or its length."""
+    """What keeps a key or label out: no UTF-8, characters that command a terminal or turn a line round, its length."""
     for what, name in (("key", item.key), ("label", item.label or "")):
-        if "\0" in name or _is_no_utf8(name):
+        if not is_plain_text(name):
             return f"{what} is no plain text"
         if len(name.encode()) > MAX_NAME_BYTES:
             return f"{what} too long"
     return None
 
 
-def _is_no_utf8(name: str) -> bool:
-    # File names that are not UTF-8 come from the system with their odd bytes as lone surrogates.
-    return any("\ud800" <= character <= "\udfff" for character in name)
+def is_plain_text(name: str) -> bool:
+    """Whether a name can be stored and shown: no control character, no line break, no change of direction, no surrogate.
+
+    File names that are not UTF-8 come from the system with their odd bytes as lone surrogates.
+    """
+    if name.isascii() and name.isprintable():
+        return True
+    return not any(c in _TURNING or unicodedata.category(c) in _UNPRINTABLE for c in name)
 
 
-def _storable(name: str) -> str:
-    return name[:MAX_NAME_BYTES].replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")
+_TURNING = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def storable(name: str, limit: int = MAX_NAME_BYTES) -> str:
+    """A name of any kind as something that can be stored and shown: odd characters are spelled out, the rest cut off."""
+    return "".join(c if is_plain_text(c) else repr(c)[1:-1] for c in name[:limit])
 
 
 def modality_of(source: str) -> str:

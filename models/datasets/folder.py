@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from io import BufferedReader
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from models.datasets import Item, ItemListing, Rejected
 from models.errors import ItemError, UsageError
+from models.plain_file import NotPlainError, TooLargeError, open_plain, size_of
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff"})
 # By content, whatever the suffix says. Pillow knows more: EPS, for one, would be handed to another program.
@@ -29,7 +31,11 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 def uri_of(path: Path) -> str:
     """file: URI of an absolute path; bytes, because file names need not be UTF-8."""
-    return "file:" + quote(os.fsencode(path.absolute()))
+    name = str(path.absolute())
+    try:
+        return "file:" + quote(os.fsencode(name))
+    except UnicodeEncodeError:  # no file has such a name: it will be found missing
+        return "file:" + quote(name.encode("utf-8", "surrogatepass"))
 
 
 def list_items(folder: Path) -> ItemListing:
@@ -81,49 +87,63 @@ def read(uri: str) -> Image.Image:
     Raises:
         ItemError: missing, empty, too_large, unsupported or corrupt.
     """
-    path = _sound_file(uri)
+    path = _path_of(uri)
     try:
-        with Image.open(path, formats=FORMATS) as picture:
+        with _sound_file(path) as file, Image.open(file, formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise ItemError(
-                    "too_large", f"{path} is {width} × {height}; the limit is {MAX_PIXELS} pixels."
+                    "too_large", f"{_shown(path)} is {width} × {height}; the limit is {MAX_PIXELS} pixels."
                 )
             return _plain(picture)
     except UnidentifiedImageError as error:
-        raise ItemError("unsupported", f"{path} is no picture that can be read.") from error
+        raise ItemError("unsupported", f"{_shown(path)} is no picture that can be read.") from error
     except Image.DecompressionBombError as error:
-        raise ItemError("too_large", f"{path}: {error}.") from error
+        raise ItemError("too_large", f"{_shown(path)}: {error}.") from error
     except (ItemError, MemoryError):  # a full memory is no fault of the picture
         raise
     except Exception as error:
-        raise ItemError("corrupt", f"{path} cannot be decoded: {type(error).__name__}: {error}.") from error
+        said = f"{type(error).__name__}: {error}"[:500]
+        raise ItemError("corrupt", f"{_shown(path)} cannot be decoded: {said}.") from error
 
 
 def digest(uri: str) -> str:
     """sha256, hex, of a file's bytes. Raises ItemError: missing, empty, too_large or unsupported."""
-    path = _sound_file(uri)
+    path = _path_of(uri)
     try:
-        with path.open("rb") as file:
+        with _sound_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ItemError("missing", f"{path} cannot be read: {error.strerror}.") from error
+        raise ItemError("missing", f"{_shown(path)} cannot be read: {error.strerror}.") from error
 
 
-def _sound_file(uri: str) -> Path:
-    path = Path(os.fsdecode(unquote_to_bytes(uri.partition(":")[2])))
+def _path_of(uri: str) -> Path:
+    # Surrogates may stand for odd bytes of a file name; any other half character is no name at all.
     try:
-        found = path.stat()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        reason = getattr(error, "strerror", None) or error
-        raise ItemError("missing", f"{str(path)[:500]!r} cannot be read: {reason}.") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise ItemError("unsupported", f"{path} is no file.")
-    if found.st_size == 0:
-        raise ItemError("empty", f"{path} has no bytes.")
-    if found.st_size > MAX_BYTES:
-        raise ItemError("too_large", f"{path} has {found.st_size} bytes; the limit is {MAX_BYTES}.")
-    return path
+        return Path(os.fsdecode(unquote_to_bytes(uri.partition(":")[2])))
+    except UnicodeError as error:
+        raise ItemError("missing", f"{uri[:80]!r} is no name of a file.") from error
+
+
+def _shown(path: Path) -> str:
+    return repr(str(path)[:500])[1:-1]
+
+
+@contextmanager
+def _sound_file(path: Path) -> Iterator[BufferedReader]:
+    """A plain file of 1 to MAX_BYTES bytes, open. Raises ItemError: missing, unsupported, empty or too_large."""
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(open_plain(path, MAX_BYTES))
+        except NotPlainError as error:
+            raise ItemError("unsupported", f"{_shown(path)} is no file.") from error
+        except TooLargeError as error:
+            raise ItemError("too_large", f"{_shown(path)} has {error.strerror}.") from error
+        except OSError as error:
+            raise ItemError("missing", f"{_shown(path)} cannot be read: {error.strerror}.") from error
+        if size_of(file) == 0:
+            raise ItemError("empty", f"{_shown(path)} has no bytes.")
+        yield file
 
 
 def _plain(picture: Image.Image) -> Image.Image:

@@ -86,12 +86,14 @@ def read(uri: str) -> Image.Image:
         if scheme != "glyph" or not character.startswith("U+") or not 0 <= code < 0x110000:
             raise ValueError(uri)
     except ValueError:
-        raise ItemError("malformed", f"{uri!r} is no glyph: write glyph:DejaVuSans-Bold/U+0041") from None
+        raise ItemError(
+            "malformed", f"{uri[:80]!r} is no glyph: write glyph:DejaVuSans-Bold/U+0041"
+        ) from None
     if code not in _characters().get(face, frozenset()):
-        raise ItemError("missing", f"{uri!r}: no installed face {face!r} holds this character")
+        raise ItemError("missing", f"{uri[:80]!r}: no installed face holds this character")
     pixels = _draw(face, code)
     if pixels is None:
-        raise ItemError("empty", f"{uri!r} has no ink")
+        raise ItemError("empty", f"{uri[:80]!r} has no ink")
     return Image.fromarray(pixels)
 
 

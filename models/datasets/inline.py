@@ -15,11 +15,14 @@ def uri_of(text: str) -> str:
 
 
 def read(uri: str) -> str:
-    """The text inside a `text:` URI. Raises ItemError for an empty or an overlong one."""
+    """The text inside a `text:` URI. Raises ItemError for an empty, an overlong or a broken one."""
     text = unquote(uri.partition(":")[2])
     if not text.strip():
         raise ItemError("empty", "the text is empty.")
-    size_bytes = len(text.encode())
+    try:
+        size_bytes = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise ItemError("corrupt", "the text holds half of a surrogate pair: it is no Unicode.") from error
     if size_bytes > MAX_TEXT_BYTES:
         raise ItemError("too_large", f"the text has {size_bytes} bytes; the limit is {MAX_TEXT_BYTES}.")
     return text

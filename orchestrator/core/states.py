@@ -20,6 +20,7 @@ class RolloutState(StrEnum):
     PAUSED = "paused"
     FINALIZABLE = "finalizable"
     FINALIZED = "finalized"
+    SUPERSEDED = "superseded"
     CANCELLING = "cancelling"
     CANCELLED = "cancelled"
     ROLLING_BACK = "rolling_back"
@@ -35,7 +36,10 @@ class Verb(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     COMPLETE = "complete"
+    REOPEN = "reopen"
     FINALIZE = "finalize"
+    SUPERSEDE = "supersede"
+    REINSTATE = "reinstate"
     CANCEL = "cancel"
     ACKNOWLEDGE_CANCEL = "acknowledge_cancel"
     ROLLBACK = "rollback"
@@ -55,8 +59,9 @@ class Edge:
 
 _S, _V = RolloutState, Verb
 
-TERMINAL = frozenset({_S.FINALIZED, _S.CANCELLED, _S.ROLLED_BACK, _S.FAILED})
-"""States in which nothing is left to do. Only `finalized` can be left, by a rollback while its window is open."""
+TERMINAL = frozenset({_S.FINALIZED, _S.SUPERSEDED, _S.CANCELLED, _S.ROLLED_BACK, _S.FAILED})
+"""States in which nothing is left to do. `finalized` can be left by a rollback while its window is open, `superseded` when
+the newer rollout is taken back."""
 
 ACTIVE = frozenset(RolloutState) - TERMINAL
 """States in which the rollout still holds its gallery: a second rollout cannot start."""
@@ -81,7 +86,12 @@ TRANSITIONS: tuple[Edge, ...] = (
     Edge(_S.PAUSED, _V.RESUME, _S.BACKFILLING, "The reason is gone and the plan is written: workers claim again."),
     Edge(_S.BACKFILLING, _V.COMPLETE, _S.FINALIZABLE, "The last batch of the plan was committed."),
     Edge(_S.PAUSED, _V.COMPLETE, _S.FINALIZABLE, "The batch in flight when the pause was asked was the last one."),
+    Edge(_S.FINALIZABLE, _V.REOPEN, _S.BACKFILLING, "An item was added, changed or is tried again after the last batch."),
     Edge(_S.FINALIZABLE, _V.FINALIZE, _S.FINALIZED, "An operator accepts the upgrade; the rollback window starts."),
+    Edge(_S.DEPLOYED, _V.SUPERSEDE, _S.SUPERSEDED, "A still newer model starts before this one re-embedded anything."),
+    Edge(_S.BACKFILLING, _V.SUPERSEDE, _S.SUPERSEDED, "A still newer model starts; what is committed stays in use."),
+    Edge(_S.PAUSED, _V.SUPERSEDE, _S.SUPERSEDED, "A still newer model starts instead of this one going on."),
+    Edge(_S.SUPERSEDED, _V.REINSTATE, _S.PAUSED, "The newer rollout was taken back: this one serves again and can go on."),
     Edge(_S.PLANNED, _V.CANCEL, _S.CANCELLING, "The plan was only looked at, and the operator drops it."),
     Edge(_S.DEPLOYED, _V.CANCEL, _S.CANCELLING, "The operator stops before anything was re-embedded."),
     Edge(_S.BACKFILLING, _V.CANCEL, _S.CANCELLING, "The operator stops the re-embedding; workers must let go first."),

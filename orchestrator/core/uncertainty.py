@@ -12,19 +12,29 @@ All three lie in 0..1 and grow with uncertainty.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 
 DEFAULT_TEMPERATURE = 0.05
 """T of the softmax over cosine similarities."""
 
 _CHUNK_ROWS = 512
 _SCRATCH_BYTES = 24 * 2**20
+_DEVICE_CHUNK_ROWS = 4096
+_DEVICE_SCRATCH_BYTES = 2**30
+_CPU = torch.device("cpu")
+
+# (rows, C) float32 logits, (rows, C) scratch -> (3 or 4, rows): see `moments`.
+MomentsOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,53 +46,167 @@ class Uncertainty:
     entropy: F32
 
 
-def uncertainty(embeddings: F32, prototypes: F32, temperature: float = DEFAULT_TEMPERATURE) -> Uncertainty:
+def uncertainty(
+    embeddings: F32,
+    prototypes: F32,
+    temperature: float = DEFAULT_TEMPERATURE,
+    *,
+    rows: I64 | None = None,
+    device: torch.device = _CPU,
+    compiled: bool = False,
+) -> Uncertainty:
     """The three statistics of every embedding.
 
     Args:
         embeddings: (n, d) float32, L2-normalised; a memory map is read chunk by chunk.
         prototypes: (C, d) float32, L2-normalised, C >= 2.
         temperature: T > 0.
+        rows: (m,) int64; only these, in this order: (m,) statistics. Each row has the place in a chunk that it has in a
+            call for all rows, so on the same device its statistics are the same bits in both.
+        device: where to compute.
+        compiled: let torch.compile fuse the statistics (on a GPU, after a minute of compiling).
 
-    Scratch: under 32 MB beside the results and one scaled copy of the prototypes, as long as C < 3e6.
+    Scratch on a CPU: under 32 MB beside the results and one scaled copy of the prototypes, as long as C < 3e6; on another
+    device up to 1 GiB there.
     Raises ValueError for fewer than two prototypes, other dimensions, or T <= 0.
     """
-    _check(embeddings, prototypes, temperature)
-    n, C = len(embeddings), len(prototypes)
-    results = torch.empty(3, n)
+    check(embeddings, prototypes, temperature)
     scaled = (torch.from_numpy(np.ascontiguousarray(prototypes, np.float32)) / temperature).T.contiguous()
-    rows = max(1, min(_CHUNK_ROWS, n, _SCRATCH_BYTES // (2 * 4 * C)))
-    scratch = torch.empty(2, rows, C)
-    for at in range(0, n, rows):
-        chunk = torch.from_numpy(np.ascontiguousarray(embeddings[at : at + rows], np.float32))
-        logits, weights = scratch[0, : len(chunk)], scratch[1, : len(chunk)]
-        torch.mm(chunk, scaled, out=logits)
-        _statistics(logits, weights, results[:, at : at + len(chunk)])
-    least, margin, entropy = results.numpy()
-    return Uncertainty(least, margin, entropy)
+    scaled = scaled.to(device)
+
+    def logits_of(chunk: torch.Tensor, out: torch.Tensor) -> None:
+        torch.mm(bring(chunk, device), scaled, out=out)
+
+    C = len(prototypes)
+    found = scan(embeddings, C, logits_of, fused(compiled), rows=rows, device=device)
+    return Uncertainty(*statistics(found, C).numpy())
 
 
-def _statistics(logits: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> None:
-    """Overwrites both (rows, C) buffers; writes (3, rows) statistics.
+def scan(
+    embeddings: F32,
+    C: int,
+    logits_of: Callable[[torch.Tensor, torch.Tensor], None],
+    moments_of: MomentsOf,
+    *,
+    rows: I64 | None = None,
+    device: torch.device = _CPU,
+    count: int = 3,
+) -> torch.Tensor:
+    """(count, m) float32 moments of all rows, or of `rows`, in chunks of one shape.
 
-    With x_c = exp(l_c - max l) and the largest entry taken out (x = 1 there), `rest = sum x` keeps full precision where
-    the softmax is nearly one-hot, which is where `1 - P(1)` by subtraction would not.
+    Args:
+        logits_of: writes the (k, C) logits of (k, d) embeddings on the host.
+        moments_of: `count` moments of them; may overwrite both its arguments.
+    """
+    n, d = embeddings.shape
+    m = n if rows is None else len(rows)
+    results = torch.empty(count, m, device=device)
+    if m == 0:
+        return results.cpu()
+    size = chunk_rows(n, C, device)
+    scratch = torch.empty(2, size, C, device=device)
+    # Always the same memory: libraries may add up in another order where it is aligned otherwise.
+    chunk = torch.zeros(size, d)
+    for where, places, taken in _all_chunks(n, size) if rows is None else _chunks_of(rows, n, size):
+        chunk.numpy()[places] = embeddings[taken]
+        logits_of(chunk, scratch[0])
+        results[:, where] = moments_of(scratch[0], scratch[1])[:, places]
+    return results.cpu()
+
+
+Chunk = tuple[Any, Any, Any]
+"""Which results a chunk gives, from which of its places, for which rows: slices or int64 arrays of one length."""
+
+
+def _all_chunks(n: int, size: int) -> Iterator[Chunk]:
+    """Every row, in chunks of one shape: the last one begins `size` before the end and overlaps the one before."""
+    for at in range(0, n, size):
+        at = min(at, n - size)
+        rows = slice(at, at + size)
+        yield rows, slice(None), rows
+
+
+def _chunks_of(rows: I64, n: int, size: int) -> Iterator[Chunk]:
+    """Some rows, each at the place in a chunk that it has among all.
+
+    A matrix product may add up in another order at another place of the same chunk (seen with MKL), and so give other bits.
+    """
+    places = np.where(rows >= n - size, rows - (n - size), rows % size)
+    by_place = np.argsort(places, kind="stable")
+    ordered = places[by_place]
+    rounds = np.arange(len(rows)) - np.searchsorted(ordered, ordered)  # how many of its place come before it
+    for members in np.split(by_place[np.argsort(rounds, kind="stable")], np.cumsum(np.bincount(rounds))[:-1]):
+        yield torch.from_numpy(members), places[members], rows[members]
+
+
+def bring(chunk: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Embeddings of the host on `device`; a GPU goes on computing while the next ones are read and copied."""
+    if device.type == "cuda":
+        return chunk.pin_memory().to(device, non_blocking=True)
+    return chunk.to(device)
+
+
+def chunk_rows(n: int, C: int, device: torch.device = _CPU) -> int:
+    """Rows of one chunk: two (rows, C) float32 buffers stay in the cache of a CPU, and within memory elsewhere."""
+    most, scratch = (
+        (_CHUNK_ROWS, _SCRATCH_BYTES) if device.type == "cpu" else (_DEVICE_CHUNK_ROWS, _DEVICE_SCRATCH_BYTES)
+    )
+    return max(1, min(most, n, scratch // (2 * 4 * C)))
+
+
+def moments(logits: torch.Tensor, weights: torch.Tensor, *, squares: bool = False) -> torch.Tensor:
+    """(3, rows), or (4, rows) with `squares`, of (rows, C) logits l; both buffers are overwritten.
+
+    With x_c = exp(l_c - max l) and the largest entry taken out (x = 1 there):
+
+        rest = sum x      second = max x      expected = sum x (l - max l)      squares = sum x (l - max l)^2
+
+    `rest` keeps full precision where the softmax is nearly one-hot, which is where `1 - P(1)` by subtraction would not.
+    The largest entry adds 0 to the last two, so it may stay out.
     """
     largest, where = logits.max(dim=1, keepdim=True)
     logits -= largest
     torch.exp(logits, out=weights)
     weights.scatter_(1, where, 0.0)
-    second = weights.amax(dim=1)
-    rest = weights.sum(dim=1)
+    found = [weights.sum(dim=1), weights.amax(dim=1), weights.mul_(logits).sum(dim=1)]
+    if squares:
+        found.append(weights.mul_(logits).sum(dim=1))
+    return torch.stack(found)
+
+
+def moments_apart(logits: torch.Tensor, weights: torch.Tensor, *, squares: bool = False) -> torch.Tensor:
+    """`moments` without overwriting anything: what a compiler fuses into two reads of the logits. `weights` is unused."""
+    largest, where = logits.max(dim=1, keepdim=True)
+    shifted = logits - largest
+    x = torch.where(torch.arange(logits.shape[1], device=logits.device) == where, 0.0, torch.exp(shifted))
+    found = [x.sum(dim=1), x.amax(dim=1), (x * shifted).sum(dim=1)]
+    if squares:
+        found.append((x * shifted * shifted).sum(dim=1))
+    return torch.stack(found)
+
+
+def fused(compiled: bool, *, squares: bool = False) -> MomentsOf:
+    """The moments in place, or compiled."""
+    return _compiled(squares) if compiled else partial(moments, squares=squares)
+
+
+@cache
+def _compiled(squares: bool) -> MomentsOf:
+    # Kept: torch.compile keeps what it compiled with the function. Not at import: it loads the compiler.
+    made: MomentsOf = torch.compile(partial(moments_apart, squares=squares))
+    return made
+
+
+def statistics(found: torch.Tensor, C: int) -> torch.Tensor:
+    """(3, n): least confidence, margin and entropy from (3, n) moments of C logits each."""
+    rest, second, expected = found
     total = 1 + rest
-    # The largest entry adds 0 to sum x log x, so it may stay out.
-    expected = weights.mul_(logits).sum(dim=1)
-    out[0] = rest / total
-    out[1] = (rest + second) / total
-    out[2] = ((torch.log1p(rest) - expected / total) / math.log(logits.shape[1])).clamp_(0.0, 1.0)
+    entropy = (torch.log1p(rest) - expected / total) / math.log(C)
+    return torch.stack([rest / total, (rest + second) / total, entropy.clamp_(0.0, 1.0)])
 
 
-def _check(embeddings: F32, prototypes: F32, temperature: float) -> None:
+def check(embeddings: F32, prototypes: F32, temperature: float) -> None:
+    """Raise ValueError for fewer than two prototypes, other dimensions, or T <= 0."""
     if embeddings.ndim != 2 or prototypes.ndim != 2 or embeddings.shape[1] != prototypes.shape[1]:
         raise ValueError(
             f"embeddings {embeddings.shape} and prototypes {prototypes.shape} must be (n, d) and (C, d)"

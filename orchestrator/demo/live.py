@@ -20,11 +20,13 @@ from orchestrator.errors import HotrefreshError, WaitTimeoutError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.ledger.rows import GalleryRow, RolloutRow
 from orchestrator.service import rollouts
+from orchestrator.service import start as starting
 from orchestrator.service.background import start_worker
 from orchestrator.serving.embedding import encode_uris
 from orchestrator.serving.matrix import load_matrix
@@ -83,7 +85,7 @@ class Searcher:
 def hot_refresh(
     context: Context,
     gallery: GalleryRow,
-    request: rollouts.StartRequest,
+    request: starting.StartRequest,
     query: Any,
     worker: subprocess.Popen[bytes],
     *,
@@ -100,7 +102,7 @@ def hot_refresh(
     with Replica(context, gallery) as replica, Searcher(replica, query, request.to_model) as searcher:
         replica.follow()
         started = time.monotonic()
-        row = rollouts.start(context, request)
+        row = starting.start(context, request)
         seen.rollout_id = row.id
         seen.events.append(
             (time.monotonic() - started, "start accepted, serving flipped to the new model", False)
@@ -207,9 +209,8 @@ def check_nothing_lost(context: Context, rollout_id: int, sample: int = 256, see
         row = rollout_queries.rollout_by_id(connection, rollout_id)
         assert row is not None
         brought = np.zeros(row.n_items, np.int64)
-        for entry in batch_queries.committed_batches(connection, rollout_id, 2**62):
-            rows, _ = read_batch(connection, row, entry)
-            np.add.at(brought, rows, 1)
+        for entry in log_queries.committed_batches(connection, rollout_id, 2**62):
+            np.add.at(brought, read_batch(connection, row, entry).rows, 1)
         matrix = load_matrix(connection, row.gallery_id)
         rng = np.random.default_rng(seed)
         chosen = np.sort(

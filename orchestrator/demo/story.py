@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.bootstrap import open_context
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError, NotCertifiedError
+from orchestrator.service import embed, finish
+from orchestrator.service import start as starting
 from orchestrator.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -244,11 +246,11 @@ def _register(demo: Demo, context: Context) -> AdapterRow:
 
 def _embed(demo: Demo, context: Context) -> None:
     from orchestrator.core.states import RolloutState
-    from orchestrator.service import advance, rollouts
+    from orchestrator.service import rollouts
     from orchestrator.service.wait import wait_for
 
     started = time.monotonic()
-    row = advance.embed_gallery(context, GALLERY, OLD)
+    row = embed.embed_gallery(context, GALLERY, OLD)
     wait_for(
         context,
         row.id,
@@ -288,10 +290,9 @@ def _certify(demo: Demo, context: Context) -> tuple[Certificate, ...]:
 
 
 def _show_refusal(demo: Demo, context: Context) -> str:
-    from orchestrator.service import rollouts
 
     try:
-        rollouts.start(context, rollouts.StartRequest(GALLERY, "glyphs-independent"))
+        starting.start(context, starting.StartRequest(GALLERY, "glyphs-independent"))
     except NotCertifiedError as refusal:
         demo.say(
             f"   $ hotrefresh rollout start {GALLERY} --to glyphs-independent\n   error (exit {refusal.exit_code}): {refusal}"
@@ -310,10 +311,9 @@ def _refresh(
 ) -> tuple[Any, subprocess.Popen[bytes]]:
     from models.datasets import list_items, read_item
     from orchestrator.demo import live
-    from orchestrator.service import rollouts
 
     query = read_item(list_items("glyphs", "queries").items[0].uri)
-    request = rollouts.StartRequest(
+    request = starting.StartRequest(
         GALLERY,
         "glyphs-ract",
         adapter=adapter.name,
@@ -335,7 +335,7 @@ def _refresh(
         demo.say(f"   {at:6.2f} s  {text}")
     demo.say(f"   the adapter lifted {seen.adapter_rate_per_s:,.0f} stored vectors/s")
     live.wait_for_evaluation(context, seen.rollout_id)
-    rollouts.finalize(context, seen.rollout_id)
+    finish.finalize(context, seen.rollout_id)
     return seen, worker
 
 

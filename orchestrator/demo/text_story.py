@@ -20,7 +20,8 @@ from orchestrator.demo.report_data import Curve, NotRun, Point, TextStory
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.ledger.rows import CertificateRow
-from orchestrator.service import advance, galleries, models, rollouts
+from orchestrator.service import embed, finish, galleries, models
+from orchestrator.service import start as starting
 from orchestrator.service.certify import CertifyRequest, certify
 from orchestrator.service.names import find_gallery
 from orchestrator.service.wait import wait_for
@@ -47,7 +48,7 @@ def text_story(
         return NotRun(str(missing))
     queries = galleries.import_query_set(context, GALLERY, QUERIES, "verses:kjv", split="tenth")
     say(f"{gallery.taken:,} verses (World English Bible), {queries.taken:,} queries (King James Version)")
-    row = advance.embed_gallery(context, GALLERY, OLD)
+    row = embed.embed_gallery(context, GALLERY, OLD)
     wait_for(context, row.id, {RolloutState.FINALIZED}, poll_s=0.1)
     best = _best_certificate(context, methods, say)
     measured: Curve = ()
@@ -92,7 +93,7 @@ def _refresh(
         gallery = find_gallery(connection, GALLERY)
         assert certificate.adapter_id is not None
         adapter = model_queries.adapter_by_id(connection, certificate.adapter_id)
-    request = rollouts.StartRequest(GALLERY, NEW, adapter=adapter.name, order="entropy", lease_s=live.LEASE_S)
+    request = starting.StartRequest(GALLERY, NEW, adapter=adapter.name, order="entropy", lease_s=live.LEASE_S)
     seen, _ = live.hot_refresh(
         context,
         gallery,
@@ -103,7 +104,7 @@ def _refresh(
         shown=shown,
     )
     live.wait_for_evaluation(context, seen.rollout_id)
-    rollouts.finalize(context, seen.rollout_id)
+    finish.finalize(context, seen.rollout_id)
     with transaction(context.engine) as connection:
         rows = read_view(connection, "flip_summary", rollout=seen.rollout_id)
     return tuple(Point(r["coverage"], (r["both_right"] + r["positive_flips"]) / r["n"]) for r in rows)

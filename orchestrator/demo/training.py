@@ -116,5 +116,5 @@ def _embed(artifact: Path) -> None:
 
 def load_vectors(artifact: Path, split: str) -> npt.NDArray[np.float32]:
     """The embeddings that `train_one` left beside an artifact: (n, dim) float32."""
-    vectors: npt.NDArray[np.float32] = np.load(artifact / f"{split}.npy")
+    vectors: npt.NDArray[np.float32] = np.load(artifact / f"{split}.npy", allow_pickle=False)
     return vectors

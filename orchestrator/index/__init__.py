@@ -20,6 +20,9 @@ class VectorIndex(Protocol):
     def replace(self, rows: Rows, vectors: Vectors) -> None:
         """Overwrite rows (m,) with vectors (m, dim)."""
 
+    def grow(self, n: int) -> None:
+        """Hold `n` rows; the new ones are zero until they are replaced."""
+
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
         """The k best by inner product: scores (q, k) falling and rows (q, k); -1 where there are fewer."""
 

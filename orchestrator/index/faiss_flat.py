@@ -22,14 +22,21 @@ class FaissFlat:
     """An IndexFlatIP whose storage is written directly: replacing 1,024 rows is a copy, not remove and add."""
 
     def __init__(self, vectors: Vectors) -> None:
-        n, dim = vectors.shape
-        self._index = faiss.IndexFlatIP(dim)
-        self._index.add(np.ascontiguousarray(vectors, np.float32))
+        self._index = faiss.IndexFlatIP(vectors.shape[1])
+        self._add(np.ascontiguousarray(vectors, np.float32))
+
+    def _add(self, vectors: Vectors) -> None:
+        self._index.add(vectors)
         # The view stays valid as long as nothing is added.
+        n, dim = self._index.ntotal, self._index.d
         self._storage = faiss.rev_swig_ptr(self._index.get_xb(), n * dim).reshape(n, dim)
 
     def replace(self, rows: Rows, vectors: Vectors) -> None:
         self._storage[rows] = vectors
+
+    def grow(self, n: int) -> None:
+        if n > self._index.ntotal:
+            self._add(np.zeros((n - self._index.ntotal, self._index.d), np.float32))
 
     def search(self, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
         scores, rows = self._index.search(np.ascontiguousarray(queries, np.float32), k)

@@ -7,20 +7,21 @@ from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from orchestrator.errors import ConflictError, UnreachableError, UsageError
 from orchestrator.settings import masked
 
-HEAD = "0002"
+HEAD = "0004"
+IDLE_IN_TRANSACTION_S = 20
 
 
 def open_engine(url: str, *, pooled: bool = True) -> Engine:
     """An engine on the ledger. Connections are made lazily; `check` says whether the server answers.
 
     Raises:
-        UsageError: the URL is not one of PostgreSQL.
+        UsageError: the URL is not one of PostgreSQL, or its password is not encoded.
     """
     if url.startswith(("postgresql://", "postgres://")):
         url = "postgresql+psycopg://" + url.split("://", 1)[1]
@@ -28,13 +29,25 @@ def open_engine(url: str, *, pooled: bool = True) -> Engine:
         raise UsageError(
             f"database_url {masked(url)!r} is not a PostgreSQL URL; write postgresql://user@host/database."
         )
+    # The rest of such a password would be taken for the host, and be named in every error.
+    if url.split("://", 1)[1].split("/", 1)[0].count("@") > 1:
+        raise UsageError(
+            f"database_url {masked(url)!r} holds more than one @: write %40 for an @ in a password."
+        )
     options: dict[str, Any] = (
         {"pool_size": 4, "max_overflow": 8, "pool_pre_ping": True} if pooled else {"poolclass": NullPool}
     )
     return create_engine(
         url,
         connect_args={
-            "options": "-c search_path=hotrefresh -c timezone=UTC -c plan_cache_mode=force_generic_plan",
+            "options": "-c search_path=hotrefresh -c timezone=UTC -c plan_cache_mode=force_generic_plan "
+            # A process that was frozen in the middle of a transaction must not hold its row locks for ever.
+            f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_S * 1000}",
+            # A connection that nobody answers on is given up within these seconds, whatever the kernel's default.
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
             "connect_timeout": 5,
             "application_name": "hotrefresh",
             "prepare_threshold": 1,  # the same few statements, thousands of times
@@ -170,12 +183,21 @@ def ensure_schema(engine: Engine, *, ours: bool) -> None:
 
     Raises:
         ConflictError: somebody else's database is at another revision; changing it is `hotrefresh db upgrade`'s business.
+            Or the database is empty, and this login may not make a schema.
     """
     found = current(engine)
     if found == HEAD:
         return
     if found is None or ours:
-        upgrade(engine)
+        try:
+            upgrade(engine)
+        except ProgrammingError as error:
+            if _sqlstate(error) != "42501":
+                raise
+            raise ConflictError(
+                f"the database holds no ledger, and {engine.url.username!r} may not make one: run `hotrefresh db upgrade` "
+                "once with the owner's HOTREFRESH_DATABASE_URL, then use this login again."
+            ) from error
         return
     raise ConflictError(
         f"the ledger's schema is at revision {found}, this release needs {HEAD}: run `hotrefresh db upgrade`"

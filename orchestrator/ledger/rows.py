@@ -19,6 +19,7 @@ class ModelRow:
     uri: str
     manifest: dict[str, Any]
     created_at: datetime
+    files: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,20 @@ class AdapterRow:
     uri: str
     manifest: dict[str, Any]
     created_at: datetime
+    files: dict[str, int] | None = None
 
 
 @dataclass(frozen=True)
 class GalleryRow:
+    """A gallery. `n_items` counts rows ever made, deleted ones as well: rows are dense and never used again."""
+
     id: int
     name: str
     modality: str
     source: str
     n_items: int
     created_at: datetime
+    n_deleted: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,14 @@ class CertificateRow:
 
 @dataclass(frozen=True)
 class RolloutRow:
-    """One rollout. `generation` is its fence epoch: work claimed under an older one is refused."""
+    """One rollout.
+
+    Attributes:
+        generation: its fence epoch: work claimed under an older one is refused.
+        plan_items: ranks of the plan's permutation.
+        n_items: all ranks, with those of items that came late.
+        late_revision: bumped when ranks are superseded; a commit that does not know it is asked again.
+    """
 
     id: int
     gallery_id: int
@@ -108,6 +120,16 @@ class RolloutRow:
     finished_at: datetime | None
     paused_at: datetime | None
     paused_s: float
+    plan_items: int
+    late_revision: int = 0
+    failures_in_row: int = 0
+    budget_from_seq: int = 0
+    throttle_reason: str | None = None
+    throttle_value: float | None = None
+    throttle_limit: float | None = None
+    throttled_at: datetime | None = None
+    finalize_asked_by: str | None = None
+    reclaimed_at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -121,28 +143,58 @@ class ServingRow:
 
 @dataclass(frozen=True)
 class Claim:
-    """A leased batch: its fence and generation are handed back at commit and must still be the newest."""
+    """A leased batch, the ranks [first_rank, first_rank + n): its fence and generation are handed back at commit and must
+    still be the newest."""
 
     rollout_id: int
-    no: int
+    first_rank: int
     n: int
     fence: int
     generation: int
+    late_revision: int
     attempt: int
     band: int
+    error: str | None
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a commit answered: the batch's place in the log, and the places that were superseded meanwhile."""
+
+    seq: int
+    superseded: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class LogEntry:
-    """One entry of a gallery's log. `kind`: batch, deployed, finalized, reset. `no`, `n`, `crc`, `holes` for batches."""
+    """One entry of a gallery's log.
+
+    Attributes:
+        kind: batch, deployed, finalized, reset, deleted.
+        first_rank, n, fence, crc, holes, superseded: of batches; `fence` is part of the bytes' address.
+        rows: of deletions.
+    """
 
     seq: int
     kind: str
+    rollout_id: int | None
+    first_rank: int = 0
+    n: int = 0
+    fence: int = 0
+    crc: int | None = None
+    holes: tuple[int, ...] = ()
+    superseded: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class OutboxRow:
+    """A wake-up that waits to be rung."""
+
+    id: int
+    task: str
     rollout_id: int
-    no: int | None
-    n: int | None
-    crc: int | None
-    holes: tuple[int, ...]
+    lane: str
 
 
 @dataclass(frozen=True)

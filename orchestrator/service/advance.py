@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +13,19 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.core import plan
 from orchestrator.core.states import RolloutState, Verb
-from orchestrator.errors import ConflictError, UsageError
+from orchestrator.errors import UsageError
 from orchestrator.ledger.database import transaction
-from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import locks
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.rows import ModelRow, RolloutRow
-from orchestrator.service.names import find_gallery, find_model
-from orchestrator.service.rollouts import locked, move, reread, wake
-from orchestrator.serving.matrix import adapted_file, extent_file, load_matrix
-from orchestrator.store.extents import new_folder, write_rows
+from orchestrator.ledger.rows import RolloutRow
+from orchestrator.service.rollouts import locked, move, reread
+from orchestrator.service.wakeups import relay, request_wakeup
+from orchestrator.serving.matrix import adapted_table, load_matrix
+from orchestrator.store import ADAPTED, ROWS, write_array
 
 Progress = Callable[[int, int], None]
 ADAPT_CHUNK = 65_536
@@ -34,14 +34,14 @@ ADAPT_CHUNK = 65_536
 @contextmanager
 def sole_mover(context: Context, rollout_id: int) -> Iterator[bool]:
     """Whether this process alone may move the rollout; the lock ends with the connection, so with the process."""
-    with context.engine.connect() as connection:
+    # Autocommit: the lock is the session's, and a transaction that idles while a plan is scored would be ended.
+    with context.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         got = locks.try_lock_rollout(connection, rollout_id)
         try:
             yield got
         finally:
             if got:
                 locks.unlock_rollout(connection, rollout_id)
-            connection.rollback()
 
 
 def advance(context: Context, rollout_id: int) -> RolloutRow:
@@ -85,7 +85,8 @@ def deploy(context: Context, rollout_id: int, progress: Progress | None = None) 
                     actor=row.actor,
                     reason=f"rollout {row.id} deployed",
                 )
-            rollout_queries.append_log_event(connection, row.gallery_id, row.id, "deployed")
+            log_queries.append_log_event(connection, row.gallery_id, row.id, "deployed")
+            request_wakeup(connection, "plan", row.id)
 
 
 def adapt_gallery(context: Context, row: RolloutRow, progress: Progress) -> None:
@@ -94,17 +95,18 @@ def adapt_gallery(context: Context, row: RolloutRow, progress: Progress) -> None
         assert row.adapter_id is not None
         adapter = context.adapter(model_queries.adapter_by_id(connection, row.adapter_id))
         old = load_matrix(connection, row.gallery_id, before=row.id)
-        target = adapted_file(connection, row)
+        target = adapted_table(connection, row)
     target.create()
     started = time.monotonic()
-    for first in range(0, row.n_items, ADAPT_CHUNK):
-        lifted, _ = adapter.transform(old.vectors[first : first + ADAPT_CHUNK])
-        lifted[old.version[first : first + ADAPT_CHUNK] == 0] = 0  # no vector before, none after
-        target.write(first, lifted)
-        progress(min(first + ADAPT_CHUNK, row.n_items), row.n_items)
-    target.close()
+    for first in range(0, row.plan_items, ADAPT_CHUNK):
+        chunk = slice(first, min(first + ADAPT_CHUNK, row.plan_items))
+        lifted, _ = adapter.transform(old.vectors[chunk])
+        lifted[old.version[chunk] == 0] = 0  # no vector before, none after
+        target.append(lifted)
+        progress(chunk.stop, row.plan_items)
+    target.finish()
     with transaction(context.engine) as connection:
-        rollout_queries.set_adapted(connection, row.id, str(target.path))
+        rollout_queries.set_adapted(connection, row.id, f"{row.extent_uri}/{ADAPTED}")
         rollout_queries.set_config(connection, row.id, {"adapted_s": time.monotonic() - started})
 
 
@@ -115,13 +117,11 @@ def write_plan(context: Context, rollout_id: int) -> None:
         return
     scores = score_rows(context, row)
     row_of = plan.order_rows(scores)
-    n_batches = plan.batch_count(row.n_items, row.batch_size)
-    starts = np.arange(0, row.n_items, row.batch_size)
-    sizes = np.diff(np.append(starts, row.n_items))
+    n_batches = plan.batch_count(row.plan_items, row.batch_size)
+    starts = np.arange(0, row.plan_items, row.batch_size)
+    sizes = np.diff(np.append(starts, row.plan_items))
     means = np.add.reduceat(scores[row_of].astype(np.float64), starts) / sizes
-    with context.engine.connect() as connection:
-        extent_file(connection, row).create()
-    write_rows(Path(row.extent_uri), row_of)
+    write_array(row.extent_uri, ROWS, row_of)
     with transaction(context.engine) as connection:
         row = locked(connection, rollout_id)
         if not _wants_plan(row):
@@ -132,7 +132,7 @@ def write_plan(context: Context, rollout_id: int) -> None:
             rollout_id,
             [
                 (
-                    no,
+                    int(starts[no]),
                     int(sizes[no]),
                     plan.band_of(no, n_batches),
                     None if row.kind == "initial" else float(means[no]),
@@ -140,8 +140,17 @@ def write_plan(context: Context, rollout_id: int) -> None:
                 for no in range(n_batches)
             ],
         )
+        # What changed since the start: late items get their batches, deleted ones are left out.
+        item_queries.cut_late(
+            connection, rollout_id, row.plan_items, row.n_items - row.plan_items, row.batch_size
+        )
+        gone = item_queries.deleted_of_gallery(connection, row.gallery_id)
+        if gone:
+            item_queries.supersede_rows(connection, rollout_id, gone)
         if row.state == RolloutState.DEPLOYED:
             move(connection, row, Verb.BEGIN_BACKFILL, actor=row.actor)
+        request_wakeup(connection, "drain", rollout_id)
+    relay(context)
 
 
 def score_rows(context: Context, row: RolloutRow) -> npt.NDArray[np.float32]:
@@ -150,13 +159,13 @@ def score_rows(context: Context, row: RolloutRow) -> npt.NDArray[np.float32]:
 
     rng = np.random.default_rng(int(row.config.get("seed", 0)))
     if Input.EMBEDDINGS not in ORDERS[row.order_name].needs:
-        return order_scores(row.order_name, n=row.n_items, rng=rng)
+        return order_scores(row.order_name, n=row.plan_items, rng=rng)
     with context.engine.connect() as connection:
-        vectors = load_matrix(connection, row.gallery_id).vectors
+        vectors = load_matrix(connection, row.gallery_id).vectors[: row.plan_items]
         prototypes = choose_prototypes(context, connection, row, vectors, rng)
     return order_scores(
         row.order_name,
-        n=row.n_items,
+        n=row.plan_items,
         embeddings=vectors,
         prototypes=prototypes,
         temperature=float(row.config["temperature"]),
@@ -186,127 +195,10 @@ def choose_prototypes(
         gallery_queries.labels_of_gallery(connection, row.gallery_id) if wanted in ("auto", "classes") else []
     )
     if labels:
+        labels = [(r, label) for r, label in labels if r < len(vectors)]
         rows = np.fromiter((r for r, _ in labels), np.int64, len(labels))
         classes = np.unique([label for _, label in labels], return_inverse=True)[1]
         return class_means(vectors[rows], classes)
     if wanted == "classes":
         raise UsageError(f"the gallery of rollout {row.id} has no labels; use --prototypes clusters.")
     return kmeans_centroids(vectors, max(2, min(1000, len(vectors) // 20)), rng)
-
-
-def embed_gallery(
-    context: Context, gallery_name: str, model_name: str, batch_size: int | None = None
-) -> RolloutRow:
-    """The first, cold embedding: a rollout of its own kind, through the same workers.
-
-    Raises:
-        ConflictError: the gallery has embeddings already, or is being embedded.
-    """
-    gallery_id, model, n_items = _embeddable(context, gallery_name, model_name)
-    rollout_id = _insert_initial(
-        context, gallery_id, model, n_items, batch_size or context.settings.batch_size
-    )
-    deploy(context, rollout_id)
-    wake(context, "advance", rollout_id)
-    return reread(context, rollout_id)
-
-
-def import_embeddings(
-    context: Context,
-    gallery_name: str,
-    model_name: str,
-    vectors: npt.NDArray[np.float32],
-    progress: Progress | None = None,
-) -> RolloutRow:
-    """Take embeddings that exist already, (n, dim) float32 in the gallery's row order, instead of computing them.
-
-    Raises:
-        UsageError: another number of rows, another dim, or a vector that is not finite and of length 1.
-    """
-    gallery_id, model, n_items = _embeddable(context, gallery_name, model_name)
-    if vectors.shape != (n_items, model.dim):
-        raise UsageError(
-            f"the embeddings are {' × '.join(map(str, vectors.shape))}, gallery {gallery_name!r} with model {model.name!r} "
-            f"needs {n_items} × {model.dim}; export them again in the gallery's row order."
-        )
-    rollout_id = _insert_initial(context, gallery_id, model, n_items, context.settings.batch_size)
-    deploy(context, rollout_id)
-    write_plan(context, rollout_id)
-    row = reread(context, rollout_id)
-    with context.engine.connect() as connection:
-        extents = extent_file(connection, row)
-    sums = []
-    for first in range(0, n_items, row.batch_size):
-        batch = np.ascontiguousarray(vectors[first : first + row.batch_size], np.float32)
-        _check_norms(batch, first)
-        sums.append(extents.write(first, batch))
-        if progress:
-            progress(min(first + row.batch_size, n_items), n_items)
-    extents.close()
-    with transaction(context.engine) as connection:
-        batch_queries.import_committed(connection, rollout_id, sums)
-    from orchestrator.service.rollouts import complete
-
-    return complete(context, rollout_id)
-
-
-def _check_norms(batch: npt.NDArray[np.float32], first: int) -> None:
-    norms = np.linalg.norm(batch, axis=1)
-    bad = np.flatnonzero(~(np.abs(norms - 1) < 1e-2))
-    if len(bad):
-        raise UsageError(
-            f"row {first + int(bad[0])} has length {norms[bad[0]]}; embeddings must be finite and L2-normalised."
-        )
-
-
-def _embeddable(context: Context, gallery_name: str, model_name: str) -> tuple[int, ModelRow, int]:
-    with transaction(context.engine) as connection:
-        gallery = find_gallery(connection, gallery_name)
-        model = find_model(connection, model_name)
-        serving = rollout_queries.serving_now(connection, gallery.id)
-        if serving is not None:
-            raise ConflictError(
-                f"gallery {gallery.name!r} has embeddings already; to change the model run "
-                f"`hotrefresh rollout start {gallery.name} --to {model.name}`."
-            )
-        if model.modality != gallery.modality:
-            raise ConflictError(
-                f"{model.name!r} embeds {model.modality}s, gallery {gallery.name!r} holds {gallery.modality}s."
-            )
-    context.encoder(model)  # a tampered artifact shows here, not in a worker
-    return gallery.id, model, gallery.n_items
-
-
-def _insert_initial(context: Context, gallery_id: int, model: ModelRow, n_items: int, batch_size: int) -> int:
-    folder = new_folder(context.settings.extents, gallery_id)
-    with transaction(context.engine) as connection:
-        rollout_id = rollout_queries.insert_rollout(
-            connection,
-            gallery_id=gallery_id,
-            kind="initial",
-            from_model_id=None,
-            to_model_id=model.id,
-            adapter_id=None,
-            certificate_id=None,
-            order_name="row",
-            config={"lease_s": context.settings.lease_s, "rollback_window_s": 0},
-            batch_size=batch_size,
-            n_items=n_items,
-            extent_uri=str(folder),
-            actor=context.actor,
-        )
-        if rollout_id is None:
-            latest = rollout_queries.latest_rollout(connection, gallery_id)
-            assert latest is not None
-            raise ConflictError(
-                f"the gallery is being embedded already (rollout {latest.id}, {latest.state}); "
-                f"watch it with `hotrefresh rollout status -w {latest.id}`."
-            )
-        rollout_queries.write_audit(
-            connection,
-            actor=context.actor,
-            action="rollout.planned",
-            target=str(rollout_id),
-            after={"model": model.name, "kind": "initial"},
-        )
-    return rollout_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -121,13 +122,13 @@ def log_tail(log: Path, begun_at: int = 0, lines: int = 5) -> str:
 def worker_environment(settings: Settings) -> dict[str, str]:
     """The environment that gives another process these very settings, paths absolute, secrets not in arguments."""
     given = {
-        f"HOTREFRESH_{name.upper()}": str(value)
+        f"HOTREFRESH_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in settings.model_dump(mode="json").items()
         if value is not None
     }
     paths = {
         "HOTREFRESH_DATA_DIR": str(settings.data_dir.absolute()),
-        "HOTREFRESH_STORE_DIR": str(settings.extents),
+        "HOTREFRESH_STORE_DIR": settings.extents,
         "HOTREFRESH_MODEL_DIR": str(settings.artifacts),
     }
     inherited = {name: value for name, value in os.environ.items() if name != "HOTREFRESH_CONFIG"}

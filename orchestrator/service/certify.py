@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy import Connection
 
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError, NotCertifiedError
@@ -15,10 +16,10 @@ from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.rows import CertificateRow
+from orchestrator.ledger.rows import CertificateRow, GalleryRow, ModelRow
 from orchestrator.service.names import find_adapter, find_gallery, find_model, find_query_set
 from orchestrator.serving.embedding import encode_uris, load_query_set
-from orchestrator.serving.matrix import load_matrix
+from orchestrator.serving.matrix import GalleryMatrix, load_matrix
 
 Progress = Callable[[int, int], None]
 F32 = npt.NDArray[np.float32]
@@ -61,23 +62,27 @@ def certify(
         gallery = find_gallery(connection, request.gallery)
         query_set = load_query_set(connection, find_query_set(connection, gallery, request.query_set))
         adapter = find_adapter(connection, request.adapter) if request.adapter else None
-        serving = rollout_queries.serving_now(connection, gallery.id)
-        if serving is None or serving.model_id != old.id:
-            raise ConflictError(
-                f"gallery {gallery.name!r} does not hold embeddings of {old.name!r}; embed it with them first."
-            )
-        matrix = load_matrix(connection, gallery.id)
+        matrix, of_old = _stored_by(connection, gallery, old)
         rng = np.random.default_rng(request.seed)
         rows, relevance = _sample(query_set.relevance, np.flatnonzero(matrix.version), request.sample, rng)
         uris = {i.row: i.uri for i in gallery_queries.items_of_rows(connection, gallery.id, rows.tolist())}
-    if adapter and (adapter.source_model_id, adapter.target_model_id) != (old.id, new.id):
-        raise ConflictError(f"adapter {adapter.name!r} does not lead from {old.name!r} to {new.name!r}.")
+    if adapter and adapter.source_model_id != old.id:
+        raise ConflictError(f"adapter {adapter.name!r} does not lead from {old.name!r}.")
+    lifted_dim = int(adapter.manifest["dim"]) if adapter else old.dim
+    if adapter and lifted_dim != new.dim:
+        raise ConflictError(
+            f"adapter {adapter.name!r} leads to {lifted_dim} dimensions, {new.name!r} has {new.dim}."
+        )
     if adapter is None and old.dim != new.dim:
         raise NotCertifiedError(
             f"{new.name!r} has {new.dim} dimensions and {old.name!r} {old.dim}: they cannot meet in one search without an "
             f"adapter. Fit one with `hotrefresh model adapt {old.name} {new.name} --gallery {gallery.name}`."
         )
-    stored = matrix.vectors[rows]
+    stored = np.zeros((len(rows), old.dim), np.float32)
+    kept = of_old[rows]
+    stored[kept] = matrix.vectors[rows[kept]]
+    if not kept.all():  # a newer rollout holds these: what the old model makes of them is asked anew
+        stored[~kept], _ = encode_uris(context.encoder(old), [uris[int(row)] for row in rows[~kept]])
     base = context.adapter(adapter).transform(stored)[0] if adapter else stored
     old_queries, _ = encode_uris(context.encoder(old), query_set.uris)
     new_queries, _ = encode_uris(context.encoder(new), query_set.uris)
@@ -134,6 +139,24 @@ def certify(
         )
     assert row is not None
     return row
+
+
+def _stored_by(
+    connection: Connection, gallery: GalleryRow, model: ModelRow
+) -> tuple[GalleryMatrix, npt.NDArray[np.bool_]]:
+    """The mixture as it was when a model's vectors were last on top, and which rows (n,) are its own, not adapted.
+
+    While a rollout runs, vectors of several models serve together, and each of them may be asked for.
+    """
+    rollouts = rollout_queries.effective_rollouts(connection, gallery.id)
+    of_model = [r for r in rollouts if r.to_model_id == model.id]
+    if not of_model:
+        raise ConflictError(
+            f"gallery {gallery.name!r} does not hold embeddings of {model.name!r}; embed it with them first."
+        )
+    newer = [r.id for r in rollouts if r.id > of_model[-1].id]
+    matrix = load_matrix(connection, gallery.id, before=newer[0] if newer else None)
+    return matrix, np.isin(matrix.version, [r.id for r in of_model])
 
 
 def _sample(

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
-import secrets
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +17,7 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, ModelRow
 from orchestrator.service.background import live_workers
 from orchestrator.settings import Settings, masked
+from orchestrator.store import probe
 
 OUR_PACKAGES = ("orchestrator", "workers", "models", "migrations", "cli")
 LEAST_FREE_BYTES = 500 * 2**20
@@ -34,11 +32,14 @@ class Check:
     found: str
 
 
-def diagnose(settings: Settings, open_ledger: Callable[[], Context]) -> Iterator[Check]:
+def diagnose(
+    settings: Settings, open_ledger: Callable[[], Context], *, deep: bool = False
+) -> Iterator[Check]:
     """Every check, in the order in which one needs the other. Nothing is changed.
 
     Args:
         open_ledger: connects to the servers, or starts the embedded ones, and leaves the schema alone.
+        deep: also read every stored vector and check the invariants of every gallery.
     """
     yield _run("python", _python)
     yield _run("packages", _packages)
@@ -61,6 +62,15 @@ def diagnose(settings: Settings, open_ledger: Callable[[], Context]) -> Iterator
         if schema.ok and current(context.engine) == HEAD:
             yield _run("models", lambda: _models(context))
             yield _run("workers", lambda: _workers(context))
+            if deep:
+                yield from _invariants(context)
+
+
+def _invariants(context: Context) -> Iterator[Check]:
+    from orchestrator.service.invariants import check_invariants
+
+    for found in check_invariants(context):
+        yield Check(f"{found.invariant} {found.gallery}", found.ok, found.message)
 
 
 class _Finding(Exception):  # noqa: N818 - not an error: what a check found
@@ -161,21 +171,13 @@ def _broker_settings(context: Context) -> str:
 
 
 def _store(context: Context) -> str:
-    folder = context.settings.extents
-    probe = folder / f".doctor-{secrets.token_hex(4)}"
-    try:
-        with probe.open("wb") as file:
-            file.write(b"\0" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _Finding(f"{folder} cannot be written: {error.strerror}. Set HOTREFRESH_STORE_DIR.") from error
-    finally:
-        probe.unlink(missing_ok=True)
-    free = shutil.disk_usage(folder).free
+    store = context.settings.extents
+    free = probe(store)
+    if free is None:
+        return store
     if free < LEAST_FREE_BYTES:
-        raise _Finding(f"{folder} has {free / 2**20:.0f} MiB free. Free some, or set HOTREFRESH_STORE_DIR.")
-    return f"{folder}, {free / 2**30:.1f} GiB free"
+        raise _Finding(f"{store} has {free / 2**20:.0f} MiB free. Free some, or set HOTREFRESH_STORE_DIR.")
+    return f"{store}, {free / 2**30:.1f} GiB free"
 
 
 def _models(context: Context) -> str:
@@ -198,7 +200,11 @@ def _workers(context: Context) -> str:
     if alive:
         return f"{len(alive)} alive"
     with transaction(context.engine) as connection:
-        active = rollout_queries.active_rollouts(connection)
+        active = [
+            row
+            for row in rollout_queries.active_rollouts(connection)
+            if row.state in ("planned", "deployed", "backfilling")
+        ]
     if context.embedded and not active:
         return "none now; a command that has work starts one"
     if active:

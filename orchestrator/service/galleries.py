@@ -31,10 +31,21 @@ class Imported:
 
 def check_name(kind: str, name: str) -> None:
     """Names are words: they stand in commands, metrics and file names."""
-    if not name or len(name) > 100 or not all(c.isalnum() or c in "-_." for c in name) or name.isdigit():
+    if not is_name(name):
         raise UsageError(
-            f"{kind} name {name!r} cannot be used: letters, digits, '-', '_' and '.' only, at most 100, not only digits."
+            f"{kind} name {name[:200]!r} cannot be used: letters, digits, '-', '_' and '.' only, at most 100, beginning with a "
+            "letter or digit, not only digits."
         )
+
+
+def is_name(name: str) -> bool:
+    """Whether a name may be given: an option (`-h`), a folder (`..`) or a number would be taken for something else."""
+    return (
+        0 < len(name) <= 100
+        and all(c.isalnum() or c in "-_." for c in name)
+        and name[0].isalnum()
+        and not name.isdigit()
+    )
 
 
 def create_gallery(context: Context, name: str, source: str, split: str | None = None) -> Imported:
@@ -46,7 +57,7 @@ def create_gallery(context: Context, name: str, source: str, split: str | None =
         UsageError: a source that cannot be read at all, or holds no item.
         ConflictError: the name is taken.
     """
-    from models.datasets import list_items, modality_of
+    from models.datasets import list_items, modality_of, storable
 
     check_name("gallery", name)
     listing = list_items(source, split)
@@ -54,7 +65,7 @@ def create_gallery(context: Context, name: str, source: str, split: str | None =
         raise UsageError(
             f"{source!r} holds no usable item ({len(listing.rejected)} refused); a gallery needs at least one."
         )
-    origin = source if split is None else f"{source}:{split}"
+    origin = storable(source if split is None else f"{source}:{split}")
     with transaction(context.engine) as connection:
         gallery_id = gallery_queries.insert_gallery(
             connection, name=name, modality=modality_of(source), source=origin
@@ -94,7 +105,7 @@ def import_query_set(
         UsageError: nothing usable in it, other modality than the gallery's, or no query has a relevant item.
         ConflictError: the gallery has a query set of that name.
     """
-    from models.datasets import list_items, modality_of
+    from models.datasets import list_items, modality_of, storable
 
     check_name("query set", name)
     with transaction(context.engine) as connection:
@@ -114,7 +125,7 @@ def import_query_set(
             gallery_id=gallery.id,
             name=name,
             relevance="pairs" if pairs else "label",
-            source=source if split is None else f"{source}:{split}",
+            source=storable(source if split is None else f"{source}:{split}"),
         )
         if query_set_id is None:
             raise ConflictError(
@@ -166,7 +177,9 @@ def _read_pairs(
                 )
             lines = [(line["query"], line["item"]) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"pairs file {path} cannot be read: {error}.") from error
+        raise UsageError(
+            f"pairs file {path} cannot be read: {error}. Write it again as UTF-8 with the columns query,item."
+        ) from error
     rows = gallery_queries.rows_of_keys(connection, gallery.id, sorted({item for _, item in lines}))
     good, bad = set(), []
     for query, item in lines:

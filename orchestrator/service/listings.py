@@ -135,7 +135,7 @@ def item_uri(context: Context, gallery_name: str, key: str) -> str:
         item = gallery_queries.item_by_key(connection, gallery.id, key)
     if item is None:
         raise NotFoundError(
-            f"gallery {gallery.name!r} has no item {key!r}; "
+            f"gallery {gallery.name!r} has no item {key[:200]!r}; "
             f"`hotrefresh ledger versions {gallery.name} --items` lists its keys."
         )
     return item.uri

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.artifact import copy_artifact
+from orchestrator.artifacts import folder_name, publish
 from orchestrator.context import Context
-from orchestrator.errors import ConflictError, UsageError
+from orchestrator.errors import ArtifactError, ConflictError, UsageError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
@@ -22,15 +24,17 @@ from orchestrator.service.galleries import check_name
 from orchestrator.service.names import find_gallery, find_model
 from orchestrator.serving.embedding import encode_uris
 from orchestrator.serving.matrix import load_matrix
-from orchestrator.store.extents import sync_folder
+from orchestrator.store.local import sync_folder
 
 Progress = Callable[[int, int], None]
 # The demo's (models.recipes): a smaller net and a warmer contrast than for plain pairs.
 VIEW_OPTIONS = {"hidden": 384, "steps": 800, "temperature": 0.1}
 
 
-def import_model(context: Context, folder: Path, name: str) -> ModelRow:
+def import_model(context: Context, folder: Path, name: str, *, own_code: bool = False) -> ModelRow:
     """Verify an artifact, copy it under its fingerprint into the model folder, and register it.
+
+    `own_code`: the artifact may name Python code to call, because the person who imports it named that code.
 
     Raises:
         ArtifactError: missing, tampered with, or of an unknown format.
@@ -39,8 +43,9 @@ def import_model(context: Context, folder: Path, name: str) -> ModelRow:
     from models.encoders import load_encoder
 
     check_name("model", name)
-    manifest = load_encoder(folder).manifest
+    manifest = load_encoder(folder, own_code=own_code).manifest
     kept = keep_artifact(context, folder, manifest.fingerprint)
+    files = publish(context.settings.extents, kept, manifest.fingerprint)
     with transaction(context.engine) as connection:
         model_id = model_queries.insert_model(
             connection,
@@ -51,6 +56,7 @@ def import_model(context: Context, folder: Path, name: str) -> ModelRow:
             digest=manifest.digest,
             fingerprint=manifest.fingerprint,
             uri=str(kept),
+            files=files,
             manifest=asdict(manifest),
         )
         if model_id is None:
@@ -71,18 +77,23 @@ def import_model(context: Context, folder: Path, name: str) -> ModelRow:
 
 
 def keep_artifact(context: Context, folder: Path, fingerprint: str) -> Path:
-    """Copy an artifact's files into the model folder, under its fingerprint; what is there already stays."""
-    kept = context.settings.artifacts / fingerprint[:32]
+    """Copy an artifact's two files into the model folder, under its fingerprint; what is there already stays.
+
+    Raises ArtifactError where the artifact was changed since `fingerprint` was read, or cannot be copied.
+    """
+    kept = context.settings.artifacts / folder_name(fingerprint)
     if not kept.exists():
         partial = context.settings.artifacts / f".partial-{secrets.token_hex(6)}"
         try:
-            shutil.copytree(folder, partial, symlinks=False)
+            if copy_artifact(folder, partial).fingerprint != fingerprint:
+                raise ArtifactError(f"{folder} was changed while it was imported; import it again.")
             partial.rename(kept)
             sync_folder(kept.parent)
         except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
             if not kept.exists():  # another import of the same artifact may have been first
                 raise UsageError(f"{folder} cannot be copied to {kept}: {error.strerror}.") from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return kept
 
 
@@ -155,7 +166,13 @@ def composite_views(
         return None
     pixels = np.stack([second.preprocess(read_item(uri)) for uri in uris])
     return embed_pairs(
-        Path(old.uri), Path(new.uri), pixels, views, Augmentation(), seed=seed, progress=progress
+        context.artifact(old),
+        context.artifact(new),
+        pixels,
+        views,
+        Augmentation(),
+        seed=seed,
+        progress=progress,
     )
 
 
@@ -230,6 +247,7 @@ def import_adapter(context: Context, folder: Path, name: str, old: ModelRow, new
             f"the adapter in {folder} was not fitted to lead from {old.name!r} to {new.name!r}."
         )
     kept = keep_artifact(context, folder, manifest.fingerprint)
+    files = publish(context.settings.extents, kept, manifest.fingerprint)
     with transaction(context.engine) as connection:
         adapter_id = model_queries.insert_adapter(
             connection,
@@ -239,6 +257,7 @@ def import_adapter(context: Context, folder: Path, name: str, old: ModelRow, new
             digest=manifest.digest,
             fingerprint=manifest.fingerprint,
             uri=str(kept),
+            files=files,
             manifest=asdict(manifest),
         )
         if adapter_id is None:

@@ -10,13 +10,15 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, GalleryRow, ModelRow, QuerySetRow, RolloutRow
 
+_ID_DIGITS = 18
+
 
 def find_model(connection: Connection, name: str) -> ModelRow:
     """A model by name, or NotFoundError naming those there are."""
     row = model_queries.model_by_name(connection, name)
     if row is None:
         raise NotFoundError(
-            f"there is no model {name!r}; {_known([m.name for m in model_queries.list_models(connection)])}"
+            f"there is no model {name[:200]!r}; {_known([m.name for m in model_queries.list_models(connection)])}"
             " Make one with `hotrefresh model train` or `hotrefresh model import`."
         )
     return row
@@ -27,7 +29,7 @@ def find_adapter(connection: Connection, name: str) -> AdapterRow:
     row = model_queries.adapter_by_name(connection, name)
     if row is None:
         raise NotFoundError(
-            f"there is no adapter {name!r}; {_known([a.name for a in model_queries.list_adapters(connection)])}"
+            f"there is no adapter {name[:200]!r}; {_known([a.name for a in model_queries.list_adapters(connection)])}"
             " Fit one with `hotrefresh model adapt`."
         )
     return row
@@ -38,7 +40,7 @@ def find_gallery(connection: Connection, name: str) -> GalleryRow:
     row = gallery_queries.gallery_by_name(connection, name)
     if row is None:
         raise NotFoundError(
-            f"there is no gallery {name!r}; {_known([g.name for g in gallery_queries.list_galleries(connection)])}"
+            f"there is no gallery {name[:200]!r}; {_known([g.name for g in gallery_queries.list_galleries(connection)])}"
             " Make one with `hotrefresh gallery create`."
         )
     return row
@@ -55,18 +57,19 @@ def find_query_set(connection: Connection, gallery: GalleryRow, name: str | None
             f"gallery {gallery.name!r} has {len(sets)} query sets: say which with --queryset. {_known([s.name for s in sets])}"
         )
     raise NotFoundError(
-        f"gallery {gallery.name!r} has no query set{'' if name is None else f' {name!r}'}; {_known([s.name for s in sets])}"
+        f"gallery {gallery.name!r} has no query set{'' if name is None else f' {name[:200]!r}'}; {_known([s.name for s in sets])}"
         f" Import one with `hotrefresh queryset import {gallery.name} NAME SOURCE`."
     )
 
 
 def find_rollout(connection: Connection, name: str) -> RolloutRow:
     """A rollout by its id, or by GALLERY or GALLERY@latest."""
-    if name.isdigit():
-        row = rollout_queries.rollout_by_id(connection, int(name))
+    if name.isascii() and name.isdigit():
+        # No id has more than 18 digits; a longer number is one that no column takes.
+        row = rollout_queries.rollout_by_id(connection, int(name)) if len(name) <= _ID_DIGITS else None
         if row is None:
             raise NotFoundError(
-                f"there is no rollout {name}; `hotrefresh rollout list` shows those there are."
+                f"there is no rollout {name[:40]}; `hotrefresh rollout list` shows those there are."
             )
         return row
     gallery = find_gallery(connection, name.removesuffix("@latest"))

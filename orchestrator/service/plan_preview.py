@@ -14,7 +14,7 @@ from orchestrator.core import plan
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.rows import RolloutRow
 from orchestrator.service.advance import choose_prototypes
-from orchestrator.service.rollouts import Checked, StartRequest, check_start
+from orchestrator.service.start import Checked, StartRequest, check_start
 from orchestrator.serving.matrix import load_matrix
 
 FLOAT_BYTES = 4
@@ -148,4 +148,5 @@ def _as_it_would_be(context: Context, checked: Checked, request: StartRequest) -
         finished_at=None,
         paused_at=None,
         paused_s=0.0,
+        plan_items=checked.gallery.n_items,
     )

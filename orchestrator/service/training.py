@@ -100,7 +100,7 @@ def train_model(context: Context, request: TrainRequest, progress: Progress | No
             folder,
             name=request.name,
             method=request.method,
-            old=Path(old.uri) if old is not None and needs_old else None,
+            old=context.artifact(old) if old is not None and needs_old else None,
             options=options,
             seed=request.seed,
             threads=request.threads or os.cpu_count() or 1,
@@ -172,7 +172,7 @@ def import_factory(context: Context, name: str, factory: str, options: Mapping[s
 
     with _scratch(context) as folder:
         architecture_module("factory").create(folder, name, factory, options)
-        return import_model(context, folder, name)
+        return import_model(context, folder, name, own_code=True)
 
 
 @contextmanager

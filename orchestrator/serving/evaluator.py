@@ -18,15 +18,15 @@ from orchestrator.core.flips import FlipCounts, FlipEvent, FlipStage, FlipTracke
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import top_k
 from orchestrator.ledger.database import transaction
-from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import locks
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import EvaluationRow, LogEntry, RolloutRow
 from orchestrator.serving.embedding import QuerySet, encode_uris, load_query_set
-from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch
+from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch, rows_of_ranks
 
 K = 1
 
@@ -109,7 +109,10 @@ class Evaluator:
             rollout = rollout_queries.rollout_by_id(connection, rollout_id)
             assert rollout is not None, f"no rollout {rollout_id}"
             self.rollout = rollout
-            self.seq = batch_queries.deployed_seq(connection, rollout_id)
+            self.stale = False
+            self.seen_seq = log_queries.last_seq(connection, rollout.gallery_id)
+            self.n_rows = gallery_queries.gallery_by_id(connection, rollout.gallery_id).n_items
+            self.seq = log_queries.deployed_seq(connection, rollout_id)
             sets = gallery_queries.query_sets_of_gallery(connection, rollout.gallery_id)
             loaded = [load_query_set(connection, row) for row in sets]
             assert rollout.from_model_id is not None, "the first embedding has no old system"
@@ -117,7 +120,9 @@ class Evaluator:
             new_model = model_queries.model_by_id(connection, rollout.to_model_id)
             before = load_matrix(connection, rollout.gallery_id, before=rollout.id)
             old_vectors = before.vectors.copy()
+            gone = log_queries.deleted_rows(connection, rollout.gallery_id, self.seen_seq)
             apply_rollout(connection, before, rollout, seq=0)
+            before.vectors[gone] = 0
         self._sets = []
         for queries in loaded:
             old, _ = encode_uris(context.encoder(old_model), queries.uris)
@@ -140,21 +145,38 @@ class Evaluator:
         done = 0
         while True:
             with self._context.engine.connect() as connection:
-                entries = batch_queries.log_after(connection, self.rollout.gallery_id, self.seq, 64)
-                stages = [(entry, self._stage(connection, entry), self._items()) for entry in entries]
+                entries = log_queries.log_after(connection, self.rollout.gallery_id, self.seq, 64)
+                stages = []
+                for entry in entries:
+                    if self._outgrown(connection, entry):
+                        self.stale = True
+                        break
+                    stages.append((entry, self._stage(connection, entry), self._items()))
             for entry, stage, items in stages:
                 if stage:
                     self._record(entry.seq, items, stage)
                     done += 1
                 self.seq = entry.seq
-            if len(entries) < 64:
+            if len(entries) < 64 or self.stale:
                 return done
 
     def _stage(self, connection: Connection, entry: LogEntry) -> list[FlipStage]:
         if entry.kind != "batch" or entry.rollout_id != self.rollout.id:
             return []
-        rows, vectors = read_batch(connection, self.rollout, entry)
+        batch = read_batch(connection, self.rollout, entry)
+        rows = np.concatenate([batch.rows, batch.emptied])
+        empty = np.zeros((len(batch.emptied), batch.vectors.shape[1]), np.float32)
+        vectors = np.concatenate([batch.vectors, empty])
         return [each.apply(rows, vectors) for each in self._sets]
+
+    def _outgrown(self, connection: Connection, entry: LogEntry) -> bool:
+        """Whether the gallery is no longer the one this evaluator was built for: items were added or deleted."""
+        if entry.kind == "deleted":
+            return entry.seq > self.seen_seq
+        if entry.kind != "batch" or entry.rollout_id != self.rollout.id:
+            return False
+        rows = rows_of_ranks(connection, self.rollout, entry.first_rank, entry.n)
+        return bool(rows.max(initial=-1) >= self.n_rows)
 
     def _items(self) -> list[int]:
         return [each.items for each in self._sets]
@@ -172,7 +194,8 @@ def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluato
         kept: evaluators of this process by rollout, so that the next call goes on where this one ended.
     """
     done = 0
-    with context.engine.connect() as connection:
+    # Autocommit: the lock is the session's, and a transaction that idles while batches are evaluated would be ended.
+    with context.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while True:
             rollout = rollout_queries.rollout_by_id(connection, rollout_id)
             if rollout is None or rollout.kind != "upgrade" or rollout.deployed_at is None:
@@ -182,7 +205,7 @@ def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluato
             if not locks.try_lock_evaluator(connection, rollout_id):
                 return done  # whoever holds it looks at the log once more after letting go
             try:
-                if rollout.state in ("cancelled", "rolled_back", "failed"):
+                if rollout.state in ("cancelled", "rolled_back", "failed", "superseded"):
                     kept.pop(rollout_id, None)
                     return done
                 if rollout_id not in kept:
@@ -194,7 +217,11 @@ def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluato
                 raise
             finally:
                 locks.unlock_evaluator(connection, rollout_id)
-                connection.rollback()
+            if kept[rollout_id].stale:
+                kept.pop(
+                    rollout_id
+                )  # a new one knows the gallery as it is now, and replays what is evaluated
+                continue
             # A batch committed meanwhile rang somebody who found the lock taken: it would never be evaluated.
-            if batch_queries.last_seq(connection, rollout.gallery_id) <= kept[rollout_id].seq:
+            if log_queries.last_seq(connection, rollout.gallery_id) <= kept[rollout_id].seq:
                 return done

@@ -1,21 +1,23 @@
-"""A gallery's vectors as the ledger says they are: base extents, adapted extents, committed batches, in log order."""
+"""A gallery's vectors as the ledger says they are: adapted vectors, committed batches, deletions, in log order."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
-from orchestrator.ledger.queries import batches as batch_queries
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import items as item_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import LogEntry, RolloutRow
-from orchestrator.store.extents import ADAPTED, VECTORS, ExtentFile, read_rows
+from orchestrator.store import ADAPTED, ROWS, Extents, Table, open_extents, open_table, read_array
 
 Vectors = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -29,36 +31,59 @@ class GalleryMatrix:
     """
 
     vectors: Vectors
-    version: npt.NDArray[np.int64]
+    version: Rows
     seq: int
 
 
-def extent_file(connection: Connection, rollout: RolloutRow) -> ExtentFile:
-    """The file of a rollout's new vectors."""
+@dataclass(frozen=True)
+class BatchVectors:
+    """What a committed batch brings.
+
+    Attributes:
+        rows: (m,) int64; vectors: (m, dim) float32, their new vectors.
+        emptied: rows whose changed content could not be embedded: they have no vector from here on.
+    """
+
+    rows: Rows
+    vectors: Vectors
+    emptied: Rows
+
+
+def extents_of(connection: Connection, rollout: RolloutRow) -> Extents:
+    """A rollout's new vectors."""
+    return open_extents(rollout.extent_uri, model_queries.model_by_id(connection, rollout.to_model_id).dim)
+
+
+def adapted_table(connection: Connection, rollout: RolloutRow) -> Table:
+    """A rollout's adapted old vectors, in row order."""
     dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
-    return ExtentFile(Path(rollout.extent_uri), VECTORS, rollout.n_items, dim)
+    return open_table(rollout.extent_uri, ADAPTED, rollout.plan_items, dim)
 
 
-def adapted_file(connection: Connection, rollout: RolloutRow) -> ExtentFile:
-    """The file of a rollout's adapted old vectors, in row order."""
-    dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
-    return ExtentFile(Path(rollout.extent_uri), ADAPTED, rollout.n_items, dim)
+def rows_of_ranks(connection: Connection, rollout: RolloutRow, first: int, count: int) -> Rows:
+    """The rows of the ranks [first, first + count) of the plan, or of those behind it: (count,) int64."""
+    if first >= rollout.plan_items:
+        return np.array(item_queries.late_rows(connection, rollout.id, first, count), np.int64)
+    return np.asarray(plan_rows(rollout)[first : first + count], np.int64)
 
 
-def read_batch(
-    connection: Connection, rollout: RolloutRow, entry: LogEntry
-) -> tuple[npt.NDArray[np.int64], Vectors]:
-    """The rows and vectors that a committed batch brings, without its holes: (m,) int64 and (m, dim) float32."""
-    assert entry.no is not None
-    assert entry.n is not None
-    first = entry.no * rollout.batch_size
-    vectors = extent_file(connection, rollout).read(first, entry.n, entry.crc)
-    rows = np.asarray(read_rows(Path(rollout.extent_uri), rollout.n_items)[first : first + entry.n], np.int64)
-    if entry.holes:
-        keep = np.ones(entry.n, bool)
-        keep[list(entry.holes)] = False
-        return rows[keep], vectors[keep]
-    return rows, vectors
+def plan_rows(rollout: RolloutRow) -> npt.NDArray[np.uint32]:
+    """The row of every rank of the plan: (plan_items,) uint32."""
+    return read_array(rollout.extent_uri, ROWS, "<u4", rollout.plan_items)
+
+
+def read_batch(connection: Connection, rollout: RolloutRow, entry: LogEntry) -> BatchVectors:
+    """The rows and vectors that a committed batch brings, without its holes and what was superseded."""
+    rows = rows_of_ranks(connection, rollout, entry.first_rank, entry.n)
+    keep = np.ones(entry.n, bool)
+    keep[list(entry.holes + entry.superseded)] = False
+    late = entry.first_rank >= rollout.plan_items
+    emptied = rows[list(entry.holes)] if late else rows[:0]
+    if entry.crc is None:  # nothing but holes: nothing was written
+        dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
+        return BatchVectors(rows[:0], np.zeros((0, dim), np.float32), emptied)
+    vectors = extents_of(connection, rollout).read(entry.first_rank, entry.n, entry.fence, entry.crc)
+    return BatchVectors(rows[keep], vectors[keep], emptied)
 
 
 def load_matrix(
@@ -72,28 +97,51 @@ def load_matrix(
 
     A REPEATABLE READ transaction makes the log position and the rollouts' states one instant.
     """
-    seq = batch_queries.last_seq(connection, gallery_id) if up_to is None else up_to
-    rollouts = [
-        r
-        for r in rollout_queries.effective_rollouts(connection, gallery_id)
-        if before is None or r.id < before
-    ]
-    n = rollouts[0].n_items if rollouts else 0
+    seq = log_queries.last_seq(connection, gallery_id) if up_to is None else up_to
+    n = gallery_queries.gallery_by_id(connection, gallery_id).n_items
     matrix = GalleryMatrix(np.zeros((n, 0), np.float32), np.zeros(n, np.int64), seq)
-    for rollout in rollouts:
-        apply_rollout(connection, matrix, rollout, seq)
+    for rollout in rollout_queries.effective_rollouts(connection, gallery_id):
+        if before is None or rollout.id < before:
+            apply_rollout(connection, matrix, rollout, seq)
+    deleted = log_queries.deleted_rows(connection, gallery_id, seq)
+    matrix.vectors[deleted] = 0
+    matrix.version[deleted] = 0
     return matrix
 
 
 def apply_rollout(connection: Connection, matrix: GalleryMatrix, rollout: RolloutRow, seq: int) -> None:
     """Put a rollout's adapted vectors, then its committed batches up to `seq`, over the matrix, in place."""
-    extents = extent_file(connection, rollout)
+    dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
     if rollout.adapted_uri is not None:
-        matrix.vectors = np.array(adapted_file(connection, rollout).map())
-    elif matrix.vectors.shape[1] != extents.dim:  # the first embedding, or a change of dim without an adapter
-        matrix.vectors = np.zeros((rollout.n_items, extents.dim), np.float32)
+        # Items that came after the plan have no adapted vector; their own batch brings one.
+        matrix.vectors = np.zeros((len(matrix.version), dim), np.float32)
+        matrix.vectors[: rollout.plan_items] = adapted_table(connection, rollout).map()
+        matrix.version[rollout.plan_items :] = 0
+    elif matrix.vectors.shape[1] != dim:  # the first embedding, or a change of dim without an adapter
+        matrix.vectors = np.zeros((len(matrix.version), dim), np.float32)
         matrix.version[:] = 0
-    for entry in batch_queries.committed_batches(connection, rollout.id, seq):
-        rows, vectors = read_batch(connection, rollout, entry)
-        matrix.vectors[rows] = vectors
-        matrix.version[rows] = rollout.id
+    for entry in log_queries.committed_batches(connection, rollout.id, seq):
+        batch = read_batch(connection, rollout, entry)
+        matrix.vectors[batch.rows] = batch.vectors
+        matrix.version[batch.rows] = rollout.id
+        matrix.vectors[batch.emptied] = 0
+        matrix.version[batch.emptied] = 0
+
+
+def unfinished_versions(connection: Connection, rollout: RolloutRow) -> Rows | None:
+    """Which older, superseded rollout holds each row: (n,) int64, 0 where none does; None where there is no such rollout.
+
+    These rollouts commit nothing any more, so what is read once stays right.
+    """
+    superseded = [
+        r
+        for r in rollout_queries.effective_rollouts(connection, rollout.gallery_id)
+        if r.id < rollout.id and r.state == "superseded"
+    ]
+    if not superseded:
+        return None
+    held = np.zeros(gallery_queries.gallery_by_id(connection, rollout.gallery_id).n_items, np.int64)
+    for older in superseded:
+        for entry in log_queries.committed_batches(connection, older.id, 2**62):
+            held[rows_of_ranks(connection, older, entry.first_rank, entry.n)] = older.id
+    return held

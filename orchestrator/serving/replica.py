@@ -18,11 +18,11 @@ from orchestrator.context import Context
 from orchestrator.errors import ConflictError, HotrefreshError
 from orchestrator.failpoints import reach
 from orchestrator.index import VectorIndex, make_index
-from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.rows import GalleryRow, LogEntry, ModelRow
+from orchestrator.ledger.rows import GalleryRow, LogEntry, ModelRow, RolloutRow
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
 
@@ -96,12 +96,17 @@ class Replica:
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
 
+    def snapshot(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
+        """What is served at one place of the log: vectors (n, dim), version (n,), both copies, and the place."""
+        with self._lock.read():
+            return self._served.index.vectors().copy(), self._served.version.copy(), self.seq
+
     def catch_up(self) -> int:
         """Apply every log entry that is new; returns how many."""
         applied = 0
         while True:
             with self._context.engine.connect() as connection:
-                entries = batch_queries.log_after(connection, self.gallery.id, self.seq, 256)
+                entries = log_queries.log_after(connection, self.gallery.id, self.seq, 256)
                 for entry in entries:
                     if self._apply(connection, entry):
                         return applied + 1  # reloaded: the entries behind are already in
@@ -111,17 +116,16 @@ class Replica:
 
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
         """Apply one entry; True when the whole gallery was loaded anew."""
+        if entry.kind == "deleted":
+            self._grow(max(entry.rows) + 1)
+            self._empty(np.array(entry.rows, np.int64))
+            self.seq = entry.seq
+            return False
+        assert entry.rollout_id is not None
         rollout = rollout_queries.rollout_by_id(connection, entry.rollout_id)
         assert rollout is not None
         if entry.kind == "batch":
-            rows, vectors = read_batch(connection, rollout, entry)
-            reach("replica_read")
-            for at in range(0, len(rows), SLICE):
-                with self._lock.write():
-                    self._served.index.replace(rows[at : at + SLICE], vectors[at : at + SLICE])
-                    self._served.version[rows[at : at + SLICE]] = rollout.id
-                reach("replica_mid_apply")
-            reach("replica_applied")
+            self._apply_batch(connection, rollout, entry)
             self.seq = entry.seq
             return False
         if entry.kind == "deployed" and rollout.adapter_id is None and rollout.kind == "upgrade":
@@ -136,6 +140,36 @@ class Replica:
         self._reload()
         return True
 
+    def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
+        batch = read_batch(connection, rollout, entry)
+        reach("replica_read")
+        self._grow(int(max(batch.rows.max(initial=-1), batch.emptied.max(initial=-1))) + 1)
+        for at in range(0, len(batch.rows), SLICE):
+            rows = batch.rows[at : at + SLICE]
+            with self._lock.write():
+                self._served.index.replace(rows, batch.vectors[at : at + SLICE])
+                self._served.version[rows] = rollout.id
+            reach("replica_mid_apply")
+        self._empty(batch.emptied)
+        reach("replica_applied")
+
+    def _grow(self, n: int) -> None:
+        """Make room for rows that came late."""
+        if n > len(self._served.version):
+            with self._lock.write():
+                self._served.index.grow(n)
+                self._served.version = np.append(
+                    self._served.version, np.zeros(n - len(self._served.version), np.int64)
+                )
+
+    def _empty(self, rows: npt.NDArray[np.int64]) -> None:
+        """These rows have no vector from now on."""
+        if len(rows):
+            with self._lock.write():
+                vectors = np.zeros((len(rows), self._served.index.vectors().shape[1]), np.float32)
+                self._served.index.replace(rows, vectors)
+                self._served.version[rows] = 0
+
     def search(self, queries: Sequence[Any], k: int = 10) -> list[Answer]:
         """Answer queries (decoded images or texts), each from one consistent mixture.
 
@@ -149,14 +183,16 @@ class Replica:
                 served = self._served
                 if served.model.id != model.id:
                     continue
-                scores, rows = served.index.search(vectors, min(k, max(1, len(served.version))))
+                # Rows without a vector score 0 and are left out afterwards: as many more are asked for.
+                empty = int(np.count_nonzero(served.version == 0))
+                scores, rows = served.index.search(vectors, min(k + empty, max(1, len(served.version))))
                 versions = np.where(rows >= 0, served.version[rows], 0)
                 seq, rollout_id = self.seq, served.rollout_id
                 coverage = float(np.mean(served.version == rollout_id)) if len(served.version) else 0.0
-            return self._answers(model.name, scores, rows, versions, seq, coverage)
+            return self._answers(model.name, scores, rows, versions, k, seq, coverage)
 
     def _answers(
-        self, model: str, scores: Any, rows: Any, versions: Any, seq: int, coverage: float
+        self, model: str, scores: Any, rows: Any, versions: Any, k: int, seq: int, coverage: float
     ) -> list[Answer]:
         with self._context.engine.connect() as connection:
             wanted = sorted({int(row) for row in rows.ravel() if row >= 0})
@@ -166,8 +202,8 @@ class Replica:
                 tuple(
                     Hit(int(r), items[int(r)].key, items[int(r)].uri, items[int(r)].label, float(s), int(v))
                     for s, r, v in zip(scores[q], rows[q], versions[q], strict=True)
-                    if r >= 0 and v > 0
-                ),
+                    if r >= 0 and v > 0 and int(r) in items
+                )[:k],
                 model,
                 seq,
                 coverage,

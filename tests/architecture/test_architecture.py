@@ -92,9 +92,11 @@ def test_no_module_is_named_after_the_standard_library_or_a_dependency():
 
 
 def test_every_task_name_carries_the_projects_name():
-    names = re.findall(r'@app\.task\(name="([^"]+)"', (ROOT / "workers" / "app.py").read_text())
-    assert len(names) >= 3
-    assert all(name.startswith("hotrefresh.") for name in names)
+    from orchestrator.broker import TASKS, make_app
+
+    assert 'name=f"hotrefresh.{name}"' in (ROOT / "workers" / "app.py").read_text()
+    assert set(TASKS) == {"deploy", "plan", "drain", "evaluate", "finalize", "sweep"}
+    assert not [name for name in make_app("redis://x").tasks if name.startswith("hotrefresh.")]
 
 
 def test_a_lane_is_more_urgent_on_every_broker_whichever_end_is_first():
@@ -106,3 +108,20 @@ def test_a_lane_is_more_urgent_on_every_broker_whichever_end_is_first():
     assert redis == sorted(redis)
     assert rabbit == sorted(rabbit, reverse=True)
     assert len(set(redis)) == len(LANES)
+
+
+def test_the_clock_of_the_database_alone_decides_so_a_skewed_host_does_not_matter():
+    """No wall clock of a process in the engine: monotonic time for what a process measures itself, SQL for all else."""
+    wall = re.compile(r"\btime\.time\(|datetime\.(now|utcnow|today)\(|\btime_ns\(")
+    allowed = {
+        "workers/log.py",  # what a log line shows
+        "orchestrator/throttles/monitor.py",  # hours of the day, handed in as a clock
+        "orchestrator/service/plan_preview.py",  # a row that is never written
+    }
+    files = [path for folder in ("orchestrator", "workers") for path in (ROOT / folder).rglob("*.py")]
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in files
+        if "demo" not in path.parts and wall.search(path.read_text())
+    }
+    assert found <= allowed

@@ -18,7 +18,8 @@ from models.encoders import architecture_module
 from models.encoders.images import ImagePreprocessing
 from orchestrator.context import Context
 from orchestrator.ledger.rows import ModelRow, RolloutRow
-from orchestrator.service import advance, certify, galleries, models, rollouts
+from orchestrator.service import advance, certify, embed, finish, galleries, models
+from orchestrator.service import start as starting
 
 CLASSES, PER_CLASS, EDGE = 40, 6, 16
 
@@ -76,7 +77,7 @@ def work(context: Context, rollout_id: int) -> RolloutRow:
     if result.failure is not None:
         raise result.failure
     evaluate_rollout(context, rollout_id, {})
-    return rollouts.complete(context, rollout_id)
+    return finish.complete(context, rollout_id)
 
 
 def embedded_gallery(context: Context, tmp_path: Path) -> None:
@@ -85,7 +86,7 @@ def embedded_gallery(context: Context, tmp_path: Path) -> None:
     galleries.import_query_set(context, "pics", "asked", str(draw_pictures(tmp_path / "queries", 3, seed=7)))
     register_network(context, tmp_path, "old", seed=0)
     register_network(context, tmp_path, "kin", seed=0, moved=0.02)
-    assert work(context, advance.embed_gallery(context, "pics", "old").id).state == "finalized"
+    assert work(context, embed.embed_gallery(context, "pics", "old").id).state == "finalized"
     certify_pair(context, "old", "kin")
 
 
@@ -97,4 +98,4 @@ def certify_pair(context: Context, old: str, new: str) -> str:
 
 def start(context: Context, to: str = "kin", **more: object) -> RolloutRow:
     """Start a rollout in entropy order."""
-    return rollouts.start(context, rollouts.StartRequest("pics", to, prototypes="classes", **more))  # type: ignore[arg-type]
+    return starting.start(context, starting.StartRequest("pics", to, prototypes="classes", **more))  # type: ignore[arg-type]

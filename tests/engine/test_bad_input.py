@@ -12,7 +12,8 @@ from PIL import Image
 
 from orchestrator.errors import ArtifactError, ConflictError, StoreFullError, UsageError
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import advance, galleries, rollouts
+from orchestrator.service import advance, embed, galleries, rollouts
+from orchestrator.service import start as starting
 from tests.engine import platform
 
 
@@ -49,7 +50,7 @@ def test_missing_corrupt_and_strange_pictures_are_quarantined_and_the_rest_goes_
     galleries.create_gallery(context, "pics", str(folder))
     (folder / "class-04" / "gone.png").unlink()
     platform.register_network(context, tmp_path, "old", seed=0)
-    row = platform.work(context, advance.embed_gallery(context, "pics", "old").id)
+    row = platform.work(context, embed.embed_gallery(context, "pics", "old").id)
     assert (row.state, row.committed_items, row.quarantined_items) == ("finalized", 240, 5)
     errors = {e["item"]: e["class"] for e in view(context, "errors", rollout=row.id)}
     assert errors == {
@@ -146,8 +147,8 @@ def test_a_tampered_artifact_is_refused_wherever_it_would_be_used(world, tmp_pat
     data[-1] ^= 1
     weights.write_bytes(bytes(data))
     with open_context(world.settings) as fresh:
-        row = rollouts.start(
-            fresh, rollouts.StartRequest("pics", "kin", prototypes="classes", order="random")
+        row = starting.start(
+            fresh, starting.StartRequest("pics", "kin", prototypes="classes", order="random")
         )
         advance.advance(fresh, row.id)
         with pytest.raises(ArtifactError, match="does not match its manifest"):
@@ -178,48 +179,53 @@ def test_a_full_disk_loses_nothing_and_the_rollout_goes_on_when_there_is_room(wo
 
 
 def test_an_encoder_that_fails_on_one_item_loses_only_that_item(world, monkeypatch):
-    from models.encoders.images import TorchImageEncoder
+    from workers.encode import PlacedEncoder
 
-    real = TorchImageEncoder.encode
+    real = PlacedEncoder.encode
     poison = np.asarray(Image.open(world.settings.data_dir.parent / "pictures" / "class-07" / "3.png"))
 
-    def encode(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
+    def encode(self: PlacedEncoder, prepared: list[np.ndarray]) -> np.ndarray:
         if any((each == poison).all() for each in prepared):
             raise RuntimeError("kernel launch failure")
         return real(self, prepared)
 
-    monkeypatch.setattr(TorchImageEncoder, "encode", encode)
+    monkeypatch.setattr(PlacedEncoder, "encode", encode)
     row = advance.advance(
-        world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id
+        world, starting.start(world, starting.StartRequest("pics", "kin", order="random")).id
     )
     from workers.drain import drain
 
     result = drain(world, row.id, owner="test")
     assert (result.items, result.quarantined, result.failure) == (239, 1, None)
     assert [(e["item"], e["class"]) for e in view(world, "errors", rollout=row.id)] == [
-        ("class-07/3.png", "encode_failed")
+        ("class-07/3.png", "poison")
     ]
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, 0.0, 3.0])
 def test_a_vector_that_is_not_finite_or_not_of_length_one_is_never_stored(world, monkeypatch, wrong):
-    from models.encoders.images import TorchImageEncoder
     from workers.drain import drain
+    from workers.encode import PlacedEncoder
 
-    real = TorchImageEncoder.encode
+    real = PlacedEncoder.encode
 
-    def encode(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
+    def encode(self: PlacedEncoder, prepared: list[np.ndarray]) -> np.ndarray:
         vectors = real(self, prepared)
         vectors[0] = vectors[0] * wrong
         return vectors
 
     row = advance.advance(
-        world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id
+        world, starting.start(world, starting.StartRequest("pics", "kin", order="random")).id
     )
-    monkeypatch.setattr(TorchImageEncoder, "encode", encode)
+    monkeypatch.setattr(PlacedEncoder, "encode", encode)
     result = drain(world, row.id, owner="test")
     batches = row.n_items // row.batch_size
-    assert (result.batches, result.quarantined) == (batches, batches)
+    # One of sixteen is far beyond the failure budget: paused after ten, and again whenever it is resumed.
+    assert (result.batches, result.quarantined) == (10, 10)
+    assert "failure_budget: 10 of the last 1000" in view(world, "rollout_status", id=row.id)[0]["reason"]
+    rollouts.resume(world, row.id)
+    drain(world, row.id, owner="test")
+    assert view(world, "rollout_status", id=row.id)[0]["quarantined"] == batches
     assert {e["class"] for e in view(world, "errors", rollout=row.id)} == {"bad_vector"}
     norms = np.linalg.norm(served(world, "class-00/0.png")[0], axis=1)
     np.testing.assert_allclose(norms, 1, atol=1e-3)
@@ -238,29 +244,29 @@ def test_an_item_that_cannot_be_read_keeps_its_stored_vector_in_a_certificate(wo
 
 
 def test_an_encoder_that_fails_on_everything_ends_with_the_failure_and_commits_nothing(world, monkeypatch):
-    from models.encoders.images import TorchImageEncoder
+    from workers.encode import PlacedEncoder
 
     row = advance.advance(
-        world, rollouts.start(world, rollouts.StartRequest("pics", "kin", order="random")).id
+        world, starting.start(world, starting.StartRequest("pics", "kin", order="random")).id
     )
 
-    def fail(self: TorchImageEncoder, prepared: list[np.ndarray]) -> np.ndarray:
+    def fail(self: PlacedEncoder, prepared: list[np.ndarray]) -> np.ndarray:
         raise RuntimeError("no CUDA")
 
-    monkeypatch.setattr(TorchImageEncoder, "encode", fail)
-    monkeypatch.setattr("workers.drain.RETRY_IN_S", 0.0)
+    monkeypatch.setattr(PlacedEncoder, "encode", fail)
+    monkeypatch.setattr("orchestrator.service.poison.RETRY_IN_S", (0.0, 0.0))
     from workers.drain import drain
 
     result = drain(world, row.id, owner="test")
-    assert result.failure is not None
-    assert "no CUDA" in str(result.failure)
+    assert result.batches == 0
     status = view(world, "rollout_status", id=row.id)[0]
-    assert (status["committed"], status["quarantined"], status["leased"]) == (0, 0, 0)
+    assert (status["state"], status["committed"], status["leased"]) == ("paused", 0, 0)
+    assert "no CUDA" in status["reason"]
 
 
 def test_a_damaged_extent_is_found_by_its_checksum_and_never_served(world):
     from orchestrator.serving.replica import Replica
-    from orchestrator.store.extents import CorruptExtentError
+    from orchestrator.store import CorruptExtentError
 
     row = platform.work(world, platform.start(world).id)
     path = Path(row.extent_uri) / "vectors.f32"
@@ -293,7 +299,7 @@ def test_a_gallery_without_embeddings_can_neither_be_searched_nor_rolled_out(con
 
 def test_an_embedding_of_an_embedded_gallery_is_refused_with_the_right_command(world):
     with pytest.raises(ConflictError, match="rollout start"):
-        advance.embed_gallery(world, "pics", "kin")
+        embed.embed_gallery(world, "pics", "kin")
 
 
 def test_names_that_would_not_fit_a_command_line_are_refused(context, tmp_path):

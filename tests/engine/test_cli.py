@@ -18,9 +18,9 @@ import pytest
 from cli.main import main
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.service import advance, background, galleries, models, rollouts
+from orchestrator.service import advance, background, embed, galleries, models, rollouts
 from orchestrator.service.listings import model
-from orchestrator.store.extents import read_rows
+from orchestrator.store import ROWS, read_array
 from tests.engine import platform
 
 MISTAKES = [
@@ -146,7 +146,7 @@ def test_plan_changes_nothing_start_accepts_and_status_says_how_it_ends(world, h
 def test_the_plan_s_first_items_are_those_that_start_re_embeds_first(world, json_of):
     planned = json_of("rollout", "plan", "pics", "--to", "kin", "--prototypes", "classes", "--first", "16")
     row = advance.advance(world, platform.start(world).id)
-    first = np.asarray(read_rows(Path(row.extent_uri), row.n_items)[:16])
+    first = np.asarray(read_array(row.extent_uri, ROWS, "<u4", row.n_items)[:16])
     with world.engine.connect() as connection:
         keys = {
             i.row: i.key for i in gallery_queries.items_of_rows(connection, row.gallery_id, first.tolist())
@@ -245,7 +245,7 @@ def test_items_that_cannot_be_read_are_quarantined_and_the_exit_code_says_so(
     (pictures / "class-00" / "0.png").write_bytes(b"no picture")
     galleries.create_gallery(context, "pics", str(pictures))
     platform.register_network(context, tmp_path, "old", seed=0)
-    row = advance.embed_gallery(context, "pics", "old")
+    row = embed.embed_gallery(context, "pics", "old")
     platform.work(context, row.id)
     code, _, err = hotrefresh("rollout", "status", "-w", "pics")
     assert code == ExitCode.QUARANTINED, err

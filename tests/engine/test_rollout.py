@@ -11,9 +11,11 @@ import pytest
 from orchestrator.errors import ConflictError, NotCertifiedError, NotFoundError, UnreachableError
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import advance, galleries, rollouts
+from orchestrator.service import advance, embed, finish, galleries, rollouts
+from orchestrator.service import start as starting
 from orchestrator.serving.matrix import load_matrix
 from orchestrator.serving.replica import Replica
 from tests.engine import platform
@@ -56,8 +58,8 @@ def test_start_serves_the_new_model_at_once_and_the_backfill_ends_finalizable(wo
     assert view(world, "serving_history")[-1]["model"] == "kin"
     assert platform.work(world, row.id).state == "finalizable"
     assert {r["model"] for r in view(world, "embedding_versions", gallery="pics")} == {"kin"}
-    assert rollouts.finalize(world, row.id).state == "finalized"
-    assert rollouts.finalize(world, row.id).state == "finalized"  # done already
+    assert finish.finalize(world, row.id).state == "finalized"
+    assert finish.finalize(world, row.id).state == "finalized"  # done already
 
 
 def test_the_item_version_in_sql_is_the_vector_that_is_served_at_every_batch(world):
@@ -112,7 +114,7 @@ def test_the_stored_flips_are_those_of_a_full_search_at_every_stage(world):
         old, new = (model_queries.model_by_name(connection, name) for name in ("old", "kin"))
         before = load(connection, row.gallery_id, before=row.id).vectors
         stages = {seq: load(connection, row.gallery_id, up_to=seq).vectors
-                  for seq in range(1, batch_queries.last_seq(connection, row.gallery_id) + 1)}  # fmt: skip
+                  for seq in range(1, log_queries.last_seq(connection, row.gallery_id) + 1)}  # fmt: skip
     old_q, new_q = (encode_uris(world.encoder(m), query_set.uris)[0] for m in (old, new))
     right_before = query_set.relevance.hits(top_k(old_q, before, 1)[1])
     stored = view(world, "flip_summary", rollout=row.id)
@@ -204,7 +206,7 @@ def test_an_evaluator_that_could_not_write_is_not_asked_again(world, flipping, m
 
 
 def test_the_writer_reads_on_when_the_ledger_is_away_while_batches_are_given_back(world, monkeypatch):
-    from workers import drain
+    from workers import pipeline as lines
 
     row = advance.advance(world, platform.start(world).id)
 
@@ -213,12 +215,22 @@ def test_the_writer_reads_on_when_the_ledger_is_away_while_batches_are_given_bac
 
     with world.engine.connect() as connection:
         model = model_queries.model_by_name(connection, "kin")
-    pipeline = drain.Pipeline(world, row, world.encoder(model), "test", threading.Event(), lambda seq: None)
+    forever = float("inf")
+    pipeline = lines.Pipeline(
+        world,
+        row,
+        world.encoder(model),
+        "test",
+        threading.Event(),
+        threading.Event(),
+        forever,
+        lambda seq: None,
+    )
     with world.engine.begin() as connection:
         claim = batch_queries.claim_batch(connection, row.id, "test", 30)
     pipeline.encoded.put(pipeline.prepare(claim))
     pipeline.over.set()
-    monkeypatch.setattr(drain.batch_queries, "give_back", away)
+    monkeypatch.setattr(lines.batch_queries, "give_back", away)
     writer = threading.Thread(target=pipeline.write, daemon=True)
     writer.start()
     pipeline.encoded.put(
@@ -268,6 +280,10 @@ def test_pause_refuses_the_commit_of_what_was_claimed_before(world):
     assert (late, again) == (None, None)
     status = view(world, "rollout_status", id=row.id)[0]
     assert (status["state"], status["reason"], status["committed"]) == ("paused", "maintenance", 0)
+    assert (status["sub_state"], status["leased"]) == ("pausing", row.batch_size)  # asked, not acknowledged
+    with world.engine.begin() as connection:
+        assert batch_queries.give_back(connection, claim)
+    assert view(world, "rollout_status", id=row.id)[0]["sub_state"] is None
     rollouts.resume(world, row.id)
     assert platform.work(world, row.id).state == "finalizable"
 
@@ -292,13 +308,13 @@ def test_a_stale_worker_cannot_commit_after_its_lease_was_taken_over(world):
         stale = batch_queries.claim_batch(connection, row.id, "frozen", 0.0)
     with world.engine.begin() as connection:
         fresh = batch_queries.claim_batch(connection, row.id, "other", 30)
-    assert (fresh.no, fresh.fence, fresh.attempt) == (stale.no, stale.fence + 1, 2)
+    assert (fresh.first_rank, fresh.fence, fresh.attempt) == (stale.first_rank, stale.fence + 1, 2)
     done = {"crc": 1, "holes": [], "decode_s": 0, "encode_s": 0, "store_s": 0}
     with world.engine.begin() as connection:
         assert batch_queries.commit_batch(connection, stale, **done) is None
     with world.engine.begin() as connection:
         assert batch_queries.commit_batch(connection, fresh, **done) is not None
-        assert batch_queries.committed_seq(connection, stale) is None
+        assert batch_queries.reread_commit(connection, stale) is None
 
 
 @pytest.mark.parametrize("verb", [rollouts.cancel, rollouts.rollback])
@@ -325,7 +341,7 @@ def test_cancel_and_rollback_bring_back_the_old_model_and_the_old_vectors(world,
 def test_rollback_is_possible_after_finalize_and_a_new_rollout_can_start(world):
     row = platform.start(world)
     platform.work(world, row.id)
-    rollouts.finalize(world, row.id)
+    finish.finalize(world, row.id)
     assert rollouts.rollback(world, row.id, "users complained").state == "rolled_back"
     assert rollouts.rollback(world, row.id).state == "rolled_back"
     again = platform.start(world)
@@ -342,13 +358,13 @@ def test_an_illegal_verb_names_the_state_and_what_is_possible(world):
 def test_finalize_names_what_is_missing(world):
     row = platform.start(world)
     with pytest.raises(ConflictError, match="240 of 240 items"):
-        rollouts.finalize(world, row.id)
+        finish.finalize(world, row.id)
 
 
 def test_every_state_change_leaves_an_audit_row(world):
     row = platform.start(world)
     platform.work(world, row.id)
-    rollouts.finalize(world, row.id)
+    finish.finalize(world, row.id)
     actions = [a["action"] for a in view(world, "audit", target=str(row.id))]
     assert actions == [
         "rollout.planned",
@@ -361,7 +377,7 @@ def test_every_state_change_leaves_an_audit_row(world):
 
 def test_unknown_names_say_what_there_is(world):
     with pytest.raises(NotFoundError, match="pics"):
-        rollouts.start(world, rollouts.StartRequest("pictures", "kin"))
+        starting.start(world, starting.StartRequest("pictures", "kin"))
     with pytest.raises(NotFoundError, match="kin, old"):
         platform.start(world, "nobody")
     with pytest.raises(NotFoundError, match="rollout list"):
@@ -382,6 +398,6 @@ def test_existing_embeddings_are_taken_as_they_are_and_bad_ones_are_refused(cont
     platform.register_network(context, tmp_path, "old", seed=0)
     stored = np.random.default_rng(0).normal(size=(240, 32)).astype(np.float32)
     with pytest.raises(UsageError, match="L2-normalised"):
-        advance.import_embeddings(context, "pics", "old", stored)
+        embed.import_embeddings(context, "pics", "old", stored)
     with pytest.raises(UsageError, match="240 × 32"):
-        advance.import_embeddings(context, "pics", "old", stored[:7])
+        embed.import_embeddings(context, "pics", "old", stored[:7])

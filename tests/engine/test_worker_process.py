@@ -9,9 +9,11 @@ import time
 import pytest
 
 from orchestrator.bootstrap import open_context
+from orchestrator.ledger.database import HEAD
 from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import advance, background, galleries, rollouts
+from orchestrator.service import background, embed, galleries, wakeups
+from orchestrator.service import start as starting
 from tests.engine import platform
 
 
@@ -73,7 +75,7 @@ def test_a_worker_is_woken_works_to_the_end_and_evaluates(world, workers):
 
 def test_a_worker_killed_with_sigkill_loses_nothing_and_doubles_nothing(world, workers, tmp_path):
     galleries.create_gallery(world, "many", str(platform.draw_pictures(tmp_path / "more", per_class=60)))
-    row = advance.embed_gallery(world, "many", "old", batch_size=8)
+    row = embed.embed_gallery(world, "many", "old", batch_size=8)
     kills = 0
     for wanted in (20, 120, 220):
         worker = workers()
@@ -95,7 +97,7 @@ def test_a_worker_killed_with_sigkill_loses_nothing_and_doubles_nothing(world, w
 
 
 def test_a_lost_wake_up_changes_nothing_the_worker_looks_by_itself(world, workers, monkeypatch):
-    monkeypatch.setattr(rollouts, "wake", lambda *arguments: True)  # the message goes nowhere
+    monkeypatch.setattr(world.broker, "ring", lambda *arguments: None)  # the message goes nowhere
     row = platform.start(world)
     workers()
     until(lambda: status(world, row.id)["state"] == "finalizable")
@@ -116,7 +118,7 @@ def test_start_stands_with_the_broker_away_and_a_later_worker_finds_it(world):
 
 def test_sigterm_finishes_the_batch_at_hand_and_signs_off(world, workers, tmp_path):
     galleries.create_gallery(world, "many", str(platform.draw_pictures(tmp_path / "more", per_class=60)))
-    row = advance.embed_gallery(world, "many", "old", batch_size=8)
+    row = embed.embed_gallery(world, "many", "old", batch_size=8)
     worker = workers()
     until(lambda: status(world, row.id)["committed"] > 0)
     worker.terminate()
@@ -139,9 +141,9 @@ def test_two_workers_share_a_rollout_without_doubling_anything(world, workers, t
     galleries.create_gallery(world, "many", str(platform.draw_pictures(tmp_path / "more", per_class=30)))
     workers()
     workers()
-    row = advance.embed_gallery(world, "many", "old", batch_size=8)
+    row = embed.embed_gallery(world, "many", "old", batch_size=8)
     for _ in range(20):
-        rollouts.wake(world, "drain", row.id)  # doubled messages
+        wakeups.wake(world, "drain", row.id)  # doubled messages
     until(lambda: status(world, row.id)["state"] == "finalized")
     found = audit(world, row.id)
     assert (found.lost, found.duplicated, found.falsified) == (0, 0, 0)
@@ -174,7 +176,7 @@ def test_a_search_during_the_whole_refresh_never_fails(world, workers):
         query = gallery_queries.items_of_rows(connection, gallery.id, [0])[0]
     from models.datasets import read_item
 
-    request = rollouts.StartRequest("pics", "kin", prototypes="classes", lease_s=2.0, batch_size=4)
+    request = starting.StartRequest("pics", "kin", prototypes="classes", lease_s=2.0, batch_size=4)
     seen, _ = hot_refresh(
         world,
         gallery,
@@ -188,3 +190,40 @@ def test_a_search_during_the_whole_refresh_never_fails(world, workers):
     assert seen.first_answer_s is not None
     assert seen.searches > 0
     assert seen.failed_searches == 0
+
+
+def test_a_worker_of_another_release_stops_with_a_message_and_loses_nothing(world, workers):
+    """The schema moves on in the middle of a rollout, as by a newer release's `db upgrade`."""
+    worker = workers()
+    row = platform.start(world, batch_size=4)
+    until(lambda: status(world, row.id)["committed"] > 0)
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    assert worker.wait(timeout=60) == 0
+    assert "install that release" in background.worker_log(world.settings).read_text()
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE alembic_version SET version_num = '{HEAD}'")
+    workers()
+    until(lambda: status(world, row.id)["state"] == "finalizable")
+    found = audit(world, row.id)
+    assert (found.lost, found.duplicated, found.falsified) == (0, 0, 0)
+
+
+def test_a_full_log_disk_does_not_stop_the_work(world):
+    import subprocess
+
+    row = platform.start(world)
+    with open("/dev/full", "wb") as full:
+        worker = subprocess.Popen(
+            background.worker_command(None),
+            cwd=world.settings.data_dir,
+            env=background.worker_environment(world.settings),
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=full,
+        )
+    try:
+        until(lambda: status(world, row.id)["state"] == "finalizable")
+    finally:
+        worker.terminate()
+        worker.wait(timeout=60)

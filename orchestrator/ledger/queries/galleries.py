@@ -84,7 +84,8 @@ def uris_of_rows(connection: Connection, gallery_id: int, rows: Sequence[int]) -
     result = execute(
         connection,
         "uris_of_rows",
-        "SELECT row, uri FROM item WHERE gallery_id = :gallery AND row = ANY(CAST(:rows AS bigint[]))",
+        """SELECT row, uri FROM item
+           WHERE gallery_id = :gallery AND row = ANY(CAST(:rows AS bigint[])) AND deleted_at IS NULL""",
         gallery=gallery_id,
         rows=list(rows),
     )
@@ -97,7 +98,7 @@ def item_by_key(connection: Connection, gallery_id: int, key: str) -> ItemRow | 
         connection,
         ItemRow,
         "item_by_key",
-        "SELECT row, key, uri, label FROM item WHERE gallery_id = :gallery AND key = :key",
+        "SELECT row, key, uri, label FROM item WHERE gallery_id = :gallery AND key = :key AND deleted_at IS NULL",
         gallery=gallery_id,
         key=key,
     )
@@ -108,7 +109,8 @@ def labels_of_gallery(connection: Connection, gallery_id: int) -> list[tuple[int
     result = execute(
         connection,
         "labels_of_gallery",
-        "SELECT row, label FROM item WHERE gallery_id = :gallery AND label IS NOT NULL ORDER BY row",
+        """SELECT row, label FROM item
+           WHERE gallery_id = :gallery AND label IS NOT NULL AND deleted_at IS NULL ORDER BY row""",
         gallery=gallery_id,
     )
     return [(int(row), str(label)) for row, label in result]
@@ -202,7 +204,7 @@ def relevant_pairs(connection: Connection, query_set_id: int) -> list[tuple[int,
            WHERE s.id = :id AND s.relevance = 'pairs'
            UNION ALL
            SELECT q.no, i.row FROM query q JOIN query_set s ON s.id = q.query_set_id
-           JOIN item i ON i.gallery_id = s.gallery_id AND i.label = q.label
+           JOIN item i ON i.gallery_id = s.gallery_id AND i.label = q.label AND i.deleted_at IS NULL
            WHERE s.id = :id AND s.relevance = 'label'
            ORDER BY 1, 2""",
         id=query_set_id,
@@ -241,7 +243,8 @@ def rows_of_keys(connection: Connection, gallery_id: int, keys: Sequence[str]) -
     result = execute(
         connection,
         "rows_of_keys",
-        "SELECT key, row FROM item WHERE gallery_id = :gallery AND key = ANY(CAST(:keys AS text[]))",
+        """SELECT key, row FROM item
+           WHERE gallery_id = :gallery AND key = ANY(CAST(:keys AS text[])) AND deleted_at IS NULL""",
         gallery=gallery_id,
         keys=list(keys),
     )

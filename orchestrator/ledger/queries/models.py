@@ -21,14 +21,16 @@ def insert_model(
     digest: str,
     fingerprint: str,
     uri: str,
+    files: dict[str, int],
     manifest: dict[str, Any],
 ) -> int | None:
     """Register a model; None where the name is taken."""
     return execute(
         connection,
         "insert_model",
-        """INSERT INTO model (name, modality, architecture, dim, digest, fingerprint, uri, manifest)
-           VALUES (:name, :modality, :architecture, :dim, :digest, :fingerprint, :uri, CAST(:manifest AS jsonb))
+        """INSERT INTO model (name, modality, architecture, dim, digest, fingerprint, uri, files, manifest)
+           VALUES (:name, :modality, :architecture, :dim, :digest, :fingerprint, :uri, CAST(:files AS jsonb),
+                   CAST(:manifest AS jsonb))
            ON CONFLICT (name) DO NOTHING RETURNING id""",
         name=name,
         modality=modality,
@@ -37,6 +39,7 @@ def insert_model(
         digest=digest,
         fingerprint=fingerprint,
         uri=uri,
+        files=json.dumps(files),
         manifest=json.dumps(manifest),
     ).scalar_one_or_none()
 
@@ -69,14 +72,15 @@ def insert_adapter(
     digest: str,
     fingerprint: str,
     uri: str,
+    files: dict[str, int],
     manifest: dict[str, Any],
 ) -> int | None:
     """Register an adapter; None where the name is taken."""
     return execute(
         connection,
         "insert_adapter",
-        """INSERT INTO adapter (name, source_model_id, target_model_id, digest, fingerprint, uri, manifest)
-           VALUES (:name, :source, :target, :digest, :fingerprint, :uri, CAST(:manifest AS jsonb))
+        """INSERT INTO adapter (name, source_model_id, target_model_id, digest, fingerprint, uri, files, manifest)
+           VALUES (:name, :source, :target, :digest, :fingerprint, :uri, CAST(:files AS jsonb), CAST(:manifest AS jsonb))
            ON CONFLICT (name) DO NOTHING RETURNING id""",
         name=name,
         source=source_model_id,
@@ -84,6 +88,7 @@ def insert_adapter(
         digest=digest,
         fingerprint=fingerprint,
         uri=uri,
+        files=json.dumps(files),
         manifest=json.dumps(manifest),
     ).scalar_one_or_none()
 

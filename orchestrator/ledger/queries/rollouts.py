@@ -12,7 +12,7 @@ from orchestrator.ledger.queries.run import copy_rows, execute, fetch_all, fetch
 from orchestrator.ledger.rows import RolloutRow, ServingRow
 
 # A gallery's vectors come from rollouts in these states, newest first.
-EFFECTIVE = ("deployed", "backfilling", "paused", "finalizable", "finalized")
+EFFECTIVE = ("deployed", "backfilling", "paused", "finalizable", "finalized", "superseded")
 
 
 def insert_rollout(
@@ -36,10 +36,10 @@ def insert_rollout(
         connection,
         "insert_rollout",
         """INSERT INTO rollout (gallery_id, kind, from_model_id, to_model_id, adapter_id, certificate_id, state,
-                                order_name, config, batch_size, n_items, extent_uri, actor)
+                                order_name, config, batch_size, n_items, plan_items, extent_uri, actor)
            VALUES (:gallery, :kind, :from_model, :to_model, :adapter, :certificate, 'planned',
-                   :order_name, CAST(:config AS jsonb), :batch_size, :n_items, :extent_uri, :actor)
-           ON CONFLICT (gallery_id) WHERE state NOT IN ('finalized', 'cancelled', 'rolled_back', 'failed')
+                   :order_name, CAST(:config AS jsonb), :batch_size, :n_items, :n_items, :extent_uri, :actor)
+           ON CONFLICT (gallery_id) WHERE state NOT IN ('finalized', 'superseded', 'cancelled', 'rolled_back', 'failed')
            DO NOTHING RETURNING id""",
         gallery=gallery_id,
         kind=kind,
@@ -69,7 +69,7 @@ def lock_rollout(connection: Connection, rollout_id: int) -> RolloutRow | None:
         connection,
         RolloutRow,
         "lock_rollout",
-        "SELECT * FROM rollout WHERE id = :id FOR UPDATE",
+        "SELECT * FROM rollout WHERE id = :id FOR NO KEY UPDATE",
         id=rollout_id,
     )
 
@@ -98,12 +98,17 @@ def list_rollouts(connection: Connection, gallery_id: int | None) -> list[Rollou
 
 
 def active_rollouts(connection: Connection) -> list[RolloutRow]:
-    """Rollouts on which a worker may have something to do."""
+    """Rollouts on which a worker may have something to do, the most urgent lane first, then who waited longest."""
     return fetch_all(
         connection,
         RolloutRow,
         "active_rollouts",
-        "SELECT * FROM rollout WHERE state IN ('planned', 'deployed', 'backfilling') ORDER BY id",
+        """SELECT * FROM rollout
+           WHERE state IN ('planned', 'deployed', 'backfilling', 'paused', 'cancelling', 'rolling_back')
+              OR state = 'finalizable' AND finalize_asked_by IS NOT NULL
+              OR state = 'finalized' AND committed_batches < n_batches
+           ORDER BY array_position(ARRAY['urgent', 'backfill', 'repair'], coalesce(config ->> 'lane', 'backfill')),
+                    last_progress_at NULLS FIRST, id""",
     )
 
 
@@ -113,7 +118,8 @@ def effective_rollouts(connection: Connection, gallery_id: int) -> list[RolloutR
         connection,
         RolloutRow,
         "effective_rollouts",
-        "SELECT * FROM rollout WHERE gallery_id = :gallery AND state = ANY(:states) ORDER BY id",
+        """SELECT * FROM rollout WHERE gallery_id = :gallery AND state = ANY(:states) AND reclaimed_at IS NULL
+           ORDER BY id""",
         gallery=gallery_id,
         states=list(EFFECTIVE),
     )
@@ -134,8 +140,9 @@ def set_state(
                                     THEN coalesce(deployed_at, clock_timestamp()) ELSE deployed_at END,
                  backfill_at = CASE WHEN :state = 'backfilling'
                                     THEN coalesce(backfill_at, clock_timestamp()) ELSE backfill_at END,
-                 finished_at = CASE WHEN :state IN ('finalized', 'cancelled', 'rolled_back', 'failed')
-                                    THEN clock_timestamp() ELSE finished_at END,
+                 finished_at = CASE WHEN :state IN ('finalized', 'superseded', 'cancelled', 'rolled_back', 'failed')
+                                    THEN clock_timestamp() WHEN :state = 'paused' THEN NULL ELSE finished_at END,
+                 throttle_reason = NULL, throttle_value = NULL, throttle_limit = NULL, throttled_at = NULL,
                  paused_s = paused_s + CASE WHEN state = 'paused' AND :state <> 'paused'
                                     THEN extract(epoch FROM clock_timestamp() - paused_at) ELSE 0 END,
                  paused_at = CASE WHEN :state = 'paused' THEN clock_timestamp() ELSE NULL END
@@ -170,6 +177,109 @@ def set_config(connection: Connection, rollout_id: int, changes: dict[str, Any])
     )
 
 
+def set_throttle(
+    connection: Connection,
+    rollout_id: int,
+    reason: str | None,
+    value: float | None = None,
+    limit: float | None = None,
+) -> bool:
+    """Hold a backfilling rollout's claims back for a reason, or (None) let them go on; False: nothing changed."""
+    return (
+        execute(
+            connection,
+            "set_throttle",
+            """UPDATE rollout SET throttle_reason = :reason, throttle_value = :value, throttle_limit = :limit,
+                      throttled_at = CASE WHEN CAST(:reason AS text) IS NULL THEN NULL
+                                          ELSE coalesce(throttled_at, clock_timestamp()) END
+               WHERE id = :id AND state = 'backfilling' AND (throttle_reason, throttle_value)
+                     IS DISTINCT FROM (CAST(:reason AS text), CAST(:value AS double precision))""",
+            id=rollout_id,
+            reason=reason,
+            value=value,
+            limit=limit,
+        ).rowcount
+        == 1
+    )
+
+
+def count_failure(connection: Connection, rollout_id: int) -> int:
+    """A batch failed as a whole; returns how many did so since the last commit."""
+    return int(
+        execute(
+            connection,
+            "count_failure",
+            "UPDATE rollout SET failures_in_row = failures_in_row + 1 WHERE id = :id RETURNING failures_in_row",
+            id=rollout_id,
+        ).scalar_one()
+    )
+
+
+def forgive(connection: Connection, rollout_id: int) -> None:
+    """The failure budget counts from here."""
+    execute(
+        connection,
+        "forgive",
+        """UPDATE rollout SET failures_in_row = 0, budget_from_seq =
+                  (SELECT last_seq FROM gallery_log l WHERE l.gallery_id = rollout.gallery_id) WHERE id = :id""",
+        id=rollout_id,
+    )
+
+
+def ask_finalize(connection: Connection, rollout_id: int, actor: str | None) -> None:
+    """Finalize it as soon as nothing blocks it; None takes the wish back."""
+    execute(
+        connection,
+        "ask_finalize",
+        "UPDATE rollout SET finalize_asked_by = :actor WHERE id = :id",
+        id=rollout_id,
+        actor=actor,
+    )
+
+
+def mark_reclaimed(connection: Connection, rollout_id: int) -> None:
+    """Its extents are about to be removed: nothing reads them any more."""
+    execute(
+        connection,
+        "mark_reclaimed",
+        "UPDATE rollout SET reclaimed_at = clock_timestamp() WHERE id = :id",
+        id=rollout_id,
+    )
+
+
+def extent_uris(connection: Connection) -> set[str]:
+    """Where the extents of all rollouts are that were not reclaimed."""
+    result = execute(connection, "extent_uris", "SELECT extent_uri FROM rollout WHERE reclaimed_at IS NULL")
+    return {str(uri) for (uri,) in result}
+
+
+def add_replaced(connection: Connection, rollout_id: int, counts: dict[int, int]) -> None:
+    """Add to how many items of older, unfinished rollouts this one has replaced: older rollout → items."""
+    for older, items in counts.items():
+        execute(
+            connection,
+            "add_replaced",
+            """INSERT INTO replaced (rollout_id, older_id, items) VALUES (:id, :older, :items)
+               ON CONFLICT (rollout_id, older_id) DO UPDATE SET items = replaced.items + excluded.items""",
+            id=rollout_id,
+            older=older,
+            items=items,
+        )
+
+
+def finished_within(connection: Connection, rollout_id: int, seconds: float) -> bool:
+    """Whether a rollout finished less than so long ago, by the database's clock."""
+    return bool(
+        execute(
+            connection,
+            "finished_within",
+            """SELECT finished_at > clock_timestamp() - make_interval(secs => :seconds) FROM rollout WHERE id = :id""",
+            id=rollout_id,
+            seconds=seconds,
+        ).scalar_one()
+    )
+
+
 def copy_plan(connection: Connection, rollout_id: int, chunks: Sequence[bytes]) -> int:
     """COPY a plan: chunk i holds the ranks of rows 65,536·i …, little-endian u32."""
     return copy_rows(
@@ -195,11 +305,11 @@ def plan_chunks(connection: Connection, rollout_id: int) -> list[bytes]:
 def insert_batches(
     connection: Connection, rollout_id: int, batches: Sequence[tuple[int, int, int, float | None]]
 ) -> None:
-    """COPY a plan's batches (no, n, band, mean uncertainty), their band totals and the rollout's count."""
+    """COPY a plan's batches (first rank, n, band, mean uncertainty), their band totals and the rollout's count."""
     copy_rows(
         connection,
         "insert_batches",
-        "batch (rollout_id, no, n, band, uncertainty)",
+        "batch (rollout_id, first_rank, n, band, uncertainty)",
         ((rollout_id, *batch) for batch in batches),
     )
     execute(
@@ -253,22 +363,6 @@ def flip_serving(
     )
 
 
-def append_log_event(connection: Connection, gallery_id: int, rollout_id: int, kind: str) -> int:
-    """Draw the gallery's next sequence number, its log row locked to COMMIT, and write the event there."""
-    return int(
-        execute(
-            connection,
-            "append_log_event",
-            """WITH log AS (UPDATE gallery_log SET last_seq = last_seq + 1 WHERE gallery_id = :gallery RETURNING last_seq)
-               INSERT INTO log_event (gallery_id, seq, kind, rollout_id)
-               SELECT :gallery, last_seq, :kind, :rollout FROM log RETURNING seq""",
-            gallery=gallery_id,
-            kind=kind,
-            rollout=rollout_id,
-        ).scalar_one()
-    )
-
-
 def write_audit(
     connection: Connection,
     *,
@@ -290,14 +384,3 @@ def write_audit(
         before=None if before is None else json.dumps(before),
         after=None if after is None else json.dumps(after),
     )
-
-
-def release_leases(connection: Connection, rollout_id: int) -> int:
-    """Give every leased batch back, after a generation bump made its commit impossible."""
-    return execute(
-        connection,
-        "release_leases",
-        """UPDATE batch SET state = 'pending', lease_owner = NULL, lease_until = NULL
-           WHERE rollout_id = :id AND state = 'leased'""",
-        id=rollout_id,
-    ).rowcount

@@ -39,7 +39,8 @@ def heartbeat(
     execute(
         connection,
         "heartbeat",
-        """UPDATE worker SET last_heartbeat = clock_timestamp(), success_count = :successes, error_count = :errors,
+        """UPDATE worker SET last_heartbeat = clock_timestamp(), stopped_at = NULL,
+                  success_count = :successes, error_count = :errors,
                   last_error = coalesce(:last_error, last_error) WHERE id = :id""",
         id=worker_id,
         successes=successes,
@@ -67,3 +68,15 @@ def live_workers(connection: Connection) -> list[tuple[str, str, int]]:
            AND last_heartbeat > clock_timestamp() - 3 * expected_interval_s * interval '1 second' ORDER BY started_at""",
     )
     return [(str(id_), str(host), int(pid)) for id_, host, pid in result]
+
+
+def retire_silent(connection: Connection, intervals: int) -> int:
+    """Sign off workers that were silent for so many of their intervals; one that comes back signs on by its heartbeat."""
+    return execute(
+        connection,
+        "retire_silent",
+        """UPDATE worker SET stopped_at = clock_timestamp(), last_error = coalesce(last_error, 'no heartbeat: taken for gone')
+           WHERE stopped_at IS NULL
+             AND last_heartbeat < clock_timestamp() - :intervals * expected_interval_s * interval '1 second'""",
+        intervals=intervals,
+    ).rowcount

@@ -52,7 +52,7 @@ def test_every_active_state_can_reach_a_terminal_one_without_failing(state):
 
 def test_terminal_states_are_final_except_for_a_rollback_after_finalizing():
     left = {(edge.from_state, edge.verb) for edge in TRANSITIONS if edge.from_state in TERMINAL}
-    assert left == {(S.FINALIZED, V.ROLLBACK)}
+    assert left == {(S.FINALIZED, V.ROLLBACK), (S.SUPERSEDED, V.REINSTATE)}
 
 
 def test_a_rollout_can_fail_from_every_active_state_and_from_no_other():

@@ -83,3 +83,36 @@ def test_scratch_stays_within_its_limit_when_prototypes_are_many(monkeypatch):
 def test_inputs_that_allow_no_softmax_are_refused(prototypes, temperature, message):
     with pytest.raises(ValueError, match=message):
         uncertainty(np.ones((2, 3), np.float32), prototypes, temperature)
+
+
+@pytest.mark.parametrize(("n", "C"), [(3, 2), (1100, 40), (1500, 9000)])
+def test_chosen_rows_have_the_very_bits_that_they_have_among_all(unit, rng, n, C):
+    embeddings, prototypes = unit(n, 32), unit(C, 32)
+    whole = uncertainty(embeddings, prototypes)
+    for m in (0, 1, 2, min(n, 700)):
+        rows = rng.permutation(n)[:m]
+        some = uncertainty(embeddings, prototypes, rows=rows)
+        for name in ("least_confidence", "margin", "entropy"):
+            np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[rows])
+
+
+@pytest.mark.parametrize("squares", [False, True])
+def test_what_is_compiled_has_the_moments_of_what_is_computed_in_place(rng, squares):
+    logits = torch.from_numpy(rng.normal(size=(50, 300)).astype(np.float32) * 9)
+    logits[0] = 1.0  # the largest is there many times: one of them is taken out
+    apart = module.moments_apart(logits.clone(), torch.empty(0), squares=squares)
+    traced = torch.compile(module.moments_apart, backend="eager", fullgraph=True)
+    torch.testing.assert_close(traced(logits.clone(), torch.empty(0), squares=squares), apart)
+    in_place = module.moments(logits, torch.empty_like(logits), squares=squares)
+    assert in_place.shape == (3 + squares, 50)
+    torch.testing.assert_close(apart, in_place, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("n", "C", "d"), [(162, 5, 33), (701, 5, 33), (40, 3, 5)])
+def test_equal_rows_at_places_where_the_library_adds_up_otherwise_keep_their_bits(unit, rng, n, C, d):
+    embeddings, prototypes = np.repeat(unit(1, d), n, axis=0), unit(C, d)
+    whole = uncertainty(embeddings, prototypes, 0.004)
+    rows = rng.integers(0, n, 3 * n)
+    some = uncertainty(embeddings, prototypes, 0.004, rows=rows)
+    for name in ("least_confidence", "margin", "entropy"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[rows])

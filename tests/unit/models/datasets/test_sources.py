@@ -275,7 +275,7 @@ def test_keys_and_labels_that_no_database_takes_are_refused(tmp_path):
     content = f"key,text,label\na\0b,one,\n{'k' * 1025},one,\nc,one,{'l' * 1025}\nd,one,\n"
     rows = refused(tmp_path / "x.csv", content)
     assert [reason for _, reason in rows] == ["key is no plain text", "key too long", "label too long"]
-    assert rows[0][0] == "a\\0b"
+    assert rows[0][0] == "a\\x00b"
 
 
 @pytest.mark.parametrize(

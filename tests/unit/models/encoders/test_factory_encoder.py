@@ -45,7 +45,7 @@ def own_module(monkeypatch):
 
 def test_a_users_image_encoder_is_registered_called_and_normalised(tmp_path, own_module):
     factory.create(tmp_path / "e", "mine", "somebodys_encoders:make", {"gain": 2.0})
-    encoder = load_encoder(tmp_path / "e")
+    encoder = load_encoder(tmp_path / "e", own_code=True)
     assert (encoder.dim, encoder.modality) == (12, "image")
     vectors = encoder.encode([encoder.preprocess(Image.new("L", (5, 7), 100)) for _ in range(3)])
     assert vectors.shape == (3, 12)
@@ -56,7 +56,7 @@ def test_a_users_image_encoder_is_registered_called_and_normalised(tmp_path, own
 
 def test_a_users_text_encoder_needs_no_preprocess(tmp_path, own_module):
     factory.create(tmp_path / "e", "mine", "somebodys_encoders:letters")
-    encoder = load_encoder(tmp_path / "e")
+    encoder = load_encoder(tmp_path / "e", own_code=True)
     assert (encoder.dim, encoder.modality) == (4, "text")
     assert encoder.encode([encoder.preprocess("banana")])[0].argmax() == 0
 
@@ -65,7 +65,7 @@ def test_a_changed_encoder_under_an_old_name_is_refused(tmp_path, own_module):
     factory.create(tmp_path / "e", "mine", "somebodys_encoders:make")
     own_module.make = lambda: Own(gain=-5.0)
     with pytest.raises(ArtifactError, match="no longer answers"):
-        load_encoder(tmp_path / "e")
+        load_encoder(tmp_path / "e", own_code=True)
 
 
 def test_other_options_are_another_space(tmp_path, own_module):
@@ -78,7 +78,7 @@ def test_a_vanished_factory_is_an_artifact_error(tmp_path, own_module):
     factory.create(tmp_path / "e", "mine", "somebodys_encoders:make")
     del own_module.make
     with pytest.raises(ArtifactError, match="could not be called"):
-        load_encoder(tmp_path / "e")
+        load_encoder(tmp_path / "e", own_code=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""Row 7 on a device: the uncertainty of N items in float32, and the identical plan from bfloat16 and an exact band."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.result import Row, in_turns, median, quartiles, seconds
+from orchestrator.core.banded import BandedPlan, banded_plan
+from orchestrator.core.plan import order_rows
+from orchestrator.core.uncertainty import uncertainty
+
+F32 = npt.NDArray[np.float32]
+SEED = 0
+BAND_ENDS = (0.1, 0.4, 0.7)
+"""Where the priority bands of a plan end, as shares of its rows."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """N items, C prototypes, d dimensions, batches of B; `square`: edge of the matrices that give the peak."""
+
+    N: int
+    C: int
+    d: int
+    B: int
+    square: int
+
+
+LARGE = Size(1_048_576, 10_000, 256, 1024, 8192)
+SMALL = Size(4096, 300, 64, 256, 512)
+
+
+def measure(device: torch.device, *, repeats: int = 5, small: bool = False) -> list[Row]:
+    """One row for float32 against the device's own matrix product, three for plans from bfloat16 against float32."""
+    size = SMALL if small else LARGE
+    embeddings, prototypes = gallery(size)
+    compiled = device.type == "cuda"
+
+    def exact(statistic: str) -> npt.NDArray[np.uint32]:
+        scores = uncertainty(embeddings, prototypes, device=device, compiled=compiled)
+        return order_rows(getattr(scores, statistic))
+
+    for _ in range(2):  # kernels are compiled and chosen
+        exact("margin")
+    peak = sgemm_peak(device, size, repeats)
+    works = {"scores": lambda: uncertainty(embeddings, prototypes, device=device, compiled=compiled)}
+    taken = in_turns(works, repeats)["scores"]
+    shape = f"N = {size.N:,}, C = {size.C:,}, d = {size.d}, seed {SEED}, on {device}"
+    ideal_s = 2 * size.N * size.C * size.d / peak
+    ratio = ideal_s / median(taken)
+    rows = [
+        Row(
+            7,
+            f"uncertainty of a gallery in float32, {shape}: median of {repeats}, {quartiles(taken, form='.4f')} s",
+            median(taken),
+            "s",
+            f"float32 matrix product of the device, {peak / 1e9:,.0f} GFLOP/s: {ideal_s:.4f} s",
+            ratio,
+            ">= 0.85",
+            ratio >= 0.85,
+        )
+    ]
+    bands = [int(size.N * end) for end in BAND_ENDS]
+    all_batches = range(size.B, size.N, size.B)
+    for statistic, cuts, name, terms in (
+        ("margin", bands, "4 bands", 1),
+        ("margin", all_batches, f"batches of {size.B:,}", 3),
+        ("entropy", all_batches, f"batches of {size.B:,}", 3),
+    ):
+
+        def banded(statistic: str = statistic, cuts: object = cuts, terms: int = terms) -> BandedPlan:
+            return banded_plan(
+                embeddings,
+                prototypes,
+                statistic,
+                np.asarray(cuts),
+                terms=terms,
+                device=device,
+                compiled=compiled,
+            )
+
+        found, expected = banded(), exact(statistic)
+        identical = same_segments(found.row_of, expected, np.asarray(cuts))
+        pair = in_turns({"float32": lambda: exact(statistic), "banded": banded}, repeats)  # noqa: B023 — called here
+        speedup = median(pair["float32"]) / median(pair["banded"])
+        rows.append(
+            Row(
+                7,
+                f"plan by {statistic} in {name} from bfloat16 in {terms} term{'s' * (terms > 1)} and an exact band of "
+                f"{found.rescored / size.N:.1%}, {'identical' if identical else 'NOT IDENTICAL'}, {shape}: median of {repeats}",
+                median(pair["banded"]),
+                "s",
+                f"the plan from float32, {median(pair['float32']):.4f} s",
+                speedup,
+                ">= 2.2",
+                identical and speedup >= 2.2,
+            )
+        )
+    return rows
+
+
+def gallery(size: Size) -> tuple[F32, F32]:
+    """Embeddings around prototypes, from sure ones to ones that lie anywhere: (N, d) and (C, d), L2-normalised."""
+    rng = np.random.default_rng(SEED)
+    prototypes = _unit(rng.standard_normal((size.C, size.d), np.float32))
+    embeddings = rng.standard_normal((size.N, size.d), np.float32)
+    embeddings *= rng.uniform(0.3, 3.0, (size.N, 1)).astype(np.float32) / np.float32(size.d**0.5)
+    embeddings += prototypes[rng.integers(0, size.C, size.N)]
+    return _unit(embeddings), prototypes
+
+
+def _unit(vectors: F32) -> F32:
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors
+
+
+def same_segments(
+    found: npt.NDArray[np.uint32], expected: npt.NDArray[np.uint32], cuts: npt.NDArray[np.int64]
+) -> bool:
+    """Whether both plans hold the same rows between every two cuts."""
+    pairs = zip(np.split(found, cuts), np.split(expected, cuts), strict=True)
+    return all(np.array_equal(np.sort(ours), np.sort(theirs)) for ours, theirs in pairs)
+
+
+def sgemm_peak(device: torch.device, size: Size, repeats: int) -> float:
+    """FLOP/s of the fastest float32 product: a large square one, or one with the shape of a chunk's logits."""
+    assert torch.get_float32_matmul_precision() == "highest", "TF32 is no float32"
+    best = 0.0
+    for m, k, n in ((size.square,) * 3, (min(4096, size.N), size.d, size.C)):
+        left, right = torch.randn(m, k, device=device), torch.randn(k, n, device=device)
+        out = torch.empty(m, n, device=device)
+
+        def product(left: torch.Tensor = left, right: torch.Tensor = right, out: torch.Tensor = out) -> None:
+            for _ in range(4):
+                torch.mm(left, right, out=out)
+            synchronise(device)
+
+        product()
+        best = max(best, *(4 * 2 * m * k * n / seconds(product) for _ in range(repeats)))
+    return best
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what was launched."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

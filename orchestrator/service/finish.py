@@ -1,0 +1,227 @@
+"""The end of a rollout: complete, finalize with named blockers, and giving the old vectors' space back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import Connection
+
+from orchestrator.context import Context
+from orchestrator.core.states import RolloutState, Verb
+from orchestrator.errors import ConflictError
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import flips as flip_queries
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import log as log_queries
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import RolloutRow
+from orchestrator.service.names import find_gallery
+from orchestrator.service.rollouts import locked, move, reread
+from orchestrator.service.wakeups import relay, request_wakeup
+from orchestrator.serving.matrix import load_matrix
+from orchestrator.store import remove_folder
+
+# How long a `finalize` waits for the last flips to be counted before it names them as a blocker.
+COUNTING_S = 10.0
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """One reason why a rollout cannot be finalized: its stable name, and the sentence for people."""
+
+    name: str
+    message: str
+
+
+def complete(context: Context, rollout_id: int) -> RolloutRow:
+    """All batches committed → finalizable; the first embedding of a gallery is finalized at once and begins to serve.
+
+    The counts are compared inside the transaction, under the lock that commits take.
+    """
+    with transaction(context.engine) as connection:
+        row = locked(connection, rollout_id)
+        if row.state not in (RolloutState.BACKFILLING, RolloutState.PAUSED) or not _all_committed(row):
+            return row
+        move(connection, row, Verb.COMPLETE, actor=context.actor)
+        if row.kind == "initial":
+            _finalize(connection, locked(connection, row.id), context.actor)
+        elif row.finalize_asked_by is not None:
+            request_wakeup(connection, "finalize", row.id)
+    relay(context)
+    return reread(context, rollout_id)
+
+
+def _all_committed(row: RolloutRow) -> bool:
+    return (
+        row.n_batches > 0
+        and row.committed_batches == row.n_batches
+        and row.committed_items + row.quarantined_items == row.n_items
+    )
+
+
+def blockers(connection: Connection, row: RolloutRow) -> list[Blocker]:
+    """Everything that stands between a rollout and its finalization."""
+    found = []
+    if row.state == RolloutState.PAUSED:
+        found.append(Blocker("paused", f"it is paused: {row.reason}"))
+    open_items = row.n_items - row.committed_items - row.quarantined_items
+    if open_items or row.state in (RolloutState.PLANNED, RolloutState.DEPLOYED):
+        found.append(Blocker("open_items", f"{open_items} of {row.n_items} items are not re-embedded yet"))
+    if row.state == RolloutState.FINALIZABLE and _uncounted(connection, row):
+        found.append(Blocker("flips_not_counted", "the flips of the last batches are not counted yet"))
+    return found
+
+
+def _uncounted(connection: Connection, row: RolloutRow) -> bool:
+    """Whether a query set of the gallery has not seen the rollout's last batch."""
+    last = log_queries.last_batch_seq(connection, row.id)
+    return any(
+        (flip_queries.last_evaluated(connection, row.id, query_set.id) or 0) < last
+        for query_set in gallery_queries.query_sets_of_gallery(connection, row.gallery_id)
+        if last
+    )
+
+
+def finalize(context: Context, name: str | int, *, when_ready: bool = False) -> RolloutRow:
+    """Accept the upgrade. The old vectors stay until the rollback window closes and they are reclaimed.
+
+    Args:
+        when_ready: where something blocks it, finalize as soon as nothing does.
+
+    Raises:
+        ConflictError: something blocks it; the message names each blocker.
+    """
+    deadline = time.monotonic() + COUNTING_S
+    while True:
+        with transaction(context.engine) as connection:
+            row = locked(connection, name)
+            if row.state == RolloutState.FINALIZED:
+                return row
+            found = blockers(connection, row)
+            if not found:
+                _finalize(connection, row, context.actor)
+                break
+            counting = [b.name for b in found] == ["flips_not_counted"]
+            if counting:
+                request_wakeup(connection, "evaluate", row.id)
+            if when_ready:
+                _postpone(connection, row, context.actor, found)
+                break
+        relay(context)
+        if not counting or time.monotonic() > deadline:
+            raise _blocked(row, found)
+        time.sleep(_POLL_S)
+    relay(context)
+    return reread(context, row.id)
+
+
+def _blocked(row: RolloutRow, found: list[Blocker]) -> ConflictError:
+    named = "; ".join(f"{b.name}: {b.message}" for b in found)
+    advice = (
+        f"Go on with `hotrefresh rollout resume {row.id}`"
+        if row.state == RolloutState.PAUSED
+        else f"Wait with `hotrefresh rollout status -w {row.id}`"
+    )
+    return ConflictError(
+        f"rollout {row.id} is {row.state} and cannot be finalized ({named}). {advice}, or let it be finalized by "
+        f"itself with `hotrefresh rollout finalize {row.id} --when-ready`."
+    )
+
+
+def _postpone(connection: Connection, row: RolloutRow, actor: str, found: list[Blocker]) -> None:
+    if row.state not in (
+        RolloutState.PLANNED, RolloutState.DEPLOYED, RolloutState.BACKFILLING, RolloutState.PAUSED, RolloutState.FINALIZABLE,
+    ):  # fmt: skip
+        move(connection, row, Verb.FINALIZE, actor=actor)  # raises, naming the state
+    if row.finalize_asked_by is None:
+        rollout_queries.ask_finalize(connection, row.id, actor)
+        rollout_queries.write_audit(
+            connection,
+            actor=actor,
+            action="rollout.finalize_postponed",
+            target=str(row.id),
+            after={"blockers": [b.name for b in found]},
+        )
+
+
+def finalize_if_asked(context: Context, rollout_id: int) -> RolloutRow:
+    """Do a postponed finalization if nothing blocks it any more; under the name of who asked."""
+    with transaction(context.engine) as connection:
+        row = locked(connection, rollout_id)
+        asked = row.finalize_asked_by
+        if row.state == RolloutState.FINALIZABLE and asked and not blockers(connection, row):
+            _finalize(connection, row, asked)
+    return reread(context, rollout_id)
+
+
+def _finalize(connection: Connection, row: RolloutRow, actor: str) -> None:
+    move(connection, row, Verb.FINALIZE, actor=actor)
+    if row.kind == "initial":
+        rollout_queries.flip_serving(
+            connection, row.gallery_id, row.to_model_id, row.id, actor=actor, reason="first embedding"
+        )
+    log_queries.append_log_event(connection, row.gallery_id, row.id, "finalized")
+
+
+@dataclass(frozen=True)
+class Reclaimed:
+    """What `reclaim` gave back, or would: rollouts, bytes, and how many items lose the only vector they have."""
+
+    gallery: str
+    rollouts: tuple[int, ...]
+    freed_bytes: int
+    items_without_vector: int
+
+
+def reclaim(
+    context: Context, gallery_name: str, *, dry_run: bool = False, drop_unreadable: bool = False
+) -> Reclaimed:
+    """Remove the extents that no search and no rollback can need any more.
+
+    These are of rollouts that were cancelled, rolled back or failed, and of everything older than the newest finalized
+    rollout, once that one's rollback window is closed.
+
+    Raises:
+        ConflictError: items are in quarantine and only have an old vector, and `drop_unreadable` was not said.
+    """
+    with transaction(context.engine) as connection:
+        gallery = find_gallery(connection, gallery_name)
+        chosen = _reclaimable(connection, gallery.id)
+        kept = load_matrix(connection, gallery.id)
+        without = int(np.isin(kept.version, [r.id for r in chosen]).sum())
+        if without and not drop_unreadable and not dry_run:
+            raise ConflictError(
+                f"{without} items of gallery {gallery.name!r} could not be embedded anew and are found by their old vectors "
+                "only; mend them and `hotrefresh rollout retry`, or say --drop-unreadable to give these vectors up."
+            )
+        freed = sum(r.committed_items * _row_bytes(connection, r) for r in chosen)
+        if not dry_run:
+            for row in chosen:
+                rollout_queries.mark_reclaimed(connection, row.id)
+                rollout_queries.write_audit(
+                    connection, actor=context.actor, action="rollout.reclaimed", target=str(row.id)
+                )
+    if not dry_run:
+        for row in chosen:
+            remove_folder(context.settings.extents, row.extent_uri)
+    return Reclaimed(gallery.name, tuple(r.id for r in chosen), freed, without)
+
+
+def _row_bytes(connection: Connection, row: RolloutRow) -> int:
+    return model_queries.model_by_id(connection, row.to_model_id).dim * 4
+
+
+def _reclaimable(connection: Connection, gallery_id: int) -> list[RolloutRow]:
+    rollouts = [r for r in rollout_queries.list_rollouts(connection, gallery_id) if r.reclaimed_at is None]
+    over = [r for r in rollouts if r.state in ("cancelled", "rolled_back", "failed")]
+    for at, row in enumerate(rollouts):  # newest first
+        if row.state == RolloutState.FINALIZED and row.committed_batches == row.n_batches:
+            window = float(row.config.get("rollback_window_s", 0))
+            if rollout_queries.finished_within(connection, row.id, window):
+                break
+            return over + [r for r in rollouts[at + 1 :] if r not in over]
+    return over

@@ -1,0 +1,273 @@
+"""Starting an upgrade: everything that can be said against it first, then one transaction, then the new model serves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy import Connection
+
+from orchestrator.context import Context
+from orchestrator.core.states import ACTIVE, RolloutState, Verb
+from orchestrator.errors import ConflictError, InconclusiveError, NotCertifiedError, UsageError
+from orchestrator.failpoints import reach
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import items as item_queries
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, RolloutRow
+from orchestrator.service.names import find_adapter, find_gallery, find_model
+from orchestrator.service.rollouts import locked, move, reread
+from orchestrator.service.wakeups import relay, request_wakeup
+from orchestrator.store import new_folder
+from orchestrator.throttles import resolved
+
+ROLLBACK_WINDOW = timedelta(days=7)
+# The part of the last 1,000 items that may go into quarantine before the rollout is paused.
+FAILURE_BUDGET = 0.01
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """What `plan` shows and `start` does.
+
+    Attributes:
+        order: name of a backfill order (`core.orders`).
+        prototypes: auto, head (the new model's), classes (means by label) or clusters (k-means).
+        temperature: of the softmax over prototypes.
+        lane: which rollout workers take first: urgent, backfill or repair.
+        supersede: take the place of a rollout that still runs; what it committed stays in use.
+    """
+
+    gallery: str
+    to_model: str
+    adapter: str | None = None
+    order: str = "entropy"
+    batch_size: int | None = None
+    prototypes: str = "auto"
+    temperature: float = 0.05
+    seed: int = 0
+    lease_s: float | None = None
+    lane: str = "backfill"
+    supersede: bool = False
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A request with everything it names found and allowed."""
+
+    gallery: GalleryRow
+    running: RolloutRow | None
+    old: ModelRow
+    new: ModelRow
+    adapter: AdapterRow | None
+    certificate: CertificateRow
+    batch_size: int
+    config: dict[str, Any]
+
+
+def check_start(context: Context, connection: Connection, request: StartRequest) -> Checked:
+    """Everything that can be said against a start, before anything is written.
+
+    Raises:
+        NotFoundError, ConflictError: a name, or the gallery's state.
+        NotCertifiedError: the pair of models was never measured, or was refused.
+        InconclusiveError: it was measured on too little.
+    """
+    gallery = item_queries.lock_gallery(connection, find_gallery(connection, request.gallery).id)
+    new = find_model(connection, request.to_model)
+    serving = rollout_queries.serving_now(connection, gallery.id)
+    if serving is None:
+        raise ConflictError(
+            f"gallery {gallery.name!r} has no embeddings yet; run `hotrefresh gallery embed {gallery.name} --model NAME`."
+        )
+    latest = rollout_queries.latest_rollout(connection, gallery.id)
+    running = latest if latest is not None and RolloutState(latest.state) in ACTIVE else None
+    if running is not None:
+        _check_supersede(gallery, running, request)
+    old = model_queries.model_by_id(connection, serving.model_id)
+    if new.id == old.id:
+        raise ConflictError(f"gallery {gallery.name!r} already serves {new.name!r}; there is nothing to do.")
+    if new.modality != gallery.modality:
+        raise ConflictError(
+            f"{new.name!r} embeds {new.modality}s, gallery {gallery.name!r} holds {gallery.modality}s."
+        )
+    adapter = find_adapter(connection, request.adapter) if request.adapter else None
+    if adapter and (adapter.source_model_id, adapter.target_model_id) != (old.id, new.id):
+        raise ConflictError(f"adapter {adapter.name!r} does not lead from {old.name!r} to {new.name!r}.")
+    if adapter is None and new.dim != old.dim:
+        raise NotCertifiedError(
+            f"{new.name!r} has {new.dim} dimensions, the stored embeddings of {old.name!r} have {old.dim}: they cannot be "
+            f"mixed without an adapter. Fit one with `hotrefresh model adapt {old.name} {new.name} --gallery {gallery.name}`."
+        )
+    certificate = require_certificate(connection, gallery, new, old, adapter)
+    if running is not None:
+        _certify_the_rest(connection, gallery, new, running)
+    _check_order(request.order)
+    config = {
+        "prototypes": request.prototypes,
+        "temperature": request.temperature,
+        "seed": request.seed,
+        "lease_s": request.lease_s or context.settings.lease_s,
+        "rollback_window_s": ROLLBACK_WINDOW.total_seconds(),
+        "lane": request.lane,
+        "speed": 1.0,
+        "failure_budget": FAILURE_BUDGET,
+        "throttles": resolved(context.settings.throttle),
+    }
+    return Checked(
+        gallery,
+        running,
+        old,
+        new,
+        adapter,
+        certificate,
+        request.batch_size or context.settings.batch_size,
+        config,
+    )
+
+
+def _check_supersede(gallery: GalleryRow, running: RolloutRow, request: StartRequest) -> None:
+    if not request.supersede:
+        raise already_active(gallery, running)
+    if running.kind == "initial" or running.state not in ("deployed", "backfilling", "paused"):
+        raise ConflictError(
+            f"rollout {running.id} is {running.state} and cannot be superseded; "
+            + (
+                "finalize it, then start."
+                if running.state == "finalizable"
+                else "wait until it is over, then start."
+            )
+        )
+    if request.adapter is not None:
+        raise ConflictError(
+            f"gallery {gallery.name!r} holds embeddings of several models while rollout {running.id} runs, and an adapter "
+            "lifts those of one. Start without an adapter, or finalize that rollout first."
+        )
+
+
+def _certify_the_rest(
+    connection: Connection, gallery: GalleryRow, new: ModelRow, running: RolloutRow
+) -> None:
+    """Every older model whose vectors are still in the mixture needs a certificate under the new query model too."""
+    adapter_id = None
+    for rollout in reversed(rollout_queries.effective_rollouts(connection, gallery.id)):
+        if rollout.id != running.id:
+            old = model_queries.model_by_id(connection, rollout.to_model_id)
+            adapter = None if adapter_id is None else model_queries.adapter_by_id(connection, adapter_id)
+            require_certificate(connection, gallery, new, old, adapter)
+            if rollout.state == "finalized":
+                return
+        if rollout.adapter_id is not None and adapter_id is not None:
+            raise ConflictError(
+                f"the oldest embeddings of gallery {gallery.name!r} went through two adapters already; finalize rollout "
+                f"{running.id} first."
+            )
+        adapter_id = rollout.adapter_id if adapter_id is None else adapter_id
+
+
+def _check_order(name: str) -> None:
+    from orchestrator.core.orders import ORDERS
+
+    if name not in ORDERS:
+        raise UsageError(f"there is no order {name!r}; there are {', '.join(sorted(ORDERS))}.")
+
+
+def require_certificate(
+    connection: Connection, gallery: GalleryRow, new: ModelRow, old: ModelRow, adapter: AdapterRow | None
+) -> CertificateRow:
+    """The newest certificate of the pair, if it allows mixing."""
+    through = f" --adapter {adapter.name}" if adapter else ""
+    certificate = model_queries.newest_certificate(
+        connection, gallery.id, new.id, old.id, adapter.id if adapter else None
+    )
+    if certificate is None:
+        raise NotCertifiedError(
+            f"{new.name!r} was never measured against the stored embeddings of {old.name!r}: same dimension is not same "
+            f"space. Run `hotrefresh model certify {old.name} {new.name} --gallery {gallery.name}{through}` first."
+        )
+    if certificate.verdict == "inconclusive":
+        raise InconclusiveError(
+            f"the certificate of {new.name!r} against {old.name!r} is inconclusive: {certificate.reason.rstrip('.')}. "
+            "Import a larger query set and certify again."
+        )
+    if certificate.verdict != "certified":
+        raise NotCertifiedError(
+            f"{new.name!r} against the stored embeddings of {old.name!r} was refused: {certificate.reason.rstrip('.')}. "
+            + (
+                "Train it compatibly, or lift the gallery with a forward adapter (`hotrefresh model adapt`)."
+                if not adapter
+                else "Fit a better adapter, or train the model compatibly."
+            )
+        )
+    return certificate
+
+
+def already_active(gallery: GalleryRow, latest: RolloutRow) -> ConflictError:
+    return ConflictError(
+        f"gallery {gallery.name!r} has rollout {latest.id} in state {latest.state}; one at a time. "
+        f"Look with `hotrefresh rollout status {latest.id}`; finalize, cancel or roll it back first."
+    )
+
+
+def start(
+    context: Context, request: StartRequest, progress: Callable[[int, int], None] | None = None
+) -> RolloutRow:
+    """Check, create the rollout, adapt the gallery where there is an adapter, and flip serving to the new model.
+
+    When this returns, every replica answers with the new model as soon as it has read the log. Planning and
+    re-embedding are the workers'. Interrupted at any moment, the ledger says how far it came and a worker goes on.
+    """
+    with transaction(context.engine) as connection:
+        checked = check_start(context, connection, request)
+        if checked.running is not None:
+            running = locked(connection, checked.running.id)
+            move(
+                connection,
+                running,
+                Verb.SUPERSEDE,
+                actor=context.actor,
+                reason=f"{checked.new.name} takes its place",
+            )
+        folder = new_folder(context.settings.extents, checked.gallery.id)
+        reach("before_insert")
+        rollout_id = rollout_queries.insert_rollout(
+            connection,
+            gallery_id=checked.gallery.id,
+            kind="upgrade",
+            from_model_id=checked.old.id,
+            to_model_id=checked.new.id,
+            adapter_id=checked.adapter.id if checked.adapter else None,
+            certificate_id=checked.certificate.id,
+            order_name=request.order,
+            config=checked.config,
+            batch_size=checked.batch_size,
+            n_items=checked.gallery.n_items,
+            extent_uri=folder,
+            actor=context.actor,
+        )
+        if rollout_id is None:
+            latest = rollout_queries.latest_rollout(connection, checked.gallery.id)
+            assert latest is not None
+            raise already_active(checked.gallery, latest)
+        rollout_queries.write_audit(
+            connection,
+            actor=context.actor,
+            action="rollout.planned",
+            target=str(rollout_id),
+            after={
+                "gallery": checked.gallery.name,
+                "from": checked.old.name,
+                "to": checked.new.name,
+                "order": request.order,
+            },
+        )
+        request_wakeup(connection, "deploy", rollout_id)
+    from orchestrator.service.advance import deploy
+
+    reach("inserted")
+    deploy(context, rollout_id, progress)
+    relay(context)
+    return reread(context, rollout_id)
