@@ -3,11 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := cpu,embedded,text,dev
+EXTRAS := cpu,embedded,text,s3,dev
 # A worker and its tests share the cores: one thread a process unless somebody asks for more.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo demo-fast test check bench clean
+.PHONY: help setup demo demo-fast test test-faults check audit bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -29,12 +29,18 @@ demo-fast: $(READY) ## The same, small (about 90 seconds)
 test: $(READY) check ## All checks and all tests
 	$(BIN)/python -m pytest -q
 
+test-faults: $(READY) ## Break everything on purpose and print what came of it (docs/FAULTS.md, about 15 minutes)
+	$(BIN)/python -m pytest -q tests/faults -m "faults or not faults" && $(BIN)/python -m tests.faults.report
+
+audit: $(READY) ## Known weaknesses of the pins, and the list of parts in reports/sbom.json
+	$(BIN)/python tools/audit.py
+
 check: $(READY) ## Format, lint, types, import rules, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell --quiet-level 2 README.md CHANGELOG.md CONTRIBUTING.md docs orchestrator workers models migrations cli bench tests
+	$(BIN)/codespell --quiet-level 2 README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md docs orchestrator workers models migrations cli bench tests tools deploy
 
 bench: $(READY) ## Measure against the stated limits (docs/BENCHMARKS.md)
 	$(BIN)/hotrefresh bench core

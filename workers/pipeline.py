@@ -28,6 +28,7 @@ from models.datasets import read_item
 from models.encoders import Encoder
 from models.errors import ItemError
 from orchestrator.context import Context
+from orchestrator.core.canary import canary_places, misplaced
 from orchestrator.errors import ArtifactError, HotrefreshError, UnreachableError
 from orchestrator.failpoints import reach
 from orchestrator.ledger.database import Line, transaction
@@ -215,6 +216,7 @@ class Pipeline:
             try:
                 reach("mid_encode")
                 done = encode_halving(self.encoder, work.prepared, self.fitting)
+                self._check_places(work, done)
             except Exception as error:  # noqa: BLE001 — a user's encoder may raise anything
                 self.fail(work.claim, error)
                 continue
@@ -223,6 +225,21 @@ class Pipeline:
             self.result.encoder_busy_s += work.encode_s
             self.encoded.put(work)
             self.control.rest(work.encode_s, self.over)
+
+    def _check_places(self, work: Work, done: Encoded) -> None:
+        """Encode one item a second time, alone: a batch whose rows changed places has good norms and a good checksum.
+
+        Raises ArtifactError: the encoder mixes up its rows; nothing that it makes can be kept.
+        """
+        if done.failed or len(done.vectors) < 2 or len(done.vectors) != len(work.prepared):
+            return
+        places = canary_places(work.claim.first_rank, work.claim.fence, len(done.vectors), count=1)
+        again = np.concatenate([self.encoder.encode(work.prepared[at : at + 1]) for at in places])
+        if misplaced(done.vectors, places, again):
+            raise ArtifactError(
+                f"the encoder's answer for item {places[0]} of a batch of {len(done.vectors)} is not what it answers for that "
+                "item alone: it mixes up its rows. Mend the encoder, then resume."
+            )
 
     # -- writer ---------------------------------------------------------------------------------------------------
 

@@ -121,8 +121,13 @@ def test_a_message_that_is_no_json_is_thrown_away_unread(broker, listen, tmp_pat
 def test_a_queue_of_rabbitmq_is_classic_with_ten_priorities(broker, url):
     from amqp.exceptions import PreconditionFailed
 
+    name = broker_queue("gpu")
+    ours = {"x-max-priority": 9, "x-queue-type": "classic", "x-consumer-timeout": 3_600_000}
+    with Connection(url) as connection:  # RabbitMQ takes the same again, and nothing else
+        Queue(name, Exchange(name), name, durable=True, queue_arguments=ours)(
+            connection.default_channel
+        ).declare()
     for arguments in ({"max_priority": 5}, {"queue_arguments": {"x-queue-type": "quorum"}}):
-        name = broker_queue("gpu")
         with (
             Connection(url) as connection,
             pytest.raises(PreconditionFailed, match=r"classic|x-max-priority"),

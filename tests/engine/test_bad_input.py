@@ -231,6 +231,22 @@ def test_a_vector_that_is_not_finite_or_not_of_length_one_is_never_stored(world,
     np.testing.assert_allclose(norms, 1, atol=1e-3)
 
 
+def test_an_encoder_that_mixes_up_its_rows_is_caught_by_a_canary_and_nothing_is_stored(world, monkeypatch):
+    from workers.drain import drain
+    from workers.encode import PlacedEncoder
+
+    real = PlacedEncoder.encode
+    monkeypatch.setattr(PlacedEncoder, "encode", lambda self, prepared: real(self, prepared)[::-1].copy())
+    row = advance.advance(
+        world, starting.start(world, starting.StartRequest("pics", "kin", order="random")).id
+    )
+    result = drain(world, row.id, owner="test")
+    assert isinstance(result.failure, ArtifactError)
+    assert "mixes up its rows" in str(result.failure)
+    status = view(world, "rollout_status", id=row.id)[0]
+    assert (status["committed"], status["leased"]) == (0, 0)
+
+
 def test_an_item_that_cannot_be_read_keeps_its_stored_vector_in_a_certificate(world, tmp_path):
     from orchestrator.service.certify import CertifyRequest, certify
 
