@@ -40,7 +40,7 @@ from orchestrator.service import poison
 from orchestrator.serving.matrix import plan_rows, rows_of_ranks, unfinished_versions
 from orchestrator.store import open_extents
 from workers.control import WORKABLE, Control
-from workers.encode import FittingSize, PlacedEncoder, encode_halving
+from workers.encode import Encoded, FittingSize, PlacedEncoder, encode_halving
 from workers.encode_errors import permanent
 from workers.leases import LeaseKeeper
 from workers.work import DrainResult, Work
