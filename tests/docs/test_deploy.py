@@ -1,0 +1,154 @@
+"""The files under deploy/ and docker-compose.yml: what would break in use, without an engine to run them."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from prometheus_client.core import Metric
+
+from cli.main import main
+from orchestrator.api import metrics
+from orchestrator.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+YAML = [ROOT / "docker-compose.yml", *sorted(DEPLOY.rglob("*.y*ml"))]
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+KNOWN = {f"HOTREFRESH_{name.upper()}" for name in Settings.model_fields}
+
+
+def documents(path: Path) -> list[dict]:
+    return [each for each in yaml.safe_load_all(path.read_text()) if each]
+
+
+@pytest.mark.parametrize("path", YAML, ids=lambda path: path.name)
+def test_every_file_can_be_read(path):
+    assert documents(path)
+
+
+def commands() -> list[list[str]]:
+    """Every hotrefresh command that a file runs."""
+    found = [
+        service["command"]
+        for service in documents(ROOT / "docker-compose.yml")[0]["services"].values()
+        if service.get("build") == "."
+    ]
+    for path in sorted((DEPLOY / "kubernetes").glob("*.yaml")):
+        for document in documents(path):
+            template = (
+                document.get("spec", {}).get("template", {}) if isinstance(document.get("spec"), dict) else {}
+            )
+            found += [c["args"] for c in template.get("spec", {}).get("containers", ())]
+    for unit in UNITS:
+        line = re.search(r"^ExecStart=\S*/hotrefresh (.*)$", unit.read_text(), re.MULTILINE)
+        assert line is not None, unit
+        found.append(line[1].split())
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_and_its_options_exist(command, capsys):
+    words = [word for word in command if not word.startswith("-") and not re.fullmatch(r"[\d.]+", word)]
+    assert main([*words, "--help"]) == 0
+    said = capsys.readouterr().out
+    for option in (word for word in command if word.startswith("--")):
+        assert option in said
+
+
+@pytest.mark.parametrize("path", [*YAML, *UNITS, *DEPLOY.rglob("*.example")], ids=lambda path: path.name)
+def test_every_variable_of_ours_is_a_setting_and_no_secret_has_a_default(path):
+    text = path.read_text()
+    assert set(re.findall(r"HOTREFRESH_[A-Z_]+", text)) <= KNOWN
+    assert not re.search(r"\$\{[A-Z_]*(PASSWORD|TOKEN)[A-Z_]*(:?-)", text), "a secret with a default"
+    assert not re.search(r"(?i)(password|token)\s*[:=]\s*['\"]?[a-z0-9]{6,}['\"]?\s*$", text, re.MULTILINE)
+
+
+def test_every_image_is_pinned():
+    images = re.findall(r"image: (\S+)", "".join(path.read_text() for path in YAML))
+    assert images
+    assert not [image for image in images if ":" not in image or image.endswith(":latest")]
+
+
+def exported() -> set[str]:
+    """Names of the metrics that the API gives, with the suffixes that Prometheus adds."""
+    families: list[Metric] = []
+    for make in (
+        metrics.rollout_metrics,
+        metrics.queue_metrics,
+        metrics.worker_metrics,
+        metrics.coverage_metrics,
+        metrics.flip_metrics,
+        metrics.gate_metrics,
+    ):
+        families += make([])
+    suffix = {"counter": "_total", "info": "_info"}
+    names = {family.name + suffix.get(family.type, "") for family in families}
+    return names | {
+        "hotrefresh_replica_lag_batches",
+        "hotrefresh_search_duration_seconds_bucket",
+        "hotrefresh_build_info",
+    }
+
+
+def test_alerts_and_dashboards_ask_for_metrics_that_there_are():
+    rules = documents(DEPLOY / "prometheus" / "alerts.yml")[0]["groups"][0]["rules"]
+    dashboard = json.loads((DEPLOY / "grafana" / "dashboards" / "hotrefresh.json").read_text())
+    asked = [rule["expr"] for rule in rules]
+    asked += [t["expr"] for panel in dashboard["panels"] for t in panel["targets"] if "expr" in t]
+    names = {name for text in asked for name in re.findall(r"hotrefresh_\w+", text)}
+    assert names
+    assert names <= exported()
+    assert len(rules) >= 6
+
+
+def test_dashboards_read_the_reporting_views_only():
+    text = (DEPLOY / "grafana" / "dashboards" / "hotrefresh.json").read_text()
+    tables = re.findall(r"FROM (\S+)", text)
+    assert tables
+    assert all(table.startswith("reporting.") for table in tables)
+
+
+def test_ports_agree():
+    compose = documents(ROOT / "docker-compose.yml")[0]["services"]
+    port = compose["api"]["command"][-1]
+    assert compose["api"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert documents(DEPLOY / "prometheus" / "prometheus.yml")[0]["scrape_configs"][0]["static_configs"][0][
+        "targets"
+    ] == [f"api:{port}"]
+    api = documents(DEPLOY / "kubernetes" / "api.yaml")
+    assert str(api[0]["spec"]["template"]["spec"]["containers"][0]["ports"][0]["containerPort"]) == port
+    assert str(api[1]["spec"]["ports"][0]["port"]) == port
+
+
+def test_the_compose_file_brings_up_what_it_says():
+    services = documents(ROOT / "docker-compose.yml")[0]["services"]
+    assert {"postgres", "valkey", "migrate", "worker", "api", "prometheus", "grafana"} <= set(services)
+    assert services["worker"]["deploy"]["replicas"] == 2
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+def test_units_stop_in_time_and_have_few_rights(unit):
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str
+    parser.read(unit)
+    service = parser["Service"]
+    assert float(service["TimeoutStopSec"]) >= Settings().lease_s
+    assert (service["NoNewPrivileges"], service["ProtectSystem"]) == ("yes", "strict")
+    assert service["KillSignal"] == "SIGTERM"
+
+
+def test_pods_have_few_rights_and_time_to_finish():
+    for name in ("worker.yaml", "api.yaml", "migrate.yaml"):
+        spec = documents(DEPLOY / "kubernetes" / name)[0]["spec"]["template"]["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        [container] = spec["containers"]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert "requests" in container["resources"]
+    worker = documents(DEPLOY / "kubernetes" / "worker.yaml")[0]["spec"]["template"]["spec"]
+    assert worker["terminationGracePeriodSeconds"] > Settings().lease_s
