@@ -235,6 +235,8 @@ class Pipeline:
             return
         places = canary_places(work.claim.first_rank, work.claim.fence, len(done.vectors), count=1)
         again = np.concatenate([self.encoder.encode(work.prepared[at : at + 1]) for at in places])
+        if not sound_norms(np.concatenate([done.vectors[places], again])).all():
+            return  # that is another fault, and the writer's to see
         if misplaced(done.vectors, places, again):
             raise ArtifactError(
                 f"the encoder's answer for item {places[0]} of a batch of {len(done.vectors)} is not what it answers for that "
@@ -248,15 +250,12 @@ class Pipeline:
         vectors = np.zeros((work.claim.n, self.encoder.dim), np.float32)
         if work.places:
             vectors[work.places] = sound_answer(work.encoded, len(work.places), self.encoder.dim)
-        with np.errstate(over="ignore", invalid="ignore"):  # that is what is looked for
-            norms = np.linalg.norm(vectors, axis=1)
-        for place in np.flatnonzero(~np.isfinite(norms) | (np.abs(norms - 1) > 1e-2)):
+        for place in np.flatnonzero(~sound_norms(vectors)):
             if int(place) not in work.holes:
+                with np.errstate(all="ignore"):
+                    norm = np.linalg.norm(vectors[place])
                 vectors[place] = 0
-                work.holes[int(place)] = (
-                    "bad_vector",
-                    f"the encoder returned a vector of norm {norms[place]}",
-                )
+                work.holes[int(place)] = ("bad_vector", f"the encoder returned a vector of norm {norm}")
         return vectors
 
     def write(self) -> None:
@@ -391,6 +390,13 @@ class Pipeline:
                 )
             )
         self.over.set()
+
+
+def sound_norms(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """Which rows of (n, dim) are finite and of length 1: (n,) bool."""
+    with np.errstate(over="ignore", invalid="ignore"):  # that is what is looked for
+        norms = np.linalg.norm(vectors, axis=1)
+    return np.isfinite(norms) & (np.abs(norms - 1) <= 1e-2)
 
 
 def sound_answer(answer: object, n: int, dim: int) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ from sqlalchemy import text
 from orchestrator.bootstrap import open_context
 from orchestrator.demo.live import check_nothing_lost
 from orchestrator.ledger.queries import batches as batch_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import background
 from tests.engine import platform
@@ -93,7 +94,7 @@ def effects_are_single(context, rollout_id):
         banded = connection.execute(
             text("SELECT sum(committed) FROM band_progress WHERE rollout_id = :id"), {"id": rollout_id}
         ).scalar_one()
-        seqs = [entry.seq for entry in batch_queries.committed_batches(connection, rollout_id, 2**62)]
+        seqs = [entry.seq for entry in log_queries.committed_batches(connection, rollout_id, 2**62)]
     assert (row.committed_items, row.committed_batches) == (row.n_items, row.n_batches) == (items, batches)
     assert banded == row.n_batches
     assert seqs == list(range(seqs[0], seqs[0] + row.n_batches)), "the log has neither gap nor double"
