@@ -43,6 +43,7 @@ from workers.control import WORKABLE, Control
 from workers.encode import Encoded, FittingSize, PlacedEncoder, encode_halving
 from workers.encode_errors import permanent
 from workers.leases import LeaseKeeper
+from workers.soundness import sound_answer, sound_norms
 from workers.work import DrainResult, Work
 
 # Items that a decoding thread takes at once: a future for each would cost more than many items do.
@@ -390,24 +391,3 @@ class Pipeline:
                 )
             )
         self.over.set()
-
-
-def sound_norms(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Which rows of (n, dim) are finite and of length 1: (n,) bool."""
-    with np.errstate(over="ignore", invalid="ignore"):  # that is what is looked for
-        norms = np.linalg.norm(vectors, axis=1)
-    return np.isfinite(norms) & (np.abs(norms - 1) <= 1e-2)
-
-
-def sound_answer(answer: object, n: int, dim: int) -> npt.NDArray[np.float32]:
-    """An encoder's answer, if it is (n, dim) float32: numpy would spread another shape over the rows without a word.
-
-    Raises ArtifactError: the encoder is broken, not the batch.
-    """
-    if isinstance(answer, np.ndarray) and answer.shape == (n, dim) and answer.dtype == np.float32:
-        return answer
-    found = f"{answer.dtype} {answer.shape}" if isinstance(answer, np.ndarray) else type(answer).__name__
-    raise ArtifactError(
-        f"the encoder returned {found} for {n} items, not float32 ({n}, {dim}): correct the encoder, then "
-        "`hotrefresh rollout resume`"
-    )
