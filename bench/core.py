@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from orchestrator.settings import Settings, load_settings
 
 FOLDER = Path("bench-results")
 Say = Callable[[str], None]
+Part = tuple[str, Callable[..., list[Row]]]
+"""What is being done, in words, and what measures it."""
 
 
 def run(
@@ -38,9 +40,24 @@ def run(
     Raises:
         UsageError: a row that is not measured here.
     """
-    if unknown := set(rows or ()) - set(PARTS):
+    return measure("core", PARTS, settings, repeats=repeats, rows=rows, quick=quick, say=say, folder=folder)
+
+
+def measure(
+    name: str,
+    parts: Mapping[int, Part],
+    settings: Settings | None,
+    *,
+    repeats: int,
+    rows: Collection[int] | None = None,
+    quick: bool,
+    say: Say | None,
+    folder: Path,
+) -> dict[str, Any]:
+    """What `run` does, for a benchmark of this name and these parts; writes <folder>/<name>.json."""
+    if unknown := set(rows or ()) - set(parts):
         raise UsageError(
-            f"bench core does not measure row {min(unknown)}; it measures {', '.join(map(str, PARTS))}."
+            f"bench {name} does not measure row {min(unknown)}; it measures {', '.join(map(str, parts))}."
         )
     pin_threads()
     settings = settings or load_settings()
@@ -49,15 +66,15 @@ def run(
     with scratch_context(settings) as context:  # kept open: an embedded server is started once
         described = database(context)
         measured: list[Row] = []
-        for number, (doing, measure) in PARTS.items():
+        for number, (doing, part) in parts.items():
             if rows is None or number in rows:
                 if say:
                     say(f"row {number}: {doing}")
-                measured += measure(settings, repeats=repeats, quick=quick)
+                measured += part(settings, repeats=repeats, quick=quick)
     if quick:  # the targets are for the full sizes
         measured = [replace(row, holds=None) for row in measured]
     result = document(
-        "core",
+        name,
         measured,
         postgresql=described,
         load_average_before=before,
@@ -66,7 +83,7 @@ def run(
         seed=0,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "core.json").write_text(
+    (folder / f"{name}.json").write_text(
         json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     return result
@@ -87,7 +104,7 @@ def _ordering(settings: Settings | None = None, *, repeats: int = 5, quick: bool
     return [Row(**row) for row in order_scores.run(repeats, n, window=n * 65_536 // 10_000_000)]
 
 
-PARTS: dict[int, tuple[str, Callable[..., list[Row]]]] = {
+PARTS: dict[int, Part] = {
     1: ("committing batches", commit_batch.run),
     2: ("storing plans", load_plan.run),
     4: ("writing extents", write_extent.run),

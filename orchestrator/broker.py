@@ -6,7 +6,8 @@ Redis, Valkey and RabbitMQ differ in what they call urgent and in how a dead con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from types import MappingProxyType
 from typing import Any
@@ -37,6 +38,9 @@ QUEUES = ("control", "cpu", "gpu")
 LANES = {"control": 0, "urgent": 2, "backfill": 5, "retry": 6, "repair": 8}
 MOST_PRIORITY = 9
 
+WINDOW = 256
+"""So many wake-ups may wait in a queue; urgent lanes have as many places again, which the others cannot take."""
+
 LONGEST_TASK_S = 1800
 """No task may take longer: brokers hand out again what was not acknowledged after twice this time."""
 VISIBILITY_S = 2 * LONGEST_TASK_S
@@ -55,6 +59,11 @@ def broker_priority(lane: str, broker_url: str) -> int:
     """A lane as this broker's message priority: Redis and Valkey serve 0 first, RabbitMQ 9 first."""
     level = LANES[lane]
     return MOST_PRIORITY - level if is_rabbitmq(broker_url) else level
+
+
+def window_of(lane: str) -> int:
+    """How many wake-ups may wait in a queue before one of this lane is left out."""
+    return 2 * WINDOW if LANES[lane] <= LANES["urgent"] else WINDOW
 
 
 def queue_of(task: str) -> str:
@@ -206,6 +215,15 @@ def task_edge(body: Callable[..., None]) -> Callable[..., None]:
     return at_the_edge
 
 
+@contextmanager
+def _library_errors(producer: Any) -> Iterator[None]:
+    """Whatever the client of the broker raises, as kombu's one error for it."""
+    try:
+        yield
+    except (*producer.connection.connection_errors, *producer.connection.channel_errors) as error:
+        raise OperationalError(str(error)) from error
+
+
 class Broker:
     """Rings workers."""
 
@@ -219,26 +237,35 @@ class Broker:
             self._app = make_app(self.url)
         return self._app
 
-    def ring(self, task: str, lane: str, *arguments: Any) -> None:
+    def ring(self, task: str, lane: str, *arguments: Any) -> bool:
         """Say that there is work: `hotrefresh.<task>` with ids as arguments, in the task's queue.
+
+        Returns whether it was sent: where nobody listens and a window of wake-ups waits already, one more says nothing
+        new, and it is left out. So a broker's memory is bounded by the window, not by how much work there is.
 
         Raises:
             UnreachableError: the broker does not answer. The work stands in the ledger all the same.
             UsageError: no such task.
         """
+        queue = self.app.amqp.queues[broker_queue(queue_of(task))]
         try:
-            self.app.send_task(
-                f"hotrefresh.{task}",
-                args=list(arguments),
-                queue=broker_queue(queue_of(task)),
-                priority=broker_priority(lane, self.url),
-                retry=False,
-            )
+            with self.app.amqp.producer_pool.acquire(block=True) as producer, _library_errors(producer):
+                if queue(producer.channel).queue_declare().message_count >= window_of(lane):
+                    return False
+                self.app.send_task(
+                    f"hotrefresh.{task}",
+                    args=list(arguments),
+                    queue=queue.name,
+                    priority=broker_priority(lane, self.url),
+                    retry=False,
+                    producer=producer,
+                )
         except (OperationalError, OSError) as error:
             raise UnreachableError(
                 f"the broker at {masked(self.url)} does not answer ({error}); the work is in the ledger and workers "
                 "will find it. Start the broker, or correct HOTREFRESH_BROKER_URL."
             ) from error
+        return True
 
     def close(self) -> None:
         """Give the connections back."""
