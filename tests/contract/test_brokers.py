@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 from kombu import Connection, Exchange, Producer, Queue
@@ -15,6 +16,7 @@ from orchestrator.broker import (
     LANES,
     QUEUES,
     TASKS,
+    WINDOW,
     Broker,
     broker_priority,
     broker_queue,
@@ -24,6 +26,7 @@ from orchestrator.broker import (
 )
 from orchestrator.errors import UnreachableError, UsageError
 from tests.contract.broker_servers import SERVERS, process, until
+from tests.faults.proxy import Pass, Proxy, Refuse
 
 
 @pytest.fixture(scope="module", params=sorted(SERVERS))
@@ -96,6 +99,32 @@ def test_a_task_that_runs_out_of_memory_leaves_its_worker_able_to_work(broker, l
     with listen("gpu") as heard:
         time.sleep(1.5)
         assert heard() == [], "what failed was acknowledged: the ledger retries, not the broker"
+
+
+def test_wake_ups_that_nobody_hears_fill_a_window_and_no_more(broker, listen):
+    sent = [broker.ring("drain", "backfill", number, 0) for number in range(1, WINDOW + 20)]
+    assert sent == [True] * WINDOW + [False] * 19
+    assert broker.ring("evaluate", "backfill", 1, 0), "the window is a queue's"
+    assert broker.ring("drain", "urgent", 1_000, 0), "what is urgent finds a place"
+    with listen("gpu") as heard:
+        until(lambda: len(heard()) == WINDOW + 1)
+        assert heard()[0] == "drain 1000 0"
+    assert broker.ring("drain", "backfill", 1, 0), "there is room again"
+
+
+def test_a_broker_whose_connections_were_cut_is_rung_again(url, broker):
+    parts = urlsplit(url)
+    with Proxy((parts.hostname, parts.port)) as proxy:
+        login = parts.netloc.rpartition("@")[0]
+        through = Broker(parts._replace(netloc=f"{login}@127.0.0.1:{proxy.port}").geturl())
+        assert through.ring("drain", "backfill", 1, 2)
+        proxy.set(Refuse())
+        proxy.reset_all()
+        with pytest.raises(UnreachableError):
+            through.ring("drain", "backfill", 1, 2)
+        proxy.set(Pass())
+        assert through.ring("drain", "backfill", 1, 2)
+        through.close()
 
 
 def test_a_message_that_is_no_json_is_thrown_away_unread(broker, listen, tmp_path):
