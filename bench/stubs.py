@@ -31,7 +31,8 @@ class PacedStub:
     def __init__(self, rate_per_s: int, dim: int = 64) -> None:
         self.rate_per_s = rate_per_s
         self.dim = dim
-        self._vectors = unit(np.random.default_rng(0).normal(size=(4096, dim)))
+        # One vector for all: an item alone is answered as in a batch, which is what workers look at.
+        self._vectors = np.repeat(unit(np.random.default_rng(0).normal(size=(1, dim))), 4096, axis=0)
 
     def preprocess(self, item: Any) -> Any:
         """The item as it is."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from cli.output import Format, Output, show
 from cli.session import open_ledger, say, settings
 
 
@@ -18,7 +19,8 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Where to listen; beyond this machine a token is needed.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8080,
+    port: Annotated[int, typer.Option(min=1, max=65_535, help="On which port.")] = 8080,
+    output: Output = Format.TABLE,
 ) -> None:
     """Answer searches, health checks and metrics over HTTP until SIGTERM or Ctrl-C; requests at hand are finished.
 
@@ -34,6 +36,7 @@ def serve(
     from orchestrator.api.app import make_app
 
     with open_ledger() as context:
+        show({"url": f"http://{host}:{port}"}, output, lines=True)
         say(f"serving on http://{host}:{port} (health: /livez, /readyz; metrics: /metrics)")
         config = uvicorn.Config(
             make_app(context, token),
