@@ -338,17 +338,16 @@ class _Link:
         elif isinstance(mode, CutWhen) and mode.side is side:
             cut_at = self._cut_place(mode, data, tail)
             tail = (tail + data)[-(len(mode.pattern) - 1) :] if len(mode.pattern) > 1 else b""
+        if cut_at is not None and isinstance(mode, CutWhen) and mode.moment is not Moment.BEFORE:
+            self._cut_at_answer = side  # before anything is sent: the answer may be here sooner than we cut
         for piece in _pieces(data if cut_at is None else data[:cut_at], mode, dice):
             if self.counters.half_open:
                 return b""
             sink.sendall(piece)
             self.counters.forwarded[side] += len(piece)
             self.counters.pieces[side] += 1
-        if cut_at is not None:
-            if isinstance(mode, CutWhen) and mode.moment is Moment.ANSWERED:
-                self._cut_at_answer = side
-            else:
-                self.end("cut", reset=True)
+        if cut_at is not None and not (isinstance(mode, CutWhen) and mode.moment is Moment.ANSWERED):
+            self.end("cut", reset=True)
         return tail
 
     def _cut_place(self, mode: CutWhen, data: bytes, tail: bytes) -> int | None:
