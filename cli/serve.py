@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.session import open_ledger, say, settings
+from cli.session import current, open_ledger, say, settings
 
 
 def register(app: typer.Typer) -> None:
@@ -29,18 +29,9 @@ def serve(
 
     token = token_of(settings())
     check_binding(host, token)
-    import uvicorn
+    from orchestrator.api.server import open_socket
+    from orchestrator.api.server import serve as serve_on
 
-    from orchestrator.api.app import make_app
-
-    with open_ledger() as context:
-        say(f"serving on http://{host}:{port} (health: /livez, /readyz; metrics: /metrics)")
-        config = uvicorn.Config(
-            make_app(context, token),
-            host=host,
-            port=port,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=30,
-        )
-        uvicorn.Server(config).run()
+    current.interrupted = "The server has stopped; rollouts and workers go on."
+    with open_socket(host, port) as listening, open_ledger() as context:
+        serve_on(context, listening, token, lambda url: say(f"serving on {url} (health: /livez, /readyz)"))
