@@ -27,7 +27,7 @@ demo-fast: $(READY) ## The same, small (about 90 seconds)
 	$(BIN)/hotrefresh demo --fast
 
 test: $(READY) check ## All checks and all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-faults: $(READY) ## Break everything on purpose and print what came of it (docs/FAULTS.md, about 15 minutes)
 	$(BIN)/python -m pytest -q tests/faults -m "faults or not faults" && $(BIN)/python -m tests.faults.report

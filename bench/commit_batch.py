@@ -36,13 +36,21 @@ def run(settings: Settings | None = None, *, repeats: int = 5, quick: bool = Fal
         prepare_peers(context)
         large_id = new_rollout(context, model_id, large)
         line = Line(context.engine)  # as the drain's writer has one
+        relaxed = Line(context.engine)  # answers before its flush: tells what of a commit the flush is
+        with relaxed.use() as connection:
+            connection.exec_driver_sql("SET synchronous_commit = off")
         probe = Probe(context)
         for _ in range(repeats):
-            of = {"small": new_rollout(context, model_id, small), "large": large_id}
-            for name, values in _single(context, line, probe, of, samples).items():
+            of = {
+                "small": new_rollout(context, model_id, small),
+                "large": large_id,
+                "unflushed": large_id,
+            }
+            for name, values in _single(context, line, relaxed, probe, of, samples).items():
                 taken.setdefault(name, []).extend(values)
         taken["per_item"] = in_turns({"items": lambda: _update_items(context)}, repeats)["items"]
         burst = _one_after_another(context, line, probe, large_id, repeats, 2 * samples)
+        relaxed.close()
         line.close()
         probe.close()
         disk = same_disk(context)
@@ -50,9 +58,9 @@ def run(settings: Settings | None = None, *, repeats: int = 5, quick: bool = Fal
 
 
 def _single(
-    context: Context, line: Line, probe: Probe, of: dict[str, int], samples: int
+    context: Context, line: Line, relaxed: Line, probe: Probe, of: dict[str, int], samples: int
 ) -> dict[str, list[float]]:
-    """Seconds of single flushes, one-row updates, and commits in the rollouts named, in turns."""
+    """Seconds of single flushes, round trips, one-row updates, and commits in the rollouts named, in turns."""
     claims: dict[str, Claim] = {}
 
     def before(name: str) -> None:
@@ -62,7 +70,9 @@ def _single(
 
     works: dict[str, Callable[[], object]] = {
         "fdatasync": probe.sync,
+        "round_trip": lambda: _read_one(line),
         "one_row": lambda: _update_one(line),
+        "unflushed": lambda: commit(relaxed, claims["unflushed"]),
         "small": lambda: commit(line, claims["small"]),
         "large": lambda: commit(line, claims["large"]),
     }
@@ -106,6 +116,10 @@ def _rows(
             f"p50({large:,}) / p50({small:,})", growth, "<= 1.1", growth <= 1.1),
         Row(1, f"UPDATE of one integer, the least that PostgreSQL commits: p50 of {n}", p50["one_row"] * 1e3, "ms",
             "4 KiB fdatasync", p50["one_row"] / p50["fdatasync"]),
+        Row(1, f"SELECT of one integer, a round trip that writes nothing: p50 of {n}", p50["round_trip"] * 1e3, "ms",
+            "4 KiB fdatasync", p50["round_trip"] / p50["fdatasync"]),
+        Row(1, f"a commit that does not wait for its flush (never done; the rest is processor time): p50 of {n}",
+            p50["unflushed"] * 1e3, "ms", "4 KiB fdatasync", p50["unflushed"] / p50["fdatasync"]),
         Row(1, f"commits one after another, mean of {count}", burst["commits"] * 1e3, "ms",
             f"4 KiB fdatasyncs one after another, {burst['flushes'] * 1e3:.2f} ms", burst["commits"] / burst["flushes"]),
         Row(1, f"peer: UPDATE of {BATCH:,} item rows a batch, median of {len(taken['per_item'])}",
@@ -179,6 +193,11 @@ class Probe:
 def _update_one(line: Line) -> None:
     with line.use() as connection:
         connection.exec_driver_sql("UPDATE bench_one SET value = value + 1")
+
+
+def _read_one(line: Line) -> None:
+    with line.use() as connection:
+        connection.exec_driver_sql("SELECT value FROM bench_one").scalar_one()
 
 
 def _update_items(context: Context) -> None:

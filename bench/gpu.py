@@ -20,7 +20,7 @@ from models.encoders.images import ImagePreprocessing
 from orchestrator.context import Context
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import batches, galleries, rollouts
-from orchestrator.service import advance
+from orchestrator.service import advance, embed
 from orchestrator.settings import Settings, load_settings
 from workers.encode import PlacedEncoder, place_encoder
 
@@ -187,7 +187,7 @@ def _drain(context: Context, gallery: str, placed: PlacedEncoder, size: Size) ->
     from orchestrator.service.rollouts import cancel
     from workers.drain import drain
 
-    rollout = advance.embed_gallery(context, gallery, "bench", size.batch_size)
+    rollout = embed.embed_gallery(context, gallery, "bench", size.batch_size)
     advance.advance(context, rollout.id)
     before_s = placed.busy_s
     result = drain(context, rollout.id, owner="bench", encoder=placed)

@@ -70,7 +70,8 @@ def root(
         str | None, typer.Option(help="PostgreSQL URL of the ledger; without one an embedded server is used.")
     ] = None,
     broker_url: Annotated[
-        str | None, typer.Option(help="Redis or Valkey URL; without one an embedded server is used.")
+        str | None,
+        typer.Option(help="Redis, Valkey or RabbitMQ URL; without one an embedded server is used."),
     ] = None,
     data_dir: Annotated[
         Path | None,

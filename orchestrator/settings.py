@@ -34,7 +34,7 @@ class Settings(BaseSettings):
         None, repr=False, description="PostgreSQL URL; unset: an embedded server"
     )
     broker_url: str | None = Field(
-        None, repr=False, description="Redis or Valkey URL; unset: an embedded server"
+        None, repr=False, description="Redis, Valkey or RabbitMQ URL; unset: an embedded server"
     )
     data_dir: Path = Field(Path(".hotrefresh"), description="embedded servers, models and extents live here")
     store_dir: str | None = Field(

@@ -56,7 +56,8 @@ ALTER TABLE adapter ADD COLUMN files jsonb;
 ALTER TABLE item ADD COLUMN deleted_at timestamptz;
 ALTER TABLE gallery ADD COLUMN n_deleted bigint NOT NULL DEFAULT 0 CHECK (n_deleted BETWEEN 0 AND n_items);
 ALTER TABLE item DROP CONSTRAINT item_gallery_id_key_key;
-CREATE UNIQUE INDEX item_key ON item (gallery_id, key) WHERE deleted_at IS NULL;
+-- The key first: with the gallery first, a fresh table without statistics would be read through this index for rows, too.
+CREATE UNIQUE INDEX item_key ON item (key, gallery_id) WHERE deleted_at IS NULL;
 DROP INDEX item_label;
 CREATE INDEX item_label ON item (gallery_id, label) WHERE label IS NOT NULL AND deleted_at IS NULL;
 

@@ -28,6 +28,8 @@ from orchestrator.errors import UnreachableError, UsageError
 from tests.contract.broker_servers import SERVERS, process, until
 from tests.faults.proxy import Pass, Proxy, Refuse
 
+HALF_OPEN_LIMIT_S = 15
+
 
 @pytest.fixture(scope="module", params=sorted(SERVERS))
 def url(request, tmp_path_factory):
@@ -112,11 +114,42 @@ def test_wake_ups_that_nobody_hears_fill_a_window_and_no_more(broker, listen):
     assert broker.ring("drain", "backfill", 1, 0), "there is room again"
 
 
-def test_a_broker_whose_connections_were_cut_is_rung_again(url, broker):
+def proxy_of(url):
     parts = urlsplit(url)
-    with Proxy((parts.hostname, parts.port)) as proxy:
-        login = parts.netloc.rpartition("@")[0]
-        through = Broker(parts._replace(netloc=f"{login}@127.0.0.1:{proxy.port}").geturl())
+    return Proxy((parts.hostname, parts.port))
+
+
+def through_proxy(url, proxy):
+    parts = urlsplit(url)
+    login, at, _ = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{login}{at}127.0.0.1:{proxy.port}").geturl()
+
+
+def test_a_worker_whose_connection_is_half_open_hears_again(url, broker, listen):
+    with proxy_of(url) as proxy, listen("gpu", BROKER_URL=through_proxy(url, proxy)) as heard:
+        broker.ring("drain", "backfill", 1, 1)
+        until(lambda: heard() == ["drain 1 1"])
+        time.sleep(7)  # idle for longer than any time-out of a socket
+        assert all(c.ended is None for c in proxy.connections()), "being idle is no fault"
+        assert proxy.half_open_now() >= 1
+        started = time.monotonic()
+
+        def rung_until_heard():
+            broker.ring(
+                "drain", "backfill", 2, 2
+            )  # as the sweeper does: the first may go into the dead connection
+            time.sleep(0.5)
+            return "drain 2 2" in heard()
+
+        until(rung_until_heard, timeout_s=90)
+        took_s = time.monotonic() - started
+        print(f"half-open connection of a worker: heard again after {took_s:.1f} s")
+        assert took_s <= HALF_OPEN_LIMIT_S
+
+
+def test_a_broker_whose_connections_were_cut_is_rung_again(url, broker):
+    with proxy_of(url) as proxy:
+        through = Broker(through_proxy(url, proxy))
         assert through.ring("drain", "backfill", 1, 2)
         proxy.set(Refuse())
         proxy.reset_all()

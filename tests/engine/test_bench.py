@@ -6,7 +6,7 @@ import json
 
 import psycopg
 
-from bench import core
+from bench import core, engine
 
 
 def _databases(url: str) -> set[str]:
@@ -20,7 +20,7 @@ def test_a_quick_run_measures_in_a_database_and_a_folder_of_its_own(settings, tm
     said: list[str] = []
     result = core.run(settings, repeats=1, rows=[1, 14], quick=True, say=said.append, folder=tmp_path / "out")
     assert said == ["row 1: committing batches", "row 14: deploying a new model"]
-    assert [row["row"] for row in result["rows"]] == [1, 1, 1, 1, 1, 14, 14]
+    assert [row["row"] for row in result["rows"]] == [1, 1, 1, 1, 1, 1, 1, 14, 14]
     assert {row["holds"] for row in result["rows"]} == {None}, "smaller sizes than the targets' claim nothing"
     assert json.loads((tmp_path / "out" / "core.json").read_text()) == result
     assert result["host"]["postgresql"]["synchronous_commit"] == "on"
@@ -28,3 +28,16 @@ def test_a_quick_run_measures_in_a_database_and_a_folder_of_its_own(settings, tm
     assert _databases(settings.database_url) == before
     assert not list(settings.data_dir.glob("bench-*"))
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_the_engine_measures_its_three_rows(settings, tmp_path):
+    said: list[str] = []
+    result = engine.run(settings, repeats=1, quick=True, say=said.append, folder=tmp_path)
+    assert result["bench"] == "engine"
+    assert {row["row"] for row in result["rows"]} == {1, 5, 6}
+    assert len(said) == 3
+    assert json.loads((tmp_path / "engine.json").read_text()) == result
+    memory = [row for row in result["rows"] if row["row"] == 6]
+    first, last = memory[0], memory[-3]
+    assert last["value"] <= 1.1 * first["value"], "flat, ten times the batches"
+    assert memory[-1]["value"] > 5 * last["value"], "enqueueing everything is not"
