@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 
+from cli.output import Format, Output, show
 from cli.session import current, open_ledger, say, settings
 
 
@@ -19,6 +22,7 @@ def serve(
         str, typer.Option(help="Where to listen; beyond this machine a token is needed.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8080,
+    output: Output = Format.TABLE,
 ) -> None:
     """Answer searches, health checks and metrics over HTTP until SIGTERM or Ctrl-C; requests at hand are finished.
 
@@ -32,6 +36,11 @@ def serve(
     from orchestrator.api.server import open_socket
     from orchestrator.api.server import serve as serve_on
 
+    def ready(url: str) -> None:
+        show({"pid": os.getpid(), "url": url}, output, lines=True)
+        say(f"serving on {url} (health: /livez, /readyz); log lines follow; stop with Ctrl-C")
+        sys.stdout.flush()
+
     current.interrupted = "The server has stopped; rollouts and workers go on."
     with open_socket(host, port) as listening, open_ledger() as context:
-        serve_on(context, listening, token, lambda url: say(f"serving on {url} (health: /livez, /readyz)"))
+        serve_on(context, listening, token, ready)

@@ -197,14 +197,13 @@ def test_a_taken_port_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
 
 
 def test_sigterm_lets_the_request_at_hand_finish_and_the_log_is_json_without_secrets(world, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     environment = background.worker_environment(world.settings) | {"HOTREFRESH_API_TOKEN": TOKEN}
-    command = [os.sys.executable, "-m", "cli.main", "serve", "--port", str(port)]
+    command = [os.sys.executable, "-m", "cli.main", "serve", "--port", "0", "-o", "json"]
     log = tmp_path / "log"
     with log.open("w") as stderr:
-        server = subprocess.Popen(command, env=environment, cwd=ROOT, stderr=stderr)
+        server = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr)
     try:
+        port = httpx.URL(json.loads(server.stdout.readline())["url"]).port
         until(lambda: answers(f"http://127.0.0.1:{port}/livez"))
         body = json.dumps({"key": "class-04/0.png", "k": 1}).encode()
         with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
