@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
 
 from cli.output import Format, Output, show
-from cli.session import open_ledger, say, settings
+from cli.session import current, open_ledger, say, settings
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +21,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Where to listen; beyond this machine a token is needed.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65_535, help="On which port.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8080,
     output: Output = Format.TABLE,
 ) -> None:
     """Answer searches, health checks and metrics over HTTP until SIGTERM or Ctrl-C; requests at hand are finished.
@@ -31,19 +33,14 @@ def serve(
 
     token = token_of(settings())
     check_binding(host, token)
-    import uvicorn
+    from orchestrator.api.server import open_socket
+    from orchestrator.api.server import serve as serve_on
 
-    from orchestrator.api.app import make_app
+    def ready(url: str) -> None:
+        show({"pid": os.getpid(), "url": url}, output, lines=True)
+        say(f"serving on {url} (health: /livez, /readyz); log lines follow; stop with Ctrl-C")
+        sys.stdout.flush()
 
-    with open_ledger() as context:
-        show({"url": f"http://{host}:{port}"}, output, lines=True)
-        say(f"serving on http://{host}:{port} (health: /livez, /readyz; metrics: /metrics)")
-        config = uvicorn.Config(
-            make_app(context, token),
-            host=host,
-            port=port,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=30,
-        )
-        uvicorn.Server(config).run()
+    current.interrupted = "The server has stopped; rollouts and workers go on."
+    with open_socket(host, port) as listening, open_ledger() as context:
+        serve_on(context, listening, token, ready)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import contextlib
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -22,20 +18,21 @@ from starlette.routing import Route
 
 from models.errors import ItemError
 from orchestrator.api.guard import BodyTooLongError, Guard, failure
+from orchestrator.api.health import Health
 from orchestrator.api.metrics import make_registry
-from orchestrator.api.replicas import Replicas
+from orchestrator.api.query import Bodies, content_of, parse
+from orchestrator.api.replicas import Replicas, ServedReplica
 from orchestrator.context import Context
-from orchestrator.errors import ConflictError, ExitCode, HotrefreshError, UsageError
-from orchestrator.ledger import database
+from orchestrator.errors import ExitCode, HotrefreshError, NotFoundError
 from orchestrator.service import listings
 
-MOST_ANSWERS = 1000
 _STATUS = {
     ExitCode.USAGE: 400,
     ExitCode.NOT_FOUND: 404,
     ExitCode.CONFLICT: 409,
     ExitCode.UNREACHABLE: 503,
 }
+_BIGGEST_ID = 2**63 - 1
 
 
 def make_app(context: Context, token: str | None) -> Starlette:
@@ -44,8 +41,9 @@ def make_app(context: Context, token: str | None) -> Starlette:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        server.replicas.start()
         yield
-        server.replicas.close()
+        await run_in_threadpool(server.replicas.close)
 
     app = Starlette(
         routes=[
@@ -61,6 +59,7 @@ def make_app(context: Context, token: str | None) -> Starlette:
             HotrefreshError: _known,
             HTTPException: _refused,
             BodyTooLongError: _too_long,
+            TimeoutError: _too_slow,
             Exception: _unexpected,
         },
         lifespan=lifespan,
@@ -70,6 +69,9 @@ def make_app(context: Context, token: str | None) -> Starlette:
 
 
 def _known(request: Request, error: Exception) -> JSONResponse:
+    if isinstance(error, ItemError):
+        status = 413 if error.reason == "too_large" else 400
+        return failure(status, error.reason, f"the query cannot be embedded: {error}")
     assert isinstance(error, HotrefreshError)
     return failure(_STATUS.get(ExitCode(error.exit_code), 500), error.code, str(error))
 
@@ -83,6 +85,10 @@ def _too_long(request: Request, error: Exception) -> JSONResponse:
     return failure(413, "too_large", "the body is too long.")
 
 
+def _too_slow(request: Request, error: Exception) -> JSONResponse:
+    return failure(408, "too_slow", "the body did not come in time.")
+
+
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
     return failure(500, "error", f"unexpected {type(error).__name__}; the server's log says more.")
 
@@ -93,6 +99,8 @@ class _Server:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.replicas = Replicas(context)
+        self._health = Health(context, self.replicas)
+        self._bodies = Bodies()
         self._registry, self._searches = make_registry(context, self.replicas)
 
     async def livez(self, request: Request) -> Response:
@@ -100,18 +108,10 @@ class _Server:
         return JSONResponse({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """The database answers, its schema is ours, and every replica follows; 503 with the reasons otherwise."""
-        reasons = await run_in_threadpool(self._unready)
-        return JSONResponse({"ready": not reasons, "reasons": reasons}, status_code=503 if reasons else 200)
-
-    def _unready(self) -> list[str]:
-        try:
-            database.check(self._context.engine)
-            found = database.current(self._context.engine)
-        except HotrefreshError as error:
-            return [f"database: {error}"]
-        reasons = [] if found == database.HEAD else [f"schema: {found}, this release needs {database.HEAD}"]
-        return reasons + [f"replica {name}: {fault}" for name, fault in self.replicas.faults().items()]
+        """Whether to send searches here, see `health`. Without the token, nothing but that."""
+        found = await run_in_threadpool(self._health.look)
+        reasons = {"reasons": list(found.reasons)} if request.scope["trusted"] else {}
+        return JSONResponse({"status": found.status, **reasons}, status_code=found.http_status)
 
     async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
@@ -131,69 +131,37 @@ class _Server:
     async def rollout(self, request: Request) -> Response:
         """One rollout: its status and its queue."""
         rollout_id = request.path_params["rollout_id"]
-        rows = await run_in_threadpool(listings.view, self._context, "rollout_status", id=rollout_id)
+        rows = []
+        if rollout_id <= _BIGGEST_ID:
+            rows = await run_in_threadpool(listings.view, self._context, "rollout_status", id=rollout_id)
         if not rows:
-            return failure(404, "not_found", f"there is no rollout {rollout_id}.")
+            return failure(404, "not_found", f"there is no rollout {str(rollout_id)[:20]}.")
         queue = await run_in_threadpool(listings.view, self._context, "queue_status", rollout=rollout_id)
         return JSONResponse({"schema_version": 1, **_plain(rows[0]), "queue": [_plain(row) for row in queue]})
 
     async def search(self, request: Request) -> Response:
         """POST {"text": …} or {"key": …} or {"image": base64}, and "k": the nearest items, each with its version."""
-        try:
-            asked = await request.json()
-        except ValueError:
-            raise UsageError("the body is no JSON.") from None
-        return JSONResponse(await run_in_threadpool(self._search, request.path_params["gallery"], asked))
+        name = request.path_params["gallery"]
+        if "\0" in name:
+            raise NotFoundError("there is no gallery of this name.")
+        replica = await run_in_threadpool(self.replicas.of, name)
+        async with self._bodies.read(request, large=replica.gallery.modality == "image") as body:
+            return JSONResponse(await run_in_threadpool(self._search, replica, body))
 
-    def _search(self, gallery: str, asked: Any) -> dict[str, Any]:
-        k, given = _checked(asked)
-        replica = self.replicas.of(gallery)
-        if given != "key" and replica.gallery.modality != given:
-            raise ConflictError(
-                f"gallery {gallery!r} holds {replica.gallery.modality}s; search it by one, or by a key."
-            )
+    def _search(self, replica: ServedReplica, body: bytes) -> dict[str, Any]:
+        asked = parse(body)
         with self._searches.time():
-            content = self._content(gallery, asked, given)
-            answer = replica.search([content], k)[0]
+            content = content_of(replica, asked)
+            answer = replica.search([content], asked.k)[0]
         return {
             "schema_version": 1,
-            "gallery": gallery,
+            "gallery": replica.gallery.name,
             "model": answer.model,
+            "rollout": answer.rollout_id,
             "log_sequence": answer.seq,
             "coverage_ratio": answer.coverage_ratio,
-            "hits": [asdict(hit) for hit in answer.hits],
+            "hits": [{**asdict(hit), "model": replica.model_of(hit.rollout_id)} for hit in answer.hits],
         }
-
-    def _content(self, gallery: str, asked: dict[str, Any], given: str) -> Any:
-        from models.datasets import read_item
-        from models.datasets.folder import uri_of
-
-        try:
-            if given == "text":
-                return asked["text"]
-            if given == "key":
-                return read_item(listings.item_uri(self._context, gallery, asked["key"]))
-            with tempfile.NamedTemporaryFile(prefix="hotrefresh-query-") as file:
-                file.write(base64.b64decode(asked["image"], validate=True))
-                file.flush()
-                return read_item(uri_of(Path(file.name)))
-        except binascii.Error:
-            raise UsageError("image is not base64.") from None
-        except ItemError as error:
-            raise UsageError(f"the query cannot be embedded: {error.reason}.") from None
-
-
-def _checked(asked: Any) -> tuple[int, str]:
-    """How many answers are wanted, and by what: text, key or image."""
-    if not isinstance(asked, dict):
-        raise UsageError('the body must be an object such as {"text": "a red bicycle", "k": 10}.')
-    given = [name for name in ("text", "key", "image") if asked.get(name) is not None]
-    if len(given) != 1 or not isinstance(asked[given[0]], str):
-        raise UsageError("say what to search by: exactly one of text, key and image, a string each.")
-    k = asked.get("k", 10)
-    if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MOST_ANSWERS:
-        raise UsageError(f"k must be a whole number from 1 to {MOST_ANSWERS}.")
-    return k, given[0]
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,16 +13,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.registry import Collector
 
 from orchestrator import __version__
+from orchestrator.api.log import log
 from orchestrator.api.replicas import Replicas
+from orchestrator.api.timings import BatchTimings
 from orchestrator.context import Context
-from orchestrator.errors import HotrefreshError
 from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import metrics as metric_queries
 from orchestrator.ledger.queries.reporting import read_view
 
 # One set of statements serves all scrapes of this time.
 KEPT_S = 1.0
-# Rollouts shown: the newest; a scrape must not grow with history.
-ROLLOUTS = 100
+# Rollouts shown at most: those that go on, and each gallery's newest; a scrape must not grow with history.
+ROLLOUTS = 500
+SERVED = {"deployed", "backfilling", "paused", "finalizable", "finalized"}
+OVER = {"finalized", "superseded", "cancelled", "rolled_back", "failed"}
 SEARCH_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 Row = dict[str, Any]
 
@@ -32,6 +37,8 @@ class LedgerCollector(Collector):
     def __init__(self, context: Context, replicas: Replicas) -> None:
         self._context = context
         self._replicas = replicas
+        self._timings = BatchTimings()
+        self._lock = threading.Lock()
         self._kept: list[Metric] = []
         self._read_at = float("-inf")
 
@@ -41,41 +48,44 @@ class LedgerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All metrics but those of searches."""
-        if time.monotonic() - self._read_at > KEPT_S:
-            try:
-                self._kept = self._read()
-            except HotrefreshError:
-                self._kept = []
-            self._read_at = time.monotonic()
+        with self._lock:
+            if time.monotonic() - self._read_at > KEPT_S:
+                try:
+                    self._kept = self._read()
+                except Exception as error:  # noqa: BLE001 - a scrape is answered with what there is
+                    self._kept = []
+                    log("scrape.failed", level="warning", message=str(error).partition("\n")[0])
+                self._read_at = time.monotonic()
+            kept = self._kept
         yield InfoMetricFamily("hotrefresh_build", "This release", {"version": __version__})
-        yield from self._kept
+        yield from kept
 
     def _read(self) -> list[Metric]:
         with transaction(self._context.engine) as connection:
-            views = {
-                name: read_view(connection, name, limit=ROLLOUTS)
-                for name in ("rollout_status", "worker_health", "coverage_by_model", "gate_decisions")
-            }
-            queue = read_view(connection, "queue_status", limit=10 * ROLLOUTS)
-            flips = [
-                row
-                for status in views["rollout_status"][:10]
-                for row in read_view(connection, "flip_summary", newest=True, rollout=status["id"])
+            rollouts = metric_queries.rollouts_shown(connection, ROLLOUTS)
+            ids = [row["id"] for row in rollouts]
+            upgrades = [row["id"] for row in rollouts if row["kind"] == "upgrade" and row["state"] in SERVED]
+            ledger = [
+                *rollout_metrics(rollouts),
+                *queue_metrics(metric_queries.queues_shown(connection, ids)),
+                *worker_metrics(read_view(connection, "worker_health", live=True)),
+                *coverage_metrics(read_view(connection, "coverage_by_model")),
+                *flip_metrics(
+                    metric_queries.flips_opened(connection, upgrades),
+                    metric_queries.newest_evaluations(connection, upgrades),
+                ),
+                *gate_metrics(metric_queries.newest_decisions(connection, ids)),
             ]
-        lag = GaugeMetricFamily(
-            "hotrefresh_replica_lag_batches", "Log entries not applied", labels=["gallery"]
-        )
-        for gallery, entries in self._replicas.lags().items():
-            lag.add_metric([gallery], entries)
-        return [
-            *rollout_metrics(views["rollout_status"]),
-            *queue_metrics(queue),
-            *worker_metrics(views["worker_health"]),
-            *coverage_metrics(views["coverage_by_model"]),
-            *flip_metrics(flips),
-            *gate_metrics(views["gate_decisions"]),
-            lag,
-        ]
+            self._timings.read(connection)
+        return [*ledger, self._timings.family(), lag_metric(self._replicas.lags())]
+
+
+def lag_metric(lags: dict[str, int]) -> Metric:
+    """Of this process's replicas."""
+    lag = GaugeMetricFamily("hotrefresh_replica_lag_batches", "Log entries not applied", labels=["gallery"])
+    for gallery, entries in lags.items():
+        lag.add_metric([gallery], entries)
+    return lag
 
 
 def rollout_metrics(rows: list[Row]) -> list[Metric]:
@@ -86,7 +96,7 @@ def rollout_metrics(rows: list[Row]) -> list[Metric]:
         "hotrefresh_rollout", "What a rollout does", labels=["rollout", "state", "from", "to"]
     )
     active = GaugeMetricFamily(
-        "hotrefresh_rollout_active_seconds", "Time since the start", labels=["rollout"]
+        "hotrefresh_rollout_active_seconds", "Time since the start, not paused", labels=["rollout"]
     )
     paused = GaugeMetricFamily("hotrefresh_rollout_paused_seconds", "Time spent paused", labels=["rollout"])
     throttled = GaugeMetricFamily(
@@ -99,11 +109,20 @@ def rollout_metrics(rows: list[Row]) -> list[Metric]:
         for outcome in ("committed", "quarantined"):
             done.add_metric([rollout, outcome], float(row[outcome]))
         info.add_metric([rollout, row["state"], row["from_model"] or "", row["to_model"]], {})
-        active.add_metric([rollout], (datetime.now(UTC) - row["started_at"]).total_seconds())
+        active.add_metric([rollout], _active_s(row))
         paused.add_metric([rollout], row["paused_s"])
         if row["throttle_reason"] is not None:
             throttled.add_metric([rollout, row["throttle_reason"]], 1)
     return [items, done, info, active, paused, throttled]
+
+
+def _active_s(row: Row) -> float:
+    """Seconds in which it could go on: until now, or until its last progress where it is over."""
+    until: datetime = (
+        (row["last_progress_at"] or row["started_at"]) if row["state"] in OVER else datetime.now(UTC)
+    )
+    elapsed: float = (until - row["started_at"]).total_seconds() - float(row["paused_s"])
+    return max(0.0, elapsed)
 
 
 def queue_metrics(rows: list[Row]) -> list[Metric]:
@@ -111,6 +130,8 @@ def queue_metrics(rows: list[Row]) -> list[Metric]:
     depth = GaugeMetricFamily("hotrefresh_queue_depth", "Batches that wait", labels=["band"])
     bands: dict[str, float] = {}
     for row in rows:
+        if row["queue_state"] == "idle":
+            continue  # cancelled, rolled back, done: nobody will work on it
         bands[str(row["band"])] = bands.get(str(row["band"]), 0.0) + float(row["depth"])
     for band, batches in sorted(bands.items()):
         depth.add_metric([band], batches)
@@ -147,35 +168,42 @@ def coverage_metrics(rows: list[Row]) -> list[Metric]:
     return [ratio]
 
 
-def flip_metrics(rows: list[Row]) -> list[Metric]:
-    """Of `flip_summary`, the newest of each query set."""
-    flips = GaugeMetricFamily(
-        "hotrefresh_flips", "Queries that flipped against the old system", labels=["queryset", "direction"]
+def flip_metrics(opened: list[Row], evaluations: list[Row]) -> list[Metric]:
+    """Flips against the old system: those that were ever opened, and the share of queries flipped now."""
+    flips = CounterMetricFamily(
+        "hotrefresh_flips", "Queries that flipped, healed ones too", labels=["queryset", "direction"]
     )
     nfr = GaugeMetricFamily(
         "hotrefresh_negative_flip_ratio", "Negative flips of queries", labels=["queryset"]
     )
     count = GaugeMetricFamily("hotrefresh_negative_flip_ratio_count", "Queries counted", labels=["queryset"])
+    for row in opened:
+        flips.add_metric([_queryset(row), row["kind"]], row["count"])
     seen: set[str] = set()
-    for row in rows:  # newest rollout first
-        name = f"{row['gallery']}/{row['queryset']}"
-        if name in seen or row["nfr"] is None:
+    for row in evaluations:  # newest rollout first
+        name = _queryset(row)
+        if name in seen or not row["n"]:
             continue
         seen.add(name)
-        flips.add_metric([name, "negative"], row["negative_flips"])
-        flips.add_metric([name, "positive"], row["positive_flips"])
-        nfr.add_metric([name], row["nfr"])
+        nfr.add_metric([name], row["negative_flips"] / row["n"])
         count.add_metric([name], row["n"])
+        for direction in ("negative", "positive"):
+            if not any(_queryset(each) == name and each["kind"] == direction for each in opened):
+                flips.add_metric([name, direction], 0)  # measured, and none: not the same as absent
     return [flips, nfr, count]
+
+
+def _queryset(row: Row) -> str:
+    """Query sets of different galleries may have one name."""
+    return f"{row['gallery']}/{row['queryset']}"
 
 
 def gate_metrics(rows: list[Row]) -> list[Metric]:
     """Of `gate_decisions`: 1 passed, 0 inconclusive, -1 failed; absent while no gate was judged."""
     state = GaugeMetricFamily("hotrefresh_gate_state", "A gate's last decision", labels=["rollout", "gate"])
     values = {"pass": 1.0, "inconclusive": 0.0, "fail": -1.0}
-    newest = {(str(row["rollout"]), row["gate"]): values[row["result"]] for row in rows}
-    for (rollout, gate), value in newest.items():
-        state.add_metric([rollout, gate], value)
+    for row in rows:
+        state.add_metric([str(row["rollout"]), row["gate"]], values[row["result"]])
     return [state]
 
 

@@ -1,55 +1,189 @@
-"""The replicas that answer this process's searches: one a gallery, loaded at its first search, following the log."""
+"""The replicas that answer this process's searches: one a gallery, following the log, with or without the ledger."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
 
+from sqlalchemy import Connection
+
+from orchestrator.api.directory import Directory
+from orchestrator.api.log import log
 from orchestrator.context import Context
-from orchestrator.ledger.database import transaction
+from orchestrator.errors import HotrefreshError, NotFoundError
+from orchestrator.ledger.database import snapshot, transaction
+from orchestrator.ledger.queries import directory as directory_queries
 from orchestrator.ledger.queries import log as log_queries
+from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry
 from orchestrator.service.names import find_gallery
 from orchestrator.serving.replica import Replica
 
+# Galleries that were embedded since are found within this time.
+DISCOVER_S = 2.0
+# Items read by one statement while a gallery is loaded.
+PAGE = 20_000
+
+
+class ServedReplica(Replica):
+    """A replica that knows its items' names by itself: no search asks the ledger, so none misses it.
+
+    An item is named as it was when its vector was embedded: both change in the same step of the log.
+    """
+
+    def __init__(self, context: Context, gallery: GalleryRow) -> None:
+        self._directory = Directory()
+        self._models: dict[int, str] = {}
+        for page in _pages(context, gallery.id):
+            self._directory.extend(page)
+        super().__init__(context, gallery)
+        context.encoder(self.model)  # the first search does not wait for it
+
+    def _reload(self) -> None:
+        self._learn()  # before its vectors can be found …
+        super()._reload()
+        self._learn()  # … and what came in between
+
+    def _learn(self) -> None:
+        """Read what came, changed or went since the items were loaded, and which model each rollout brings."""
+        gallery_id = self.gallery.id
+        with snapshot(self._context.engine) as connection:
+            self._models = directory_queries.models_of_rollouts(connection, gallery_id)
+            self._directory.put(directory_queries.late_items_of_gallery(connection, gallery_id))
+            seq = log_queries.last_seq(connection, gallery_id)
+            self._directory.drop(log_queries.deleted_rows(connection, gallery_id, seq))
+
+    def _apply(self, connection: Connection, entry: LogEntry) -> bool:
+        if entry.kind == "deleted":
+            self._directory.drop(entry.rows)
+        elif entry.kind == "batch":
+            assert entry.rollout_id is not None
+            late = directory_queries.late_items(connection, entry.rollout_id, entry.first_rank, entry.n)
+            self._directory.put(late)
+        if entry.rollout_id is not None and entry.rollout_id not in self._models:
+            self._models = directory_queries.models_of_rollouts(connection, self.gallery.id)
+        return super()._apply(connection, entry)
+
+    def items(self, rows: Sequence[int]) -> dict[int, ItemRow]:
+        """Out of memory; rows without an item are left out."""
+        return self._directory.of_rows(rows)
+
+    def item(self, key: str) -> ItemRow:
+        """The item of a key.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        found = self._directory.of_key(key)
+        if found is None:
+            raise NotFoundError(
+                f"gallery {self.gallery.name!r} has no item {key[:200]!r}; "
+                f"`hotrefresh ledger versions {self.gallery.name} --items` lists its keys."
+            )
+        return found
+
+    def model_of(self, rollout_id: int) -> str | None:
+        """The name of the model that a rollout's vectors come from."""
+        return self._models.get(rollout_id)
+
+
+def _pages(context: Context, gallery_id: int) -> Iterator[list[ItemRow]]:
+    """A gallery's items, some at a time, so that no statement takes long."""
+    first = 0
+    while True:
+        with transaction(context.engine) as connection:
+            page = directory_queries.items_from(connection, gallery_id, first, PAGE)
+        yield page
+        if len(page) < PAGE:
+            return
+        first = page[-1].row + 1
+
 
 class Replicas:
-    """Safe for many threads. What is loaded goes on answering while the ledger is away."""
+    """Every embedded gallery, found by itself. Safe for many threads."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._open: dict[str, Replica] = {}
+        self._open: dict[str, ServedReplica] = {}
+        self._loading: dict[str, threading.Lock] = {}
+        self._failed: dict[str, str] = {}
         self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._looked = False
+        self._thread = threading.Thread(target=self._discover, name="replicas", daemon=True)
 
-    def of(self, gallery_name: str) -> Replica:
-        """A gallery's replica.
+    def start(self) -> None:
+        """Load every gallery that has been embedded, now and whenever another one is."""
+        self._thread.start()
+
+    def of(self, gallery_name: str) -> ServedReplica:
+        """A gallery's replica, loaded here when it is not yet.
 
         Raises:
             NotFoundError: no such gallery.
             ConflictError: it has no embeddings yet.
+            UnreachableError: it is not loaded, and the ledger is away.
         """
         if gallery_name in self._open:
             return self._open[gallery_name]
+        with transaction(self._context.engine) as connection:
+            gallery = find_gallery(connection, gallery_name)
         with self._lock:
+            loading = self._loading.setdefault(gallery_name, threading.Lock())
+        with loading:  # others are answered meanwhile
             if gallery_name not in self._open:
-                with transaction(self._context.engine) as connection:
-                    gallery = find_gallery(connection, gallery_name)
-                replica = Replica(self._context, gallery)
-                replica.follow()
-                self._open[gallery_name] = replica
-            return self._open[gallery_name]
+                self._open[gallery_name] = self._load(gallery)
+        return self._open[gallery_name]
 
-    def faults(self) -> dict[str, str]:
-        """What keeps replicas from following, by gallery; empty when all do."""
-        return {name: str(each.error) for name, each in list(self._open.items()) if each.error is not None}
+    def _load(self, gallery: GalleryRow) -> ServedReplica:
+        replica = ServedReplica(self._context, gallery)
+        replica.follow()
+        log("replica.loaded", gallery=gallery.name, seq=replica.seq, model=replica.model.name)
+        return replica
+
+    def _discover(self) -> None:
+        while True:
+            try:
+                with transaction(self._context.engine) as connection:
+                    found = directory_queries.searchable_galleries(connection)
+                self._looked = True
+            except Exception as error:  # noqa: BLE001 - looked again in a moment; /readyz says what is wrong
+                found = []
+                log("discovery.failed", level="warning", message=str(error))
+            for gallery in found:
+                if gallery.name not in self._open:
+                    self._try(gallery)
+            if self._stop.wait(DISCOVER_S):
+                return
+
+    def _try(self, gallery: GalleryRow) -> None:
+        self._failed.setdefault(gallery.name, "it is being loaded.")
+        try:
+            self.of(gallery.name)
+            self._failed.pop(gallery.name)
+        except Exception as error:  # noqa: BLE001 - one gallery that cannot be loaded must not keep the others out
+            self._failed[gallery.name] = str(error)
+            log("replica.failed", level="error", gallery=gallery.name, message=str(error))
+
+    def missing(self) -> dict[str, str]:
+        """Galleries that cannot be searched here yet, and why; the empty name: nobody has looked what there is."""
+        return dict(self._failed) if self._looked else {"": "the galleries are not known yet."}
+
+    def faults(self) -> dict[str, HotrefreshError]:
+        """What keeps replicas from following, by gallery; they answer from the place of the log where they stand."""
+        return {name: each.error for name, each in list(self._open.items()) if each.error is not None}
 
     def lags(self) -> dict[str, int]:
         """How many entries of the log each replica has not applied yet."""
         found = {}
         with transaction(self._context.engine) as connection:
             for name, replica in list(self._open.items()):
-                found[name] = log_queries.last_seq(connection, replica.gallery.id) - replica.seq
+                found[name] = max(0, log_queries.last_seq(connection, replica.gallery.id) - replica.seq)
         return found
 
     def close(self) -> None:
         """Stop following."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
         for replica in self._open.values():
             replica.close()

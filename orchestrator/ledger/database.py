@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
@@ -79,6 +79,23 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def snapshot(engine: Engine) -> Iterator[Connection]:
+    """A connection whose statements all see one instant; faults become the errors of `transaction`."""
+    with _faults(), engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        yield connection
+
+
+def limit_statements(engine: Engine, seconds: float) -> None:
+    """From now on the server ends every statement of this engine after so long."""
+
+    @event.listens_for(engine, "do_connect")
+    def limited(dialect: Any, record: Any, arguments: Any, parameters: dict[str, Any]) -> None:
+        parameters["options"] += f" -c statement_timeout={round(seconds * 1000)}"
+
+    engine.dispose()  # those that are open know nothing of it
+
+
+@contextmanager
 def _faults() -> Iterator[None]:
     try:
         yield
@@ -89,6 +106,10 @@ def _faults() -> Iterator[None]:
             ) from error
         if _sqlstate(error) in {"40P01", "55P03"}:
             raise ConflictError("somebody else is changing the same rows right now; try again.") from error
+        if _sqlstate(error) == "57014":
+            raise UnreachableError(
+                "the database took too long over a statement and was stopped; try again when it has less to do."
+            ) from error
         raise
 
 

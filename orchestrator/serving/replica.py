@@ -18,16 +18,19 @@ from orchestrator.context import Context
 from orchestrator.errors import ConflictError, HotrefreshError
 from orchestrator.failpoints import reach
 from orchestrator.index import VectorIndex, make_index
+from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.rows import GalleryRow, LogEntry, ModelRow, RolloutRow
+from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
 
 # Rows applied under one hold of the lock: a search waits for at most this copy.
 SLICE = 1024
+# After a fault the log is asked for again this much later.
+RETRY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Answer:
     model: str
     seq: int
     coverage_ratio: float
+    rollout_id: int | None
 
 
 @dataclass
@@ -81,9 +85,7 @@ class Replica:
         return self._served.model
 
     def _reload(self) -> None:
-        with self._context.engine.connect().execution_options(
-            isolation_level="REPEATABLE READ"
-        ) as connection:
+        with snapshot(self._context.engine) as connection:
             serving = rollout_queries.serving_now(connection, self.gallery.id)
             if serving is None:
                 raise ConflictError(
@@ -105,7 +107,7 @@ class Replica:
         """Apply every log entry that is new; returns how many."""
         applied = 0
         while True:
-            with self._context.engine.connect() as connection:
+            with transaction(self._context.engine) as connection:
                 entries = log_queries.log_after(connection, self.gallery.id, self.seq, 256)
                 for entry in entries:
                     if self._apply(connection, entry):
@@ -189,14 +191,20 @@ class Replica:
                 versions = np.where(rows >= 0, served.version[rows], 0)
                 seq, rollout_id = self.seq, served.rollout_id
                 coverage = float(np.mean(served.version == rollout_id)) if len(served.version) else 0.0
-            return self._answers(model.name, scores, rows, versions, k, seq, coverage)
+            return self._answers(model.name, scores, rows, versions, k, seq, coverage, rollout_id)
 
     def _answers(
-        self, model: str, scores: Any, rows: Any, versions: Any, k: int, seq: int, coverage: float
+        self,
+        model: str,
+        scores: Any,
+        rows: Any,
+        versions: Any,
+        k: int,
+        seq: int,
+        coverage: float,
+        rollout_id: int | None,
     ) -> list[Answer]:
-        with self._context.engine.connect() as connection:
-            wanted = sorted({int(row) for row in rows.ravel() if row >= 0})
-            items = {i.row: i for i in gallery_queries.items_of_rows(connection, self.gallery.id, wanted)}
+        items = self.items(sorted({int(row) for row in rows.ravel() if row >= 0}))
         return [
             Answer(
                 tuple(
@@ -207,21 +215,31 @@ class Replica:
                 model,
                 seq,
                 coverage,
+                rollout_id,
             )
             for q in range(len(rows))
         ]
+
+    def items(self, rows: Sequence[int]) -> dict[int, ItemRow]:
+        """What the ledger knows of these rows, by row; rows that it does not know are left out."""
+        with transaction(self._context.engine) as connection:
+            return {i.row: i for i in gallery_queries.items_of_rows(connection, self.gallery.id, rows)}
 
     def follow(self, interval_s: float = 0.05, changed: Callable[[], None] | None = None) -> None:
         """Follow the log in a thread. A fault is kept in `error`, and tried again: what is served stays served."""
 
         def run() -> None:
-            while not self._stop.wait(interval_s):
+            while not self._stop.wait(interval_s if self.error is None else max(interval_s, RETRY_S)):
                 try:
                     if self.catch_up() and changed is not None:
                         changed()
                     self.error = None
                 except HotrefreshError as error:
                     self.error = error
+                except Exception as error:  # noqa: BLE001 - a follower that ends would serve old vectors for ever
+                    self.error = HotrefreshError(
+                        f"the log cannot be followed: {type(error).__name__}: {error}."
+                    )
 
         self._thread = threading.Thread(target=run, name=f"replica-{self.gallery.name}", daemon=True)
         self._thread.start()

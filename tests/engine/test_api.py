@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import socket
@@ -14,17 +15,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from cli.main import main
-from orchestrator.api.app import make_app
 from orchestrator.api.guard import check_binding, token_of
 from orchestrator.errors import UsageError
 from orchestrator.service import advance, background
 from orchestrator.service.finish import finalize
 from tests.engine import platform
+from tests.engine.api_server import TOKEN, client_of, until
 
-TOKEN = "a-token-of-the-tests"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -33,32 +33,11 @@ def world(context, tmp_path):
     return context
 
 
-class _Quiet(uvicorn.Server):
-    def install_signal_handlers(self) -> None:
-        """The test's process keeps its own."""
-
-
 @pytest.fixture
 def client(world) -> Iterator[httpx.Client]:
     """A client of a server in this process, with the token."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
-        server = _Quiet(uvicorn.Config(make_app(world, TOKEN), log_level="warning"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        until(lambda: server.started)
-        headers = {"Authorization": f"Bearer {TOKEN}"}
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30) as opened:
-            yield opened
-        server.should_exit = True
-        thread.join(30)
-
-
-def until(done, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
+    with client_of(world) as opened:
+        yield opened
 
 
 def search(client, **asked):
@@ -88,6 +67,8 @@ def test_searches_are_answered_before_during_and_after_a_refresh(world, client):
     until(lambda: search(client).json()["coverage_ratio"] == 1.0)
     after = search(client).json()
     assert {hit["rollout_id"] for hit in after["hits"]} == {row.id}
+    assert {hit["model"] for hit in after["hits"]} == {"kin"}
+    assert (before["rollout"] != row.id, after["rollout"]) == (True, row.id)
     assert after["log_sequence"] > before["log_sequence"]
 
 
@@ -107,8 +88,13 @@ def test_a_picture_and_a_text_are_taken_for_what_they_are(world, client, tmp_pat
         ({"key": "a", "text": "b"}, 400),
         ({"key": "class-04/0.png", "k": 0}, 400),
         ({"key": "class-04/0.png", "k": 10**9}, 400),
+        ({"key": "class-04/0.png", "limit": 3}, 400),
+        ({"key": "class-04/0.png", "k": True}, 400),
         ({"key": "nowhere.png"}, 404),
+        ({"key": "nul\0"}, 400),
+        ({"key": " "}, 400),
         ({"image": "!!"}, 400),
+        ({"image": "ä"}, 400),
         ({"image": base64.b64encode(b"no picture").decode()}, 400),
     ],
 )
@@ -125,7 +111,10 @@ def test_other_mistakes_have_their_status(client):
     assert client.post("/rollouts", json={}).status_code == 405
     assert client.get("/rollouts/99").status_code == 404
     assert client.get("/nothing").status_code == 404
-    assert client.post("/search/pics", content=b"{").status_code == 400
+    assert client.get("/rollouts/99999999999999999999").status_code == 404
+    assert client.post("/search/%00", json={"key": "a"}).status_code == 404
+    for body in (b"{", b"[" * 50_000, b'{"key": "\\ud800"}', b"\xff\xfe", b""):
+        assert client.post("/search/pics", content=body).status_code == 400
 
 
 def test_without_the_token_only_health_answers(client):
@@ -151,29 +140,14 @@ def test_a_body_that_is_too_long_is_refused_announced_or_not(client, monkeypatch
     assert client.post("/search/pics", content=pieces()).status_code == 413
 
 
-def test_readiness_names_its_reasons(world, client):
-    assert client.get("/readyz").json() == {"ready": True, "reasons": []}
+def test_readiness_names_its_reasons_to_those_who_may_know(world, client):
+    assert client.get("/readyz").json() == {"status": "ready", "reasons": []}
     with world.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     answer = client.get("/readyz")
     assert answer.status_code == 503
     assert "schema: 0001" in answer.json()["reasons"][0]
-
-
-def test_metrics_have_the_names_of_the_contract(world, client):
-    row = platform.work(world, platform.start(world).id)
-    search(client)
-    text = client.get("/metrics").text
-    for name in (
-        "hotrefresh_items{", "hotrefresh_items_processed_total{", "hotrefresh_coverage_ratio{", "hotrefresh_queue_depth{",
-        "hotrefresh_queue_oldest_age_seconds ", "hotrefresh_flips{", "hotrefresh_negative_flip_ratio{",
-        "hotrefresh_rollout_info{", "hotrefresh_rollout_active_seconds{", "hotrefresh_rollout_paused_seconds{",
-        "hotrefresh_workers ", "hotrefresh_search_duration_seconds_bucket{", "hotrefresh_replica_lag_batches{",
-        "hotrefresh_build_info{",
-    ):  # fmt: skip
-        assert f"\n{name}" in text, name
-    assert f'hotrefresh_items{{rollout="{row.id}",state="committed"}} 240.0' in text
-    assert "class-04/0.png" not in text
+    assert httpx.get(f"{client.base_url}/readyz").json() == {"status": "not_ready"}
 
 
 def test_it_will_not_listen_to_the_world_without_a_token(tmp_path, monkeypatch, capsys):
@@ -195,27 +169,64 @@ def test_a_token_file_that_others_may_read_is_refused(settings, tmp_path):
         token_of(named)
     file.chmod(0o600)
     assert token_of(named) == TOKEN
+    file.write_text("short")
+    with pytest.raises(UsageError, match="at least 16"):
+        token_of(named)
+    with pytest.raises(UsageError, match="cannot be read"):
+        token_of(settings.model_copy(update={"api_token_file": tmp_path}))
+    assert token_of(settings.model_copy(update={"api_token": ""})) is None
 
 
-def test_the_command_serves_and_ends_with_sigterm(world, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+def test_without_a_token_only_this_machine_is_answered_and_no_page_in_its_browser(world):
+    with client_of(world, None) as client:
+        assert search(client).status_code == 200
+        assert client.get("/rollouts").status_code == 200
+        assert client.get("/rollouts", headers={"Host": "attacker.example:80"}).status_code == 403
+        assert client.get("/rollouts", headers={"Host": "[broken"}).status_code == 403
+        stranger = {"Origin": "https://attacker.example"}
+        assert (
+            client.post("/search/pics", json={"key": "class-04/0.png"}, headers=stranger).status_code == 403
+        )
+
+
+def test_a_taken_port_is_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["serve", "--port", str(taken.getsockname()[1])]) == 2
+    assert "cannot listen" in capsys.readouterr().err
+
+
+def test_sigterm_lets_the_request_at_hand_finish_and_the_log_is_json_without_secrets(world, tmp_path):
     environment = background.worker_environment(world.settings) | {"HOTREFRESH_API_TOKEN": TOKEN}
-    command = [str(Path(os.sys.executable).with_name("hotrefresh")), "serve", "--port", str(port)]
-    server = subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    url = f"http://127.0.0.1:{port}/livez"
-
-    def answers():
-        try:
-            return httpx.get(url).status_code == 200
-        except httpx.TransportError:
-            return False
-
+    command = [os.sys.executable, "-m", "cli.main", "serve", "--port", "0", "-o", "json"]
+    log = tmp_path / "log"
+    with log.open("w") as stderr:
+        server = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr)
     try:
-        until(answers)
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=30)
+        port = httpx.URL(json.loads(server.stdout.readline())["url"]).port
+        until(lambda: answers(f"http://127.0.0.1:{port}/livez"))
+        body = json.dumps({"key": "class-04/0.png", "k": 1}).encode()
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as line:
+            head = f"POST /search/pics HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+            line.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:5])
+            time.sleep(0.5)  # it is being read
+            server.send_signal(signal.SIGTERM)
+            until(lambda: not answers(f"http://127.0.0.1:{port}/livez"))
+            line.sendall(body[5:])
+            assert line.recv(100).startswith(b"HTTP/1.1 200")
+        assert server.wait(timeout=30) == 0
     finally:
         server.kill()
         server.wait()
-    assert TOKEN not in server.stderr.read()
+    written = log.read_text()
+    assert TOKEN not in written
+    events = [json.loads(line)["event"] for line in written.splitlines() if line.startswith("{")]
+    assert {"server.started", "replica.loaded", "request.answered", "server.stopped"} <= set(events)
+    assert events[-1] == "server.stopped"
+
+
+def answers(url):
+    try:
+        return httpx.get(url).status_code == 200
+    except httpx.TransportError:
+        return False

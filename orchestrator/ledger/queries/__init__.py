@@ -7,4 +7,6 @@ batches     claim, renew, commit, release, the log
 flips       evaluations, flips, curves
 workers     worker registry
 reporting   the dashboard views
+metrics     what a scrape reads
+directory   what a server of searches keeps in memory
 """

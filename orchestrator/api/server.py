@@ -1,0 +1,70 @@
+"""The process: its socket, its signals, its server."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from orchestrator.api.app import make_app
+from orchestrator.api.log import log, use_json_lines
+from orchestrator.context import Context
+from orchestrator.errors import UsageError
+from orchestrator.ledger.database import limit_statements
+
+STATEMENT_S = 10.0
+# Requests at hand may take so long after SIGTERM.
+GRACE_S = 30
+# Connections beyond these are answered 503 at once.
+MOST_CONNECTIONS = 1000
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 takes a free one.
+
+    Raises:
+        UsageError: the address is not of this machine, or the port is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {reason}. Choose another with --host and --port."
+        ) from error
+
+
+def make_server(context: Context, token: str | None) -> uvicorn.Server:
+    """The server on an open context, not yet running; give it a socket."""
+    limit_statements(context.engine, STATEMENT_S)
+    use_json_lines()
+    return uvicorn.Server(
+        uvicorn.Config(
+            make_app(context, token),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=MOST_CONNECTIONS,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+
+
+def serve(
+    context: Context, listening: socket.socket, token: str | None, ready: Callable[[str], None]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; requests at hand are finished first."""
+    host, port = listening.getsockname()[:2]
+    # uvicorn raises the signal again when it is done. Ours is to return and give everything back.
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    server = make_server(context, token)
+    ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    log("server.started", host=host, port=port)
+    try:
+        server.run(sockets=[listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        log("server.stopped")
