@@ -346,6 +346,8 @@ def encode_halving(
                 size.limit = before  # it is this item, not the memory
             elif at == len(prepared) > 1:
                 raise done
+    if len(parts) == 1:  # as nearly always: spare the copy
+        return Encoded(parts[0], failed)
     return Encoded(np.concatenate(parts) if parts else np.zeros((0, encoder.dim), np.float32), failed)
 
 

@@ -22,6 +22,7 @@ class LeaseKeeper:
         self._lease_s = lease_s
         self._held: dict[tuple[int, int], tuple[Claim, float]] = {}
         self._lock = threading.Lock()
+        self._dropped = threading.Condition(self._lock)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leases", daemon=True)
 
@@ -34,6 +35,7 @@ class LeaseKeeper:
         """Stop renewing it."""
         with self._lock:
             self._held.pop((claim.first_rank, claim.fence), None)
+            self._dropped.notify_all()
 
     def holds(self, claim: Claim) -> bool:
         """Whether the lease was neither refused nor has run out by our own clock."""
@@ -41,10 +43,13 @@ class LeaseKeeper:
             held = self._held.get((claim.first_rank, claim.fence))
         return held is not None and time.monotonic() < held[1]
 
-    def holding(self) -> bool:
-        """Whether anything is held."""
+    def wait_for_drop(self, seconds: float) -> bool:
+        """Whether anything is held; if so, return when one is dropped, or after so long."""
         with self._lock:
-            return bool(self._held)
+            held = bool(self._held)
+            if held:
+                self._dropped.wait(seconds)
+            return held
 
     def _run(self) -> None:
         while not self._stop.wait(self._lease_s / 3):
@@ -67,6 +72,7 @@ class LeaseKeeper:
                     self._held[key] = claim, asked + self._lease_s
                 else:
                     del self._held[key]
+                    self._dropped.notify_all()
 
     def __enter__(self) -> LeaseKeeper:
         self._thread.start()

@@ -28,7 +28,7 @@ from models.datasets import read_item
 from models.encoders import Encoder
 from models.errors import ItemError
 from orchestrator.context import Context
-from orchestrator.core.canary import canary_places, misplaced
+from orchestrator.core.canary import canary_places
 from orchestrator.errors import ArtifactError, HotrefreshError, UnreachableError
 from orchestrator.failpoints import reach
 from orchestrator.ledger.database import Line, transaction
@@ -43,11 +43,13 @@ from workers.control import WORKABLE, Control
 from workers.encode import Encoded, FittingSize, PlacedEncoder, encode_halving
 from workers.encode_errors import permanent
 from workers.leases import LeaseKeeper
-from workers.soundness import sound_answer, sound_norms
+from workers.soundness import check_places, sound_answer, sound_norms
 from workers.work import DrainResult, Work
 
-# Items that a decoding thread takes at once: a future for each would cost more than many items do.
+# Items that a decoding thread takes at once: a future for each would cost more than many items do. At least so many, and
+# for large batches as many as give each thread a few turns, so that none waits long for the slowest.
 DECODE_TOGETHER = 32
+DECODE_TURNS = 8
 # A batch whose next attempt is due within this time is waited for.
 WAIT_FOR_RETRY_S = 3.0
 # How often a commit is asked again because ranks were superseded while it was on its way.
@@ -138,8 +140,7 @@ class Pipeline:
 
     def _more_may_come(self) -> bool:
         """Wait a moment where a batch is due again soon, or ours may still fail; False: there is nothing to wait for."""
-        if self.leases.holding():
-            self.over.wait(0.02)
+        if self.leases.wait_for_drop(0.1):
             return True
         with transaction(self.context.engine) as connection:
             wait_s = batch_queries.next_due_s(connection, self.rollout.id, pending_only=True)
@@ -182,9 +183,9 @@ class Pipeline:
                 rows = np.asarray(self.row_of[place], np.int64)
             else:
                 rows = rows_of_ranks(connection, self.rollout, claim.first_rank, claim.n)
-            found = gallery_queries.uris_of_rows(connection, self.rollout.gallery_id, rows.tolist())
-        uris = [found.get(row) for row in rows.tolist()]
-        slices = [uris[at : at + DECODE_TOGETHER] for at in range(0, len(uris), DECODE_TOGETHER)]
+            uris = gallery_queries.uris_of_rows(connection, self.rollout.gallery_id, rows.tolist())
+        together = max(DECODE_TOGETHER, len(uris) // (DECODE_TURNS * self.context.settings.decode_threads))
+        slices = [uris[at : at + together] for at in range(0, len(uris), together)]
         prepared, places, holes = [], [], {}
         for at, outcome in enumerate(chain.from_iterable(self.decoders.map(self._prepare_items, slices))):
             if isinstance(outcome, ItemError):
@@ -217,7 +218,7 @@ class Pipeline:
             try:
                 reach("mid_encode")
                 done = encode_halving(self.encoder, work.prepared, self.fitting)
-                self._check_places(work, done)
+                self._encode_canaries(work, done)
             except Exception as error:  # noqa: BLE001 — a user's encoder may raise anything
                 self.fail(work.claim, error)
                 continue
@@ -227,22 +228,12 @@ class Pipeline:
             self.encoded.put(work)
             self.control.rest(work.encode_s, self.over)
 
-    def _check_places(self, work: Work, done: Encoded) -> None:
-        """Encode one item a second time, alone: a batch whose rows changed places has good norms and a good checksum.
-
-        Raises ArtifactError: the encoder mixes up its rows; nothing that it makes can be kept.
-        """
-        if done.failed or len(done.vectors) < 2 or len(done.vectors) != len(work.prepared):
+    def _encode_canaries(self, work: Work, done: Encoded) -> None:
+        """Encode one item a second time, alone: a batch whose rows changed places has good norms and a good checksum."""
+        if done.failed or len(work.prepared) < 2:
             return
-        places = canary_places(work.claim.first_rank, work.claim.fence, len(done.vectors), count=1)
-        again = np.concatenate([self.encoder.encode(work.prepared[at : at + 1]) for at in places])
-        if not sound_norms(np.concatenate([done.vectors[places], again])).all():
-            return  # that is another fault, and the writer's to see
-        if misplaced(done.vectors, places, again):
-            raise ArtifactError(
-                f"the encoder's answer for item {places[0]} of a batch of {len(done.vectors)} is not what it answers for that "
-                "item alone: it mixes up its rows. Mend the encoder, then resume."
-            )
+        work.canaries = canary_places(work.claim.first_rank, work.claim.fence, len(work.prepared), count=1)
+        work.again = np.concatenate([self.encoder.encode(work.prepared[at : at + 1]) for at in work.canaries])
 
     # -- writer ---------------------------------------------------------------------------------------------------
 
@@ -251,6 +242,7 @@ class Pipeline:
         vectors = np.zeros((work.claim.n, self.encoder.dim), np.float32)
         if work.places:
             vectors[work.places] = sound_answer(work.encoded, len(work.places), self.encoder.dim)
+            check_places(work)
         for place in np.flatnonzero(~sound_norms(vectors)):
             if int(place) not in work.holes:
                 with np.errstate(all="ignore"):

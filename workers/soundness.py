@@ -1,11 +1,13 @@
-"""Whether what an encoder answered may be stored: its shape, its type, and every vector's length."""
+"""Whether what an encoder answered may be stored: its shape, its type, every vector's length and place."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.core.canary import misplaced
 from orchestrator.errors import ArtifactError
+from workers.work import Work
 
 
 def sound_norms(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -28,3 +30,20 @@ def sound_answer(answer: object, n: int, dim: int) -> npt.NDArray[np.float32]:
         f"the encoder returned {found} for {n} items, not float32 ({n}, {dim}): correct the encoder, then "
         "`hotrefresh rollout resume`"
     )
+
+
+def check_places(work: Work) -> None:
+    """Compare the canaries, if there are any, with their rows in the batch.
+
+    Raises ArtifactError: the encoder mixes up its rows; nothing that it makes can be kept.
+    """
+    if work.again is None or work.encoded is None:
+        return
+    places = list(work.canaries)
+    if not sound_norms(np.concatenate([work.encoded[places], work.again])).all():
+        return  # that is another fault, and becomes a hole
+    if wrong := misplaced(work.encoded, places, work.again):
+        raise ArtifactError(
+            f"the encoder's answer for item {wrong[0]} of a batch of {len(work.encoded)} is not what it answers for that "
+            "item alone: it mixes up its rows. Mend the encoder, then resume."
+        )

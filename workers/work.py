@@ -41,6 +41,7 @@ class Work:
         places: place in the batch of each prepared item.
         holes: place in the batch → (reason, message).
         encoded: (m, dim) float32, vectors of the prepared items.
+        canaries, again: which of the m were encoded a second time, alone, and what that gave: (len(canaries), dim) float32.
     """
 
     claim: Claim
@@ -51,6 +52,8 @@ class Work:
     decode_s: float
     encode_s: float = 0.0
     encoded: npt.NDArray[np.float32] | None = None
+    canaries: Sequence[int] = ()
+    again: npt.NDArray[np.float32] | None = None
 
     def take(self, done: Encoded) -> None:
         """Take over what the encoder made; the items are let go, those it could not do become holes."""

@@ -66,7 +66,7 @@ class LedgerCollector(Collector):
             ids = [row["id"] for row in rollouts]
             upgrades = [row["id"] for row in rollouts if row["kind"] == "upgrade" and row["state"] in SERVED]
             ledger = [
-                *rollout_metrics(rollouts),
+                *rollout_metrics(rollouts, datetime.now(UTC)),
                 *queue_metrics(metric_queries.queues_shown(connection, ids)),
                 *worker_metrics(read_view(connection, "worker_health", live=True)),
                 *coverage_metrics(read_view(connection, "coverage_by_model")),
@@ -88,8 +88,8 @@ def lag_metric(lags: dict[str, int]) -> Metric:
     return lag
 
 
-def rollout_metrics(rows: list[Row]) -> list[Metric]:
-    """Of `rollout_status`."""
+def rollout_metrics(rows: list[Row], now: datetime) -> list[Metric]:
+    """Of `rollout_status`; rollouts that go on are active until `now`."""
     items = GaugeMetricFamily("hotrefresh_items", "Items of a rollout by state", labels=["rollout", "state"])
     done = CounterMetricFamily("hotrefresh_items_processed", "Items done", labels=["rollout", "outcome"])
     info = InfoMetricFamily(
@@ -109,18 +109,16 @@ def rollout_metrics(rows: list[Row]) -> list[Metric]:
         for outcome in ("committed", "quarantined"):
             done.add_metric([rollout, outcome], float(row[outcome]))
         info.add_metric([rollout, row["state"], row["from_model"] or "", row["to_model"]], {})
-        active.add_metric([rollout], _active_s(row))
+        active.add_metric([rollout], _active_s(row, now))
         paused.add_metric([rollout], row["paused_s"])
         if row["throttle_reason"] is not None:
             throttled.add_metric([rollout, row["throttle_reason"]], 1)
     return [items, done, info, active, paused, throttled]
 
 
-def _active_s(row: Row) -> float:
+def _active_s(row: Row, now: datetime) -> float:
     """Seconds in which it could go on: until now, or until its last progress where it is over."""
-    until: datetime = (
-        (row["last_progress_at"] or row["started_at"]) if row["state"] in OVER else datetime.now(UTC)
-    )
+    until: datetime = (row["last_progress_at"] or row["started_at"]) if row["state"] in OVER else now
     elapsed: float = (until - row["started_at"]).total_seconds() - float(row["paused_s"])
     return max(0.0, elapsed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def test_every_image_is_pinned():
 def exported() -> set[str]:
     """Names of the metrics that the API gives, with the suffixes that Prometheus adds."""
     families: list[Metric] = [
-        *metrics.rollout_metrics([]),
+        *metrics.rollout_metrics([], datetime.now(UTC)),
         *metrics.queue_metrics([]),
         *metrics.worker_metrics([]),
         *metrics.coverage_metrics([]),

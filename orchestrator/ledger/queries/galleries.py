@@ -66,30 +66,38 @@ def list_galleries(connection: Connection) -> list[GalleryRow]:
     return fetch_all(connection, GalleryRow, "list_galleries", "SELECT * FROM gallery ORDER BY id")
 
 
+# In the next two, one look-up in the primary key a row, whatever the planner believes: after a large COPY and before the
+# table's first statistics it takes a gallery for a handful of items, and `row = ANY(…)` would read all of them each time.
+
+
 def items_of_rows(connection: Connection, gallery_id: int, rows: Sequence[int]) -> list[ItemRow]:
     """The items of these rows, in no particular order."""
     return fetch_all(
         connection,
         ItemRow,
         "items_of_rows",
-        """SELECT row, key, uri, label FROM item
-           WHERE gallery_id = :gallery AND row = ANY(CAST(:rows AS bigint[]))""",
+        """SELECT found.* FROM unnest(CAST(:rows AS bigint[])) AS wanted (row) CROSS JOIN LATERAL
+             (SELECT row, key, uri, label FROM item WHERE gallery_id = :gallery AND row = wanted.row OFFSET 0) AS found""",
         gallery=gallery_id,
         rows=list(map(int, rows)),
     )
 
 
-def uris_of_rows(connection: Connection, gallery_id: int, rows: Sequence[int]) -> dict[int, str]:
-    """Row → URI of these rows: what a worker asks for each batch, so no object an item is made."""
-    result = execute(
+def uris_of_rows(connection: Connection, gallery_id: int, rows: Sequence[int]) -> list[str | None]:
+    """The URI of each of these rows, None where there is no item (any more): what a worker asks for each batch.
+
+    They come as one array, because a row of a result and an object for each item would cost more than finding them.
+    """
+    found = execute(
         connection,
         "uris_of_rows",
-        """SELECT row, uri FROM item
-           WHERE gallery_id = :gallery AND row = ANY(CAST(:rows AS bigint[])) AND deleted_at IS NULL""",
+        """SELECT array_agg((SELECT uri FROM item
+                             WHERE gallery_id = :gallery AND row = wanted.row AND deleted_at IS NULL) ORDER BY place)
+           FROM unnest(CAST(:rows AS bigint[])) WITH ORDINALITY AS wanted (row, place)""",
         gallery=gallery_id,
         rows=list(rows),
-    )
-    return {int(row): str(uri) for row, uri in result}
+    ).scalar_one()
+    return list(found or ())
 
 
 def item_by_key(connection: Connection, gallery_id: int, key: str) -> ItemRow | None:

@@ -56,7 +56,7 @@ DECISIONS = [{"rollout": 7, "gate": "nfr", "result": "inconclusive"}]
 
 def families():
     return [
-        *metrics.rollout_metrics([ROLLOUT]),
+        *metrics.rollout_metrics([ROLLOUT], NOW),
         *metrics.queue_metrics(QUEUE),
         *metrics.worker_metrics(WORKERS),
         *metrics.coverage_metrics([{"gallery": "pics", "model": "new", "ratio": 0.5}]),
@@ -106,9 +106,9 @@ def test_items_are_told_by_state_and_done_ones_are_counters(samples):
 
 
 def test_time_goes_on_for_a_rollout_until_it_is_over_and_not_while_it_is_paused(samples):
-    assert samples["hotrefresh_rollout_active_seconds", ("rollout", "7")] == pytest.approx(70, abs=60)
+    assert samples["hotrefresh_rollout_active_seconds", ("rollout", "7")] == pytest.approx(70)
     assert samples["hotrefresh_rollout_paused_seconds", ("rollout", "7")] == 30
-    over = metrics.rollout_metrics([ROLLOUT | {"state": "finalized", "paused_s": 0.0}])
+    over = metrics.rollout_metrics([ROLLOUT | {"state": "finalized", "paused_s": 0.0}], NOW)
     [active] = [family for family in over if family.name == "hotrefresh_rollout_active_seconds"]
     assert active.samples[0].value == pytest.approx(40)
 

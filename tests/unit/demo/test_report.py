@@ -14,15 +14,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_up_report import (
-    curve_of,
-    made_up,
-    made_up_flips,
-    made_up_rollout,
-    made_up_text,
-    seed_run,
-    with_upgrade,
-)
 from PIL import Image
 
 from orchestrator.demo import plots
@@ -47,6 +38,15 @@ from orchestrator.demo.report_data import (
 )
 from orchestrator.demo.report_summary import over_seeds, promises
 from orchestrator.errors import StoreFullError, UsageError
+from tests.unit.demo.made_up_report import (
+    curve_of,
+    made_up,
+    made_up_flips,
+    made_up_rollout,
+    made_up_text,
+    seed_run,
+    with_upgrade,
+)
 
 NASTY = "<script>alert(\"1\")</script> & 'x' $\\frac$"
 SECTIONS = ["headline", "certificates", "curves", "flips", "worst", "rollout", "text", "measured"]
