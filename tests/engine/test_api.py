@@ -18,6 +18,7 @@ import pytest
 
 from cli.main import main
 from orchestrator.api.guard import check_binding, token_of
+from orchestrator.api.server import open_socket
 from orchestrator.errors import UsageError
 from orchestrator.service import advance, background
 from orchestrator.service.finish import finalize
@@ -230,3 +231,10 @@ def answers(url):
         return httpx.get(url).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_an_answer_does_not_wait_until_its_first_packet_is_acknowledged():
+    with open_socket("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
