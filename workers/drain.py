@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
 
 from models.encoders import Encoder
 from orchestrator.context import Context
@@ -16,7 +15,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import ModelRow
 from workers.control import WORKABLE
-from workers.encode import PlacedEncoder, place_encoder
+from workers.encode import PlacedEncoder, placed_once
 from workers.pipeline import Pipeline
 from workers.work import DrainResult
 
@@ -64,18 +63,11 @@ def drain(
     return pipeline.result
 
 
-# A placed encoder has copied its network to the device and settled its precision: once a process, not once a slice.
-_placed: WeakKeyDictionary[Encoder, PlacedEncoder] = WeakKeyDictionary()
-
-
 def placed(context: Context, model: ModelRow) -> PlacedEncoder:
-    """The model's encoder on this worker's device."""
-    encoder, settings = context.encoder(model), context.settings
-    if encoder not in _placed:
-        _placed[encoder] = place_encoder(
-            encoder, settings.device, settings.precision, compiled=settings.compile_encoder
-        )
-    return _placed[encoder]
+    """The model's encoder on this worker's device, put there once a process, not once a slice."""
+    settings = context.settings
+    encoder = context.encoder(model)
+    return placed_once(encoder, settings.device, settings.precision, settings.compile_encoder)  # type: ignore[arg-type]
 
 
 @contextmanager

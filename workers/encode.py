@@ -176,6 +176,7 @@ class PlacedEncoder:
         try:
             return Staged(prepared, list(self._pieces(self._tensors, prepared)))
         except Exception as error:
+            end_if_sticky(error)
             if not out_of_memory(error):
                 raise
         self._lane.free()

@@ -13,8 +13,10 @@ from celery.signals import setup_logging, worker_shutting_down
 
 from orchestrator.bootstrap import open_context
 from orchestrator.broker import worker_arguments
+from orchestrator.errors import HotrefreshError
 from orchestrator.settings import Settings
 from workers.app import build_app
+from workers.log import log
 from workers.runtime import Runtime
 
 
@@ -58,7 +60,11 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the terminal that started us is not for us
     idle_s = float(sys.argv[1]) if len(sys.argv) > 1 else None
-    sys.exit(run_worker(load_settings(), exit_when_idle_s=idle_s))
+    try:
+        sys.exit(run_worker(load_settings(), exit_when_idle_s=idle_s))
+    except HotrefreshError as error:
+        log("worker.failed", level="error", message=str(error))
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ from orchestrator.serving.matrix import plan_rows, rows_of_ranks, unfinished_ver
 from orchestrator.store import open_extents
 from workers.control import WORKABLE, Control
 from workers.encode import Encoded, FittingSize, PlacedEncoder, encode_halving
-from workers.encode_errors import permanent
+from workers.encode_errors import end_if_sticky, permanent
 from workers.leases import LeaseKeeper
 from workers.soundness import check_places, sound_answer, sound_norms
 from workers.work import DrainResult, Work
@@ -126,12 +126,12 @@ class Pipeline:
                 reach("claimed")
                 try:
                     work = self.prepare(claim)
+                    if isinstance(self.encoder, PlacedEncoder):
+                        work.prepared = self.encoder.stage(work.prepared)
                 except Exception as error:  # noqa: BLE001 — every fault of a batch is counted and told
                     self.fail(claim, error)
                     continue
                 reach("decoded")
-                if isinstance(self.encoder, PlacedEncoder):
-                    work.prepared = self.encoder.stage(work.prepared)
                 self._hand_over(work)
         except Exception as error:  # noqa: BLE001 — whatever it is, the pipeline must end and say so
             self.abort(error)
@@ -357,7 +357,11 @@ class Pipeline:
             self.leases.drop(claim)  # not before: the feeder would think that all is done
 
     def fail(self, claim: Claim, error: Exception) -> None:
-        """A batch could not be done. What is not its fault ends the drain; all else counts, and a retry is due later."""
+        """A batch could not be done. What is not its fault ends the drain; all else counts, and a retry is due later.
+
+        Where the device is lost to this process, the process ends: its lease runs out, and another one takes the batch.
+        """
+        end_if_sticky(error)
         if isinstance(error, (UnreachableError, ArtifactError)):
             self.abort(error)
             self.release(claim)

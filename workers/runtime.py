@@ -64,7 +64,7 @@ class Runtime:
                 worker_id=self.id,
                 host=socket.gethostname(),
                 pid=os.getpid(),
-                device=_device(),
+                device=_device(self.context.settings.device),
                 version=__version__,
                 interval_s=self.context.settings.heartbeat_s,
             )
@@ -305,7 +305,11 @@ class _Work:
         return True
 
 
-def _device() -> str:
+def _device(wanted: str) -> str:
+    """The name of the device that this worker encodes on."""
     import torch
 
-    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    from models.encoders.device import choose_device
+
+    where = choose_device(wanted)
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"

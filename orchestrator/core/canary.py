@@ -7,8 +7,6 @@ probability of about 1 − (1 − p/m)^k: rows turned round or shifted as a whol
 
 from __future__ import annotations
 
-import random
-
 import numpy as np
 import numpy.typing as npt
 
@@ -16,9 +14,13 @@ LEAST_COSINE = 0.999
 
 
 def canary_places(first_rank: int, fence: int, n: int, count: int = 2) -> list[int]:
-    """Which of a batch's n prepared items are encoded again: sorted, the same for one claim, others for the next."""
-    chosen = random.Random(f"{first_rank} {fence}").sample(range(n), min(n, count))  # noqa: S311 - no secret
-    return sorted(chosen)
+    """Which of a batch's n prepared items are encoded again: sorted, the same for one claim, others for the next.
+
+    They lie n / count apart, from a place that the claim's numbers choose.
+    """
+    count = min(n, count)
+    start = int(np.random.SeedSequence((first_rank, fence)).generate_state(1)[0])
+    return sorted((start + at * n // count) % n for at in range(count))
 
 
 def misplaced(

@@ -247,6 +247,25 @@ def test_an_encoder_that_mixes_up_its_rows_is_caught_by_a_canary_and_nothing_is_
     assert (status["committed"], status["leased"]) == (0, 0)
 
 
+@pytest.mark.parametrize("step", ["stage", "_encode_canaries", "vectors_of"])
+def test_a_lost_device_ends_the_process_whichever_step_notices(world, monkeypatch, step):
+    from workers import pipeline
+    from workers.drain import drain
+    from workers.encode import PlacedEncoder
+
+    def lost(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    ended = []
+    monkeypatch.setattr(pipeline, "end_if_sticky", ended.append)
+    monkeypatch.setattr(PlacedEncoder if step == "stage" else pipeline.Pipeline, step, lost)
+    row = advance.advance(
+        world, starting.start(world, starting.StartRequest("pics", "kin", order="random")).id
+    )
+    drain(world, row.id, owner="test", slice_s=1)
+    assert "illegal memory access" in str(ended[0])
+
+
 def test_an_item_that_cannot_be_read_keeps_its_stored_vector_in_a_certificate(world, tmp_path):
     from orchestrator.service.certify import CertifyRequest, certify
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -227,3 +231,18 @@ def test_a_full_log_disk_does_not_stop_the_work(world):
     finally:
         worker.terminate()
         worker.wait(timeout=60)
+
+
+def test_a_worker_that_cannot_begin_says_why_in_one_line_and_with_its_own_exit_code(world):
+    environment = background.worker_environment(world.settings) | {"HOTREFRESH_DEVICE": "cuda:99"}
+    ended = subprocess.run(
+        [sys.executable, "-m", "workers.main"],
+        env=environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 2
+    [line] = ended.stderr.splitlines()
+    assert "set HOTREFRESH_DEVICE" in json.loads(line)["message"]
