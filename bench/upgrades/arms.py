@@ -25,6 +25,8 @@ class Arm:
         encoder: the compatible-training method of the new model.
         adapter: name in the registry of adapters; None: new queries meet the stored embeddings as they are.
         backward: the adapter leads new queries into the old space, and the gallery stays as it is.
+        weight: of the compatibility term; None: the method's own.
+        only: the one data and split on which it is measured; None: everywhere.
     """
 
     name: str
@@ -32,10 +34,19 @@ class Arm:
     adapter: str | None = None
     pairs: Pairs = Pairs.NONE
     backward: bool = False
+    weight: float | None = None
+    only: tuple[str, str] | None = None
+
+    @property
+    def trained(self) -> str:
+        """Which training its new model comes from: arms share them."""
+        return self.encoder if self.weight is None else f"{self.encoder} weight {self.weight:g}"
 
 
 TRAINED = ("bct", "ract", "ract_triplet", "ract_classifier", "unibct", "lce", "advbct")
 FORWARD = ("procrustes", "low_rank", "fct", "fastfill", "lambda_orthogonal")
+BICT_WEIGHTS = (0.01, 0.3, 1.0)
+"""Beside its own of 0.1: the paper finds that the weight of the backward term matters for both directions."""
 BACKWARD = ("procrustes", "low_rank", "residual_mlp")
 
 ARMS: dict[str, Arm] = {
@@ -44,6 +55,17 @@ ARMS: dict[str, Arm] = {
         Arm("independent", "independent"),
         *(Arm(name, name) for name in TRAINED),
         Arm("bict", "bict", "bict", Pairs.PLAIN),
+        *(
+            Arm(
+                f"bict weight {weight:g}",
+                "bict",
+                "bict",
+                Pairs.PLAIN,
+                weight=weight,
+                only=("glyphs", "open-class"),
+            )
+            for weight in BICT_WEIGHTS
+        ),
         Arm("dmu", "dmu", "mlp", Pairs.JOINT),
         *(Arm(f"independent + {name}", "independent", name, Pairs.PLAIN) for name in FORWARD),
         Arm("independent + mlp", "independent", "mlp", Pairs.COMPOSITES),
@@ -53,7 +75,11 @@ ARMS: dict[str, Arm] = {
 }
 """Arm name -> arm, in the order of the table."""
 
-ENCODERS = tuple(dict.fromkeys(arm.encoder for arm in ARMS.values()))
+
+def arms_of(data: str, split: str) -> list[str]:
+    """The names of the arms that are measured there."""
+    return [name for name, arm in ARMS.items() if arm.only in (None, (data, split))]
+
 
 METHOD_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     # The old head's rows of classes it never saw are class means of old embeddings, or it would have nothing to say

@@ -54,6 +54,11 @@ ARMS: dict[str, Chain] = {
 }
 
 
+def arms_of(data: str, split: str) -> list[str]:
+    """The names of the arms that are measured there."""
+    return list(ARMS)
+
+
 def jobs_of(root: Path, data: str, split: str, seeds: Sequence[int], chosen: Sequence[str]) -> list[Job]:
     """All jobs behind the chosen chains."""
     methods = dict.fromkeys(ARMS[name].method for name in chosen)

@@ -40,10 +40,11 @@ def jobs_of(root: Path, only: Sequence[str], seeds: Sequence[int]) -> list[Job]:
             raise UsageError(f"{data} have no split {split!r}: choose one of {', '.join(_ROOMS[data])}")
         for each in [split] if split else _ROOMS[data]:
             room = _ROOMS[data][each]
-            if arm and arm not in room.ARMS:
-                raise UsageError(f"{data}/{each} has no arm {arm!r}: choose one of {', '.join(room.ARMS)}")
+            there: list[str] = room.arms_of(data, each)
+            if arm and arm not in there:
+                raise UsageError(f"{data}/{each} has no arm {arm!r}: choose one of {', '.join(there)}")
             # The tax and the update gain are measured against the model without any compatibility term.
-            chosen = list(dict.fromkeys(["independent", arm])) if arm else list(room.ARMS)
+            chosen = list(dict.fromkeys(["independent", arm])) if arm else there
             jobs |= dict.fromkeys(room.jobs_of(root, data, each, seeds, chosen))
     return list(jobs)
 

@@ -43,6 +43,11 @@ _PROTOTYPES = 500
 _SHARED = "embeddings"
 
 
+def arms_of(data: str, split: str) -> list[str]:
+    """The names of the arms that are measured there."""
+    return list(ARMS)
+
+
 def jobs_of(root: Path, data: str, split: str, seeds: Sequence[int], chosen: Sequence[str]) -> list[Job]:
     """All jobs behind the chosen arms; each encoder embeds once for all of them."""
     shared = [Job(root, data, _SHARED, 0, f"embed-{name}") for name in UPGRADES[split]]

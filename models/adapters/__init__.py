@@ -18,6 +18,7 @@ import numpy as np
 from models.adapters.base import Adapter, Task
 from models.artifact import Manifest, load_artifact
 from models.errors import ArtifactError, UsageError
+from models.options import check_options
 
 ADAPTERS: dict[str, str] = {
     "mlp": "models.adapters.mlp",
@@ -68,7 +69,14 @@ def fit_adapter(
         raise UsageError(f"{len(old)} pairs are too few to fit an adapter: give at least {LEAST_PAIRS}")
     if not (np.isfinite(old).all() and np.isfinite(new).all()):
         raise UsageError("an adapter cannot be fitted: some embeddings are not finite. Embed the items again")
+    if (prototypes is None) != (labels is None):
+        prototypes = labels = None
+    if prototypes is not None and labels is not None:
+        _check_classes(prototypes, labels, new)
+    chosen = dict(options or {})
+    check_options(f"adapter {method!r}", module.fit, chosen)
     task = Task(
+        adapter=method,
         old=np.ascontiguousarray(old, np.float32),
         new=np.ascontiguousarray(new, np.float32),
         folder=folder,
@@ -81,15 +89,26 @@ def fit_adapter(
         },
         seed=seed,
         threads=threads,
-        prototypes=prototypes,
-        labels=labels,
+        prototypes=None if prototypes is None else np.ascontiguousarray(prototypes, np.float32),
+        labels=None if labels is None else np.ascontiguousarray(labels, np.int64),
         progress=progress,
     )
-    try:
-        manifest: Manifest = module.fit(task, **(options or {}))
-    except TypeError as error:
-        raise UsageError(f"adapter {method!r} cannot take {dict(options or {})}: {error}") from error
+    manifest: Manifest = module.fit(task, **chosen)
     return manifest
+
+
+def _check_classes(prototypes: np.ndarray, labels: np.ndarray, new: np.ndarray) -> None:
+    if prototypes.ndim != 2 or prototypes.shape[1] != new.shape[1]:
+        raise UsageError(
+            f"the classifier's rows {prototypes.shape} are not in the new model's space of {new.shape[1]} dims"
+        )
+    if labels.shape != (len(new),):
+        raise UsageError(f"{len(new)} pairs need as many labels, not {labels.shape}")
+    if labels.min() < -1 or labels.max() >= len(prototypes):
+        raise UsageError(
+            f"labels are places among {len(prototypes)} rows of the classifier, or -1, not "
+            f"{labels.min()}..{labels.max()}"
+        )
 
 
 def load_adapter(folder: Path) -> Adapter:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from models.artifact import Manifest
 from models.errors import UsageError
@@ -34,6 +36,7 @@ class Task:
     """One fit.
 
     Attributes:
+        adapter: its name in the registry.
         old, new: (n, d_old) and (n, d_new) float32, L2-normalised, row by row the same item.
         folder, name, modality, identity: of the artifact; `identity` holds its source_fingerprint, target_fingerprint and
             source_dim.
@@ -41,6 +44,7 @@ class Task:
         progress: called with (steps done, steps in all).
     """
 
+    adapter: str
     old: np.ndarray
     new: np.ndarray
     folder: Path
@@ -56,16 +60,21 @@ class Task:
     @property
     def artifact(self) -> dict[str, Any]:
         """What every artifact is named by."""
-        return {"name": self.name, "modality": self.modality, "identity": self.identity}
+        return {
+            "architecture": self.adapter,
+            "name": self.name,
+            "modality": self.modality,
+            "identity": self.identity,
+        }
 
-    def classes(self, adapter: str) -> tuple[np.ndarray, np.ndarray]:
-        """Prototypes and labels. Raises UsageError, naming the adapter that needs them, where one is missing."""
+    def classes(self) -> Tensor:
+        """(C, d_new) float32 prototypes. Raises UsageError where nothing can be learned from classes."""
         if self.prototypes is None or self.labels is None or not (self.labels >= 0).any():
             raise UsageError(
-                f"adapter {adapter!r} learns from classes: it needs labelled pairs and the rows of the target model's "
+                f"adapter {self.adapter!r} learns from classes: it needs labelled pairs and the rows of the target model's "
                 "classifier. Label the gallery and train the model here, or choose mlp or procrustes."
             )
-        return self.prototypes, self.labels
+        return torch.from_numpy(self.prototypes)
 
 
 def checked(manifest: Manifest, old: np.ndarray) -> np.ndarray:

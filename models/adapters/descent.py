@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.options import above_zero, at_least
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(B, d_old) sources, (B, d_new) targets and (B,) rows -> scalar."""
 
@@ -29,6 +31,13 @@ class Descent:
     learning_rate: float = 3e-3
     weight_decay: float = 1e-2
     noise: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for settings that nothing can be fitted with."""
+        at_least(1, steps=self.steps)
+        at_least(2, batch_size=self.batch_size)  # of one, batch norm knows no variance
+        above_zero(learning_rate=self.learning_rate)
+        at_least(0, noise=self.noise, weight_decay=self.weight_decay)
 
     def run(
         self,

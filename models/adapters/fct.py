@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from models.adapters import networks
 from models.adapters.base import Task
-from models.adapters.descent import Descent, Loss
+from models.adapters.descent import Descent
+from models.adapters.losses import squared_distance
 from models.artifact import Manifest
 
 load = networks.load
@@ -31,21 +32,17 @@ def fit(
         inner: width of the mixer; 2048 in the authors' code.
         steps, batch_size, learning_rate, noise: see `Descent`.
     """
-
-    def loss_of(recycler: nn.Module) -> Loss:
-        def loss(source: Tensor, target: Tensor, rows: Tensor) -> Tensor:
-            error: Tensor = (recycler(source)[0] - target).square().sum(dim=1).mean()
-            return error
-
-        return loss
-
     return networks.fit(
         task,
         Descent(steps, batch_size, learning_rate, noise=noise),
-        loss_of,
-        architecture="fct",
+        loss,
         kind="recycler",
         shape={"inner": inner},
         predicts_uncertainty=False,
         training={},
     )
+
+
+def loss(recycler: nn.Module, source: Tensor, target: Tensor, labels: Tensor) -> Tensor:
+    """The formula above; see `networks.NetworkLoss`. Labels are not used."""
+    return squared_distance(recycler(source)[0], target).mean()

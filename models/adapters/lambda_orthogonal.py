@@ -22,7 +22,9 @@ from torch.nn import functional
 from models.adapters import affine
 from models.adapters.base import Task
 from models.adapters.descent import Descent
+from models.adapters.losses import squared_distance
 from models.artifact import Manifest
+from models.options import at_least
 
 load = affine.load
 
@@ -45,6 +47,7 @@ def fit(
     """
     from models.training import fixed_threads
 
+    at_least(0, tolerance=tolerance, weight=weight)
     started = time.monotonic()
     descent = Descent(steps, batch_size, learning_rate, weight_decay=0.0, noise=noise)
     with fixed_threads(task.threads), torch.random.fork_rng(devices=[]):
@@ -53,18 +56,14 @@ def fit(
         nn.init.orthogonal_(matrix)
         bias = nn.Parameter(torch.zeros(task.new.shape[1]))
 
-        def loss(source: Tensor, target: Tensor, rows: Tensor) -> Tensor:
-            lifted = functional.normalize(source @ matrix + bias, dim=1)
-            return (lifted - target).square().sum(dim=1).mean() + weight * beyond_orthogonal(
-                matrix, tolerance
-            )
+        def on_rows(source: Tensor, target: Tensor, rows: Tensor) -> Tensor:
+            return loss(matrix, bias, source, target, tolerance=tolerance, weight=weight)
 
-        descent.run([matrix, bias], loss, task.old, task.new, task.seed, task.progress)
+        descent.run([matrix, bias], on_rows, task.old, task.new, task.seed, task.progress)
     return affine.save(
         task.folder,
         task.old,
         task.new,
-        architecture="lambda_orthogonal",
         matrix=matrix.detach().numpy(),
         source_mean=np.zeros(task.old.shape[1], np.float32),
         target_mean=bias.detach().numpy(),
@@ -77,6 +76,14 @@ def fit(
         },
         **task.artifact,
     )
+
+
+def loss(
+    matrix: Tensor, bias: Tensor, source: Tensor, target: Tensor, *, tolerance: float, weight: float
+) -> Tensor:
+    """The formula above: a scalar from W (d_old, d_new), b (d_new,), sources (B, d_old) and targets (B, d_new)."""
+    lifted = functional.normalize(source @ matrix + bias, dim=1)
+    return squared_distance(lifted, target).mean() + weight * beyond_orthogonal(matrix, tolerance)
 
 
 def beyond_orthogonal(matrix: Tensor, tolerance: float) -> Tensor:

@@ -25,7 +25,6 @@ def fit(task: Task) -> Manifest:
         task.folder,
         task.old,
         task.new,
-        architecture="leading",
         matrix=np.eye(*dims, dtype=np.float32),
         source_mean=np.zeros(dims[0], np.float32),
         target_mean=np.zeros(dims[1], np.float32),

@@ -14,7 +14,7 @@ import numpy as np
 from models.adapters import affine
 from models.adapters.base import Task
 from models.artifact import Manifest
-from models.errors import UsageError
+from models.options import at_least
 
 load = affine.load
 
@@ -26,8 +26,8 @@ def fit(task: Task, rank: int = 64, ridge: float = 1e-4) -> Manifest:
         rank: r; as many as there are dims where that is less.
         ridge: of the regression, relative to n.
     """
-    if rank < 1:
-        raise UsageError(f"the low-rank adapter needs a rank of at least 1, not {rank}")
+    at_least(1, rank=rank)
+    at_least(0, ridge=ridge)
     started = time.monotonic()
     source_mean, target_mean = task.old.mean(axis=0), task.new.mean(axis=0)
     source, target = (task.old - source_mean).astype(np.float64), (task.new - target_mean).astype(np.float64)
@@ -41,7 +41,6 @@ def fit(task: Task, rank: int = 64, ridge: float = 1e-4) -> Manifest:
         task.folder,
         task.old,
         task.new,
-        architecture="low_rank",
         matrix=matrix @ kept.T @ kept,
         source_mean=source_mean,
         target_mean=target_mean,

@@ -1,6 +1,7 @@
 """The forward adapter psi: R^{d_old} -> R^{d_new}, a linear map plus a residual MLP, with a predicted uncertainty.
 
-The loss is FastFill's (Jaeckle et al., "FastFill: Efficient Compatible Model Update", ICLR 2023):
+After FastFill (Jaeckle et al., "FastFill: Efficient Compatible Model Update", ICLR 2023), with the squared distance summed
+over coordinates:
 
     mean_x [ 1/2 e^{-s} ( ||h - f_n||^2 + D(h) ) + 1/2 s ],    s = log sigma^2 from a linear head, h = psi(f_o) normalised
 
@@ -12,15 +13,20 @@ of an adapted gallery: a new model's query has to find the right adapted row.
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from functools import partial
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from models.adapters import networks
 from models.adapters.base import Task
-from models.adapters.descent import Descent, Loss
+from models.adapters.descent import Descent
+from models.adapters.losses import by_uncertainty, classification, contrast_within, squared_distance
 from models.artifact import Manifest
+from models.options import at_least
+
+SMOOTHING = 0.1
+"""Of the labels, as FastFill has it."""
 
 load = networks.load
 
@@ -45,26 +51,12 @@ def fit(
         contrast, classify: weights of the two forms of D.
         temperature: T of either.
     """
-    classes = Classes(*task.classes("mlp"), temperature) if classify else None
-
-    def loss_of(psi: nn.Module) -> Loss:
-        def loss(source: Tensor, target: Tensor, rows: Tensor) -> Tensor:
-            lifted, log_variance = psi(source)
-            h = functional.normalize(lifted, dim=1)
-            discrimination = h.new_zeros(len(h))
-            if contrast:
-                discrimination = discrimination + contrast * contrast_within(h, target, temperature)
-            if classes is not None:
-                discrimination = discrimination + classify * classes.loss(h, rows)
-            return uncertainty_loss(h, log_variance, target, discrimination)
-
-        return loss
-
+    at_least(0, contrast=contrast, classify=classify)
+    prototypes = task.classes() if classify else None
     return networks.fit(
         task,
         Descent(steps, batch_size, learning_rate, noise=noise),
-        loss_of,
-        architecture="mlp",
+        partial(loss, prototypes=prototypes, contrast=contrast, classify=classify, temperature=temperature),
         kind="psi",
         shape={"hidden": hidden, "depth": depth},
         predicts_uncertainty=True,
@@ -72,47 +64,23 @@ def fit(
     )
 
 
-def uncertainty_loss(h: Tensor, log_variance: Tensor, new: Tensor, discrimination: Tensor) -> Tensor:
-    """FastFill's loss: a scalar from h, new (B, d) L2-normalised, log_variance (B,) and D (B,)."""
-    error = (h - new).square().sum(dim=1) + discrimination
-    return (0.5 * torch.exp(-log_variance) * error + 0.5 * log_variance).mean()
-
-
-def contrast_within(h: Tensor, new: Tensor, temperature: float) -> Tensor:
-    """(B,) InfoNCE: each new embedding against all adapted ones of the batch, its own being right."""
-    logits = new @ h.T / temperature
-    return functional.cross_entropy(logits, torch.arange(len(h)), reduction="none")
-
-
-class Classes:
-    """The classification of adapted embeddings by the target model's head.
-
-    Args:
-        prototypes, labels: see `Task.classes`.
-        temperature: of the softmax over cosines.
-        smoothing: of the labels.
-    """
-
-    def __init__(
-        self, prototypes: np.ndarray, labels: np.ndarray, temperature: float, smoothing: float = 0.1
-    ) -> None:
-        self.prototypes = torch.from_numpy(np.asarray(prototypes, np.float32))
-        self.labels = torch.from_numpy(np.asarray(labels, np.int64))
-        self.temperature, self.smoothing = temperature, smoothing
-
-    def loss(self, h: Tensor, rows: Tensor) -> Tensor:
-        """(B,) cross-entropy of h (B, d), L2-normalised; 0 for pairs without a label."""
-        return classification(h, self.prototypes, self.labels[rows], self.temperature, self.smoothing)
-
-
-def classification(
-    h: Tensor, prototypes: Tensor, labels: Tensor, temperature: float, smoothing: float = 0.1
+def loss(
+    psi: nn.Module,
+    source: Tensor,
+    target: Tensor,
+    labels: Tensor,
+    *,
+    prototypes: Tensor | None,
+    contrast: float,
+    classify: float,
+    temperature: float,
 ) -> Tensor:
-    """(B,) cross-entropy of h (B, d) against (C, d) prototypes, both L2-normalised; 0 where a label (B,) is -1."""
-    return functional.cross_entropy(
-        h @ prototypes.T / temperature,
-        labels,
-        reduction="none",
-        ignore_index=-1,
-        label_smoothing=smoothing,
-    )
+    """The formula above; see `networks.NetworkLoss`."""
+    lifted, log_variance = psi(source)
+    h = functional.normalize(lifted, dim=1)
+    error = squared_distance(h, target)
+    if contrast:
+        error = error + contrast * contrast_within(h, target, temperature)
+    if classify and prototypes is not None:
+        error = error + classify * classification(h, prototypes, labels, temperature, SMOOTHING)
+    return by_uncertainty(error, log_variance)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.adapters.base import Task, checked
-from models.adapters.descent import Descent, Loss
+from models.adapters.descent import Descent
 from models.artifact import Manifest, save_artifact
+from models.options import above_zero, at_least
 
 _CHUNK_ROWS = 8192
 
@@ -94,32 +95,42 @@ class NetworkAdapter:
         return lifted, log_variance
 
 
+NetworkLoss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""The network, (B, source_dim) sources, (B, dim) targets, (B,) int64 labels, -1 unlabelled -> the scalar to be lowered."""
+
+
 def fit(
     task: Task,
     descent: Descent,
-    loss_of: Callable[[nn.Module], Loss],
+    loss: NetworkLoss,
     *,
-    architecture: str,
     kind: str,
     shape: Mapping[str, Any],
     predicts_uncertainty: bool,
     training: Mapping[str, Any],
 ) -> Manifest:
-    """Builds a network, lowers a loss by descent, and writes the artifact; `loss_of(network)` is called once.
+    """Builds a network, lowers a loss by descent, and writes the artifact.
 
-    The other arguments are those of `save`; how it was fitted is added to `training`.
+    The other arguments are those of `save`; how it was fitted is added to `training`. A `temperature` among it is checked.
     """
     from models.training import fixed_threads
 
+    at_least(1, **shape)
+    above_zero(**{name: value for name, value in training.items() if name == "temperature"})
     started = time.monotonic()
+    labels = np.full(len(task.old), -1, np.int64) if task.labels is None else task.labels
+    classes = torch.from_numpy(labels)
     with fixed_threads(task.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
         network = NETWORKS[kind](task.old.shape[1], task.new.shape[1], **shape).train()
-        descent.run(network.parameters(), loss_of(network), task.old, task.new, task.seed, task.progress)
+
+        def on_rows(source: Tensor, target: Tensor, rows: Tensor) -> Tensor:
+            return loss(network, source, target, classes[rows])
+
+        descent.run(network.parameters(), on_rows, task.old, task.new, task.seed, task.progress)
     return save(
         network,
         task.folder,
-        architecture=architecture,
         kind=kind,
         shape=shape,
         predicts_uncertainty=predicts_uncertainty,

@@ -33,7 +33,6 @@ def fit(task: Task) -> Manifest:
         task.folder,
         task.old,
         task.new,
-        architecture="procrustes",
         matrix=scale * (left @ right),
         source_mean=source_mean,
         target_mean=target_mean,

@@ -11,6 +11,7 @@ from typing import Any
 
 from models.compat.base import CompatBatch, CompatMethod, OldModel, leading_coordinates
 from models.errors import UsageError
+from models.options import check_options
 
 METHODS: dict[str, str] = {
     "independent": "models.compat.independent:Independent",
@@ -32,11 +33,9 @@ def create_method(name: str, options: Mapping[str, Any] | None = None) -> Compat
     if name not in METHODS:
         raise UsageError(f"unknown compatible-training method {name!r}: choose one of {', '.join(METHODS)}")
     module, _, attribute = METHODS[name].partition(":")
-    try:
-        method: CompatMethod = getattr(importlib.import_module(module), attribute)(**(options or {}))
-    except TypeError as error:
-        raise UsageError(f"method {name!r} cannot take {dict(options or {})}: {error}") from error
-    return method
+    kind: type[CompatMethod] = getattr(importlib.import_module(module), attribute)
+    check_options(f"method {name!r}", kind, options or {})
+    return kind(**(options or {}))
 
 
 __all__ = ["METHODS", "CompatBatch", "CompatMethod", "OldModel", "create_method", "leading_coordinates"]

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.compat.base import CompatBatch, CompatMethod, OldModel, class_means, leading_coordinates
+from models.options import at_least, share
 
 
 class AdvBCT(CompatMethod):
@@ -46,6 +47,10 @@ class AdvBCT(CompatMethod):
         dropout: float = 0.2,
     ) -> None:
         super().__init__()
+        at_least(1, width=width)
+        at_least(0, adversary=adversary, boundary=boundary)
+        at_least(2, depth=depth)
+        share(dropout=dropout)
         self.adversary, self.boundary, self.threshold = adversary, boundary, threshold
         self.width, self.depth, self.dropout = width, depth, dropout
 

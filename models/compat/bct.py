@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from models.compat.base import CompatBatch, CompatMethod, leading_coordinates, no_term
 from models.errors import UsageError
+from models.options import above_zero, at_least
 
 
 class BCT(CompatMethod):
@@ -28,6 +29,8 @@ class BCT(CompatMethod):
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.05, unseen: str = "leave-out") -> None:
         super().__init__()
+        above_zero(temperature=temperature)
+        at_least(0, weight=weight)
         if unseen not in ("leave-out", "class-means"):
             raise UsageError(f"BCT's unseen cannot be {unseen!r}: choose leave-out or class-means")
         self.weight, self.temperature, self.unseen = weight, temperature, unseen

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.compat.base import CompatBatch, CompatMethod, OldModel, leading_coordinates
+from models.options import above_zero, at_least
 
 
 class DMU(CompatMethod):
@@ -44,6 +45,9 @@ class DMU(CompatMethod):
         depth: int = 2,
     ) -> None:
         super().__init__()
+        above_zero(temperature=temperature, confidence_temperature=confidence_temperature)
+        at_least(1, hidden=hidden, depth=depth)
+        at_least(0, backward_weight=backward_weight, forward_weight=forward_weight)
         self.backward_weight, self.forward_weight = backward_weight, forward_weight
         self.temperature, self.confidence_temperature = temperature, confidence_temperature
         self.hidden, self.depth = hidden, depth

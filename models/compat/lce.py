@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.compat.base import CompatBatch, CompatMethod, OldModel, class_means, leading_coordinates
+from models.options import at_least
 
 
 class LCE(CompatMethod):
@@ -32,6 +33,7 @@ class LCE(CompatMethod):
 
     def __init__(self, align: float = 100.0, boundary: float = 1.0) -> None:
         super().__init__()
+        at_least(0, align=align, boundary=boundary)
         self.align, self.boundary = align, boundary
 
     def prepare(self, old: OldModel, new_dim: int) -> None:

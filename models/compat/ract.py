@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from models.compat.base import CompatBatch, CompatMethod, hardest_negatives, leading_coordinates
+from models.options import above_zero, at_least
 
 
 class RACT(CompatMethod):
@@ -32,6 +33,9 @@ class RACT(CompatMethod):
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.01, hardest: int = 10) -> None:
         super().__init__()
+        above_zero(temperature=temperature)
+        at_least(1, hardest=hardest)
+        at_least(0, weight=weight)
         self.weight, self.temperature, self.hardest = weight, temperature, hardest
 
     def term(self, batch: CompatBatch) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.compat.base import CompatBatch, CompatMethod, leading_coordinates
+from models.options import above_zero, at_least
 
 
 class RACTClassifier(CompatMethod):
@@ -26,6 +27,8 @@ class RACTClassifier(CompatMethod):
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.1) -> None:
         super().__init__()
+        above_zero(temperature=temperature)
+        at_least(0, weight=weight)
         self.weight, self.temperature = weight, temperature
 
     def term(self, batch: CompatBatch) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.compat.base import CompatBatch, CompatMethod, hardest_negatives, leading_coordinates
+from models.options import at_least
 
 
 class RACTTriplet(CompatMethod):
@@ -28,6 +29,8 @@ class RACTTriplet(CompatMethod):
 
     def __init__(self, weight: float = 1.0, margin: float = 0.8, hardest: int = 10) -> None:
         super().__init__()
+        at_least(1, hardest=hardest)
+        at_least(0, weight=weight, margin=margin)
         self.weight, self.margin, self.hardest = weight, margin, hardest
 
     def term(self, batch: CompatBatch) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.compat.base import CompatBatch, CompatMethod, OldModel, leading_coordinates, no_term
+from models.options import above_zero, at_least, share
 
 REFINED_AT = (10 / 35, 20 / 35)
 """Shares of the training after which prototypes are computed anew; before the first there is no term."""
@@ -47,6 +48,9 @@ class UniBCT(CompatMethod):
         keep: float = 0.9,
     ) -> None:
         super().__init__()
+        above_zero(temperature=temperature, likeness_temperature=likeness_temperature)
+        at_least(0, weight=weight)
+        share(keep=keep)
         self.weight, self.temperature = weight, temperature
         self.likeness_temperature, self.keep = likeness_temperature, keep
 

@@ -67,7 +67,7 @@ def uncertainty(
         rows: (m,) int64; only these, in this order: (m,) statistics. Each row has the place in a chunk that it has in a
             call for all rows, so on the same device its statistics are the same bits in both.
         device: where to compute.
-        compiled: let torch.compile fuse the statistics (on a GPU, after a minute of compiling).
+        compiled: let torch.compile fuse the statistics, after up to a minute of compiling; on a CPU it needs a C++ compiler.
 
     Scratch on a CPU: under 32 MB beside the results and one scaled copy of the prototypes, as long as C < 3e6; on another
     device up to 1 GiB there.
@@ -223,11 +223,19 @@ def _largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def moments_apart(logits: torch.Tensor, weights: torch.Tensor, *, squares: bool = False) -> torch.Tensor:
-    """`moments` without overwriting anything: what a compiler fuses into two reads of the logits. `weights` is unused."""
-    largest, where = logits.max(dim=1, keepdim=True)
-    shifted = logits - largest
-    x = torch.where(torch.arange(logits.shape[1], device=logits.device) == where, 0.0, torch.exp(shifted))
-    found = [x.sum(dim=1), x.amax(dim=1), (x * shifted).sum(dim=1)]
+    """`moments` without overwriting anything: what a compiler fuses into two reads of the logits. `weights` is unused.
+
+    The place of the largest entry is not looked for: all that equal it are taken out, and all but one are counted again.
+    """
+    shifted = logits - logits.amax(dim=1, keepdim=True)
+    largest = shifted == 0
+    others = largest.sum(dim=1) - 1
+    x = torch.where(largest, 0.0, torch.exp(shifted))
+    found = [
+        x.sum(dim=1) + others,
+        torch.where(others > 0, 1.0, x.amax(dim=1)),
+        (x * shifted).sum(dim=1),
+    ]
     if squares:
         found.append((x * shifted * shifted).sum(dim=1))
     return torch.stack(found)

@@ -57,18 +57,31 @@ def test_a_benchmark_without_devices_refuses_the_option():
     assert command._wanted(lambda device=None: None, None) == {}
 
 
-def test_row_7_runs_on_a_cpu_and_every_plan_is_identical(monkeypatch):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_row_7_runs_on_a_cpu_and_every_plan_is_identical(monkeypatch, compiled):
+    if compiled and not gpu_uncertainty.can_compile():
+        pytest.skip("torch.compile finds no C++ compiler: install g++")
     monkeypatch.setattr(gpu_uncertainty, "SMALL", TINY)
+    monkeypatch.setattr(gpu_uncertainty, "can_compile", lambda: compiled)
     rows = gpu_uncertainty.measure(CPU, repeats=2, small=True)
-    assert [row.row for row in rows] == [7] * 4
-    assert "float32 matrix product" in rows[0].against
-    assert all(", identical," in row.name for row in rows[1:])
+    scores, plans = rows[: 1 + compiled], rows[1 + compiled :]
+    assert [row.row for row in rows] == [7] * (4 + compiled)
+    assert all("float32 matrix product" in row.against for row in scores)
+    assert [", not compiled," in row.name for row in scores] == [True, False][: 1 + compiled]
+    assert all(", identical," in row.name for row in plans)
     assert all("N = 600, C = 20, d = 16, seed 0" in row.name for row in rows)
     assert all(row.value > 0 and row.ratio > 0 for row in rows)
 
 
+def test_without_a_compiler_nothing_is_compiled(monkeypatch):
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("/no/such/compiler",))
+    assert not gpu_uncertainty.can_compile()
+
+
 def test_a_plan_that_differs_is_said_to_differ_and_does_not_hold(monkeypatch):
     monkeypatch.setattr(gpu_uncertainty, "SMALL", TINY)
+    monkeypatch.setattr(gpu_uncertainty, "can_compile", lambda: False)
     monkeypatch.setattr(gpu_uncertainty, "order_rows", lambda scores: np.arange(len(scores), dtype=np.uint32))
     rows = gpu_uncertainty.measure(CPU, repeats=2, small=True)
     assert all("NOT IDENTICAL" in row.name and row.holds is False for row in rows[1:])

@@ -14,6 +14,7 @@ TINY = Size(N=600, C=20, d=16, B=50, square=64)
 
 def test_a_quick_run_measures_rows_7_and_8_and_claims_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(uncertainty, "SMALL", TINY)
+    monkeypatch.setattr("bench.gpu_uncertainty.can_compile", lambda: False)
     said: list[str] = []
     result = uncertainty.run(repeats=2, quick=True, say=said.append, folder=tmp_path)
     assert [row["row"] for row in result["rows"]] == [7] * 5 + [8] * 2

@@ -1,31 +1,225 @@
 """The fitted adapters' formulas, each against a slow loop or against what must hold of its solution."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
-from models.adapters import fit_adapter, load_adapter
+from models.adapters import (
+    bict,
+    fastfill,
+    fct,
+    fit_adapter,
+    lambda_orthogonal,
+    load_adapter,
+    mlp,
+    residual_mlp,
+)
 from models.adapters.descent import Descent
 from models.adapters.lambda_orthogonal import beyond_orthogonal
-from models.adapters.mlp import classification
+from models.adapters.losses import contrast_within
+from models.adapters.networks import Psi, Recycler
 from tests.unit.models.adapters.test_adapters import SMALL, classes, fit, rotated_pairs, unit
 
+LABELS = [0, 2, -1, 1, 2]
+PROTOTYPES = functional.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(2)), dim=1)
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_classification_equals_a_smoothed_cross_entropy_and_is_zero_without_a_label(smoothing):
+
+def outputs():
+    """What a network gives for five pairs, (5, 4) not normalised and (5,), and their targets (5, 4)."""
     generator = torch.Generator().manual_seed(1)
-    h, prototypes = torch.randn(5, 4, generator=generator), torch.randn(3, 4, generator=generator)
-    labels = torch.tensor([0, 2, -1, 1, -1])
-    found = classification(h, prototypes, labels, 0.5, smoothing)
-    for row, label in enumerate(labels.tolist()):
-        scores = [sum(float(h[row, k]) * float(p[k]) for k in range(4)) / 0.5 for p in prototypes]
-        total = math.log(sum(math.exp(score) for score in scores))
-        wanted = [(1 - smoothing) * (c == label) + smoothing / 3 for c in range(3)]
-        expected = -sum(w * (score - total) for w, score in zip(wanted, scores, strict=True))
-        assert float(found[row]) == pytest.approx(0.0 if label < 0 else expected, rel=1e-4)
+    lifted, target = torch.randn(2, 5, 4, generator=generator)
+    return lifted, torch.randn(5, generator=generator), functional.normalize(target, dim=1)
+
+
+def normalised(row):
+    length = math.sqrt(sum(value * value for value in row))
+    return [value / length for value in row]
+
+
+def distance(row, target):
+    return sum((a - b) ** 2 for a, b in zip(row, target, strict=True))
+
+
+def cross_entropy(row, label, temperature, smoothing=0.0):
+    """Of one row against PROTOTYPES, by the definition; 0 without a label."""
+    if label < 0:
+        return 0.0
+    scores = [
+        sum(a * b for a, b in zip(row, line, strict=True)) / temperature for line in PROTOTYPES.tolist()
+    ]
+    total = math.log(sum(math.exp(score) for score in scores))
+    wanted = [(1 - smoothing) * (c == label) + smoothing / 3 for c in range(3)]
+    return -sum(w * (score - total) for w, score in zip(wanted, scores, strict=True))
+
+
+def weighed(error, s):
+    return 0.5 * math.exp(-s) * error + 0.5 * s
+
+
+def fastfill_of(rows, s, targets):
+    """h as the network gives it, the distance a mean over coordinates, labels smoothed by 0.1."""
+    return sum(
+        weighed(distance(h, t) / 4 + cross_entropy(h, label, 0.5, 0.1), each)
+        for h, t, label, each in zip(rows, targets, LABELS, s, strict=True)
+    )
+
+
+def mlp_of(rows, s, targets):
+    found, lifted = 0.0, [normalised(row) for row in rows]
+    for place, (h, t, label, each) in enumerate(zip(lifted, targets, LABELS, s, strict=True)):
+        scores = [sum(a * b for a, b in zip(t, other, strict=True)) / 0.5 for other in lifted]
+        infonce = math.log(sum(math.exp(score) for score in scores)) - scores[place]
+        error = distance(h, t) + 0.7 * infonce + 1.3 * cross_entropy(h, label, 0.5, 0.1)
+        found += weighed(error, each)
+    return found
+
+
+def bict_of(rows, s, targets):
+    lifted = [normalised(row) for row in rows]
+    return sum(
+        distance(h, t) + 1.3 * cross_entropy(h, label, 0.5)
+        for h, t, label in zip(lifted, targets, LABELS, strict=True)
+    )
+
+
+def fct_of(rows, s, targets):
+    return sum(distance(h, t) for h, t in zip(rows, targets, strict=True))
+
+
+def residual_of(rows, s, targets):
+    return sum(distance(normalised(h), t) for h, t in zip(rows, targets, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("loss", "by_hand"),
+    [
+        (partial(fastfill.loss, prototypes=PROTOTYPES, temperature=0.5), fastfill_of),
+        (partial(mlp.loss, prototypes=PROTOTYPES, contrast=0.7, classify=1.3, temperature=0.5), mlp_of),
+        (partial(bict.loss, prototypes=PROTOTYPES, classify=1.3, temperature=0.5), bict_of),
+        (fct.loss, fct_of),
+        (residual_mlp.loss, residual_of),
+    ],
+    ids=["fastfill", "mlp", "bict", "fct", "residual_mlp"],
+)
+def test_a_loss_equals_its_formula_computed_by_a_loop(loss, by_hand):
+    lifted, s, target = outputs()
+    expected = by_hand(lifted.tolist(), s.tolist(), target.tolist()) / 5
+    found = loss(lambda source: (lifted, s), torch.empty(5, 3), target, torch.tensor(LABELS))
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_under_a_relaxed_orthogonality_equals_its_formula_computed_by_a_loop():
+    source, _, target = outputs()
+    generator = torch.Generator().manual_seed(4)
+    matrix, bias = torch.randn(4, 4, generator=generator), torch.randn(4, generator=generator)
+    expected = 0.0
+    for x, t in zip(source.tolist(), target.tolist(), strict=True):
+        lifted = [sum(x[i] * float(matrix[i, j]) for i in range(4)) + float(bias[j]) for j in range(4)]
+        expected += distance(normalised(lifted), t) / 5
+    gram = [
+        [sum(float(matrix[k, i] * matrix[k, j]) for k in range(4)) - (i == j) for j in range(4)]
+        for i in range(4)
+    ]
+    penalty = math.sqrt(sum(value * value for line in gram for value in line)) - 0.3
+    assert penalty > 0
+    found = lambda_orthogonal.loss(matrix, bias, source, target, tolerance=0.3, weight=0.6)
+    assert float(found) == pytest.approx(expected + 0.6 * penalty, rel=1e-5)
+
+
+def test_the_contrast_equals_infonce_computed_by_a_loop():
+    generator = torch.Generator().manual_seed(0)
+    h, new = torch.randn(2, 6, 4, generator=generator)
+    for i in range(6):
+        scores = [sum(float(new[i, k]) * float(h[j, k]) for k in range(4)) / 0.5 for j in range(6)]
+        expected = math.log(sum(math.exp(score) for score in scores)) - scores[i]
+        assert float(contrast_within(h, new, 0.5)[i]) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("network", [Psi(6, 4, hidden=8), Recycler(6, 4, inner=8)], ids=["psi", "recycler"])
+def test_the_uncertainty_is_predicted_from_features_that_learn_from_it(network):
+    """Its gradient reaches the layers that it stands on, and only these."""
+    lifted, log_variance = network(torch.randn(9, 6, generator=torch.Generator().manual_seed(0)))
+    assert lifted.shape == (9, 4)
+    assert log_variance.shape == (9,)
+    log_variance.square().sum().backward()
+    assert float(network.log_variance.weight.grad.norm()) > 0
+    assert all(float(each.grad.norm()) > 0 for each in network.body[0].parameters())
+    if isinstance(network, Psi):
+        assert network.linear.weight.grad is None
+        assert network.residual.weight.grad is None
+
+
+_CLASSES = {"prototypes": PROTOTYPES, "temperature": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("network", "loss", "idle"),
+    [
+        (Psi, partial(mlp.loss, contrast=1.0, classify=1.0, **_CLASSES), ()),
+        (Psi, partial(bict.loss, classify=1.0, **_CLASSES), ("log_variance",)),
+        (Psi, residual_mlp.loss, ("log_variance",)),
+        (Recycler, partial(fastfill.loss, **_CLASSES), ()),
+        (Recycler, fct.loss, ("log_variance",)),
+    ],
+    ids=["mlp", "bict", "residual_mlp", "fastfill", "fct"],
+)
+def test_a_loss_reaches_every_layer_but_an_uncertainty_that_it_does_not_predict(network, loss, idle):
+    torch.manual_seed(0)
+    net = network(6, 4)
+    _, _, target = outputs()
+    loss(net, torch.randn(5, 6), target, torch.tensor(LABELS)).backward()
+    for name, parameter in net.named_parameters():
+        if name.split(".")[0] in idle:
+            assert parameter.grad is None, name
+        else:
+            assert float(parameter.grad.norm()) > 0, name
+
+
+@pytest.mark.parametrize("method", sorted(SMALL))
+def test_both_models_are_frozen_while_an_adapter_is_fitted(tmp_path, method):
+    """Embeddings and the classifier's rows keep their bits, though the tensors share their memory."""
+    old, new = rotated_pairs()
+    told = classes(new)
+    given = [old, new, told["prototypes"], told["labels"]]
+    before = [each.copy() for each in given]
+    fit(tmp_path, method, old, new, options=SMALL[method], **told)
+    for each, kept in zip(given, before, strict=True):
+        np.testing.assert_array_equal(each, kept)
+
+
+def test_what_a_loss_is_shown_carries_no_gradient(tmp_path, monkeypatch):
+    seen = []
+
+    def spy(network, source, target, labels, **more):
+        seen.append([source, target, labels, more["prototypes"]])
+        return fastfill_loss(network, source, target, labels, **more)
+
+    fastfill_loss = fastfill.loss
+    monkeypatch.setattr(fastfill, "loss", spy)
+    old, new = rotated_pairs()
+    told = classes(new)
+    fit(tmp_path, "fastfill", old, new, options={**SMALL["fastfill"], "steps": 3}, **told)
+    assert len(seen) == 3
+    for source, target, labels, prototypes in seen:
+        assert not any(each.requires_grad for each in (source, target, prototypes))
+        np.testing.assert_array_equal(prototypes, told["prototypes"])
+        # The labels are those of the pairs that are shown.
+        rows = [int(np.flatnonzero((new == row).all(axis=1))[0]) for row in target.numpy()]
+        np.testing.assert_array_equal(labels, told["labels"][rows])
+        np.testing.assert_array_equal(source, old[rows])
+
+
+def test_procrustes_turns_about_the_means_whatever_they_are(tmp_path):
+    """Uncentred, the offsets would turn the rotation: they are as long as the clouds are wide."""
+    rng = np.random.default_rng(1)
+    old = (rng.normal(size=(300, 6)) * [1, 2, 3, 1, 2, 3] + [9, 0, 0, 4, 0, 0]).astype(np.float32)
+    turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    new = ((old - old.mean(0)) @ turn + [0, 7, 0, 0, 0, 5]).astype(np.float32)
+    np.testing.assert_allclose(fit(tmp_path, "procrustes", old, new).matrix, turn, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 7), (7, 4)])

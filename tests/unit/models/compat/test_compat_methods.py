@@ -111,6 +111,31 @@ def test_every_registered_method_knows_its_own_name():
     assert {create_method(name).name for name in METHODS} == set(METHODS)
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("ract", {"temperature": 0}, "temperature must be above 0"),
+        ("ract", {"temperature": float("nan")}, "temperature must be above 0"),
+        ("ract", {"hardest": 0}, "hardest must be at least 1"),
+        ("ract", {"hardest": 1.5}, "needs hardest as int, not 1.5"),
+        ("ract_triplet", {"margin": -1}, "margin must be at least 0"),
+        ("ract_classifier", {"weight": -0.5}, "weight must be at least 0"),
+        ("bct", {"temperature": "cold"}, "needs temperature as float, not 'cold'"),
+        ("bict", {"weight": True}, "needs weight as float"),
+        ("dmu", {"confidence_temperature": 0.0}, "confidence_temperature must be above 0"),
+        ("dmu", {"depth": 0}, "depth must be at least 1"),
+        ("unibct", {"keep": 1.0}, "keep must be at least 0 and below 1"),
+        ("lce", {"align": -1.0}, "align must be at least 0"),
+        ("advbct", {"dropout": 1.0}, "dropout must be at least 0 and below 1"),
+        ("advbct", {"depth": 1}, "depth must be at least 2"),
+        ("independent", {"weight": 1.0}, "it has no options"),
+    ],
+)
+def test_options_that_nothing_can_be_trained_with_are_usage_errors(method, options, message):
+    with pytest.raises(UsageError, match=message):
+        create_method(method, options)
+
+
 def test_unknown_methods_and_options_are_usage_errors():
     with pytest.raises(UsageError, match="choose one of"):
         create_method("magic")
