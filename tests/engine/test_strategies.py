@@ -13,7 +13,7 @@ from orchestrator.errors import ConflictError, NotCertifiedError, UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import certify, finish, guide, items, rollouts
+from orchestrator.service import advance, certify, finish, guide, items, rollouts
 from orchestrator.service.invariants import check_invariants
 from orchestrator.service.plan_preview import preview
 from orchestrator.service.start import StartRequest
@@ -328,6 +328,28 @@ def test_nothing_under_a_query_adapter_is_reclaimed(world, tmp_path):
     close_window(world, 1)
     assert finish.reclaim(world, "pics").rollouts == ()
     assert_searches(world, "wide", lift(world, lifting, embed(world, "old")), adapter)
+
+
+def test_superseding_asks_no_certificate_for_a_query_adapters_model_whose_vectors_nobody_holds(
+    world, tmp_path
+):
+    finalized(
+        world, platform.start(world, "far", adapter=certified(world, tmp_path, "old", "far", backward=True))
+    )
+    forward = certified(world, tmp_path, "old", "wide")
+    row = advance.advance(world, platform.start(world, "wide", adapter=forward).id)
+    platform.register_network(world, tmp_path, "wider", seed=0, moved=0.05, dim=32)
+    believe(world, "wide", "wider")
+    with pytest.raises(NotCertifiedError, match=r"the stored embeddings of 'old'.*--adapter old-to-wide"):
+        platform.start(world, "wider", supersede=True)
+    with world.engine.connect() as connection:
+        adapter_id = model_queries.adapter_by_name(connection, forward).id
+    believe(world, "old", "wider", adapter_id)
+    following = advance.advance(world, platform.start(world, "wider", supersede=True).id)
+    assert rollouts.reread(world, row.id).state == "superseded"
+    assert_searches(world, "wider", lift(world, forward, embed(world, "old")))
+    assert platform.work(world, following.id).state == "finalizable"
+    assert_searches(world, "wider", embed(world, "wider"))
 
 
 def test_a_query_adapters_certificate_has_one_place_on_its_curve(world, tmp_path):
