@@ -9,6 +9,9 @@ from bench.upgrades.summary import Figure
 ORDER = "entropy"
 """The order of the main table: the platform's default."""
 
+LABELLED = "class_distance (labelled)"
+"""The order that gains most where the gallery has labels."""
+
 _COLUMNS = (
     ("M(new,old)", "", "new_old"),
     ("M(new,new)", "", "new_new"),
@@ -53,7 +56,7 @@ class Figures:
 def markdown(figures: Sequence[Figure]) -> str:
     """Every split's two tables. "mean ± half width of the 95 % interval"; "–": not measured, or undefined in some seed."""
     found = Figures(figures)
-    parts = []
+    parts = ["### All splits", overview(figures)]
     for data, split in found.splits:
         if any(
             figure.metric == _CHAIN[0] for figure in figures if (figure.data, figure.split) == (data, split)
@@ -69,6 +72,29 @@ def markdown(figures: Sequence[Figure]) -> str:
                 _orders(found, data, split, "coverage_90"),
             ]
     return "\n\n".join(parts) + "\n"
+
+
+_OVERVIEW = (
+    ("Lowest point along the refresh minus M(old,old)", ORDER, "lowest_over_old"),
+    ("Mean NFR along the refresh", ORDER, "mean_nfr"),
+    ("Share of the gallery re-embedded when 90 % of the gain is reached", LABELLED, "coverage_90"),
+)
+
+
+def overview(figures: Sequence[Figure]) -> str:
+    """All splits beside each other: is a path safe, whom does it hurt, how soon does it pay."""
+    found = Figures(figures)
+    splits = [each for each in found.splits if found.orders(*each)]
+    arms = list(dict.fromkeys(arm for each in splits for arm in found.arms(*each)))
+    parts = []
+    for title, order, metric in _OVERVIEW:
+        rows = [
+            [arm, *(cell(found.get(*each, arm, order, metric)) for each in splits)]
+            for arm in arms
+            if any(found.get(*each, arm, order, metric) is not None for each in splits)
+        ]
+        parts += [f"{title}, {order} order:", table(["arm", *(" ".join(each) for each in splits)], rows)]
+    return "\n\n".join(parts)
 
 
 def _baseline(found: Figures, data: str, split: str) -> str:

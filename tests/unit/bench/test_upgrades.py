@@ -100,6 +100,30 @@ def test_the_tables_show_every_arm_and_leave_out_what_was_not_measured():
     assert "M(old,old) = .500 ± .000" in text
 
 
+def test_the_overview_has_a_row_an_arm_and_a_column_a_split_with_a_refresh():
+    def refreshed(split, arm, value):
+        return Figure("glyphs", split, arm, "entropy", "mean_nfr", (value, value))
+
+    chain = Figure("glyphs", "v1-v2-v3", "ract", "", "v3_v1", (0.5, 0.5))
+    text = table.overview([refreshed("a", "bct", 0.1), refreshed("b", "ract", 0.2), chain])
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines == [
+        *("| arm | glyphs a | glyphs b |", "| --- | --- | --- |"),
+        *("| arm | glyphs a | glyphs b |", "| --- | --- | --- |"),
+        "| bct | .100 ± .000 | – |",
+        "| ract | – | .200 ± .000 |",
+        *("| arm | glyphs a | glyphs b |", "| --- | --- | --- |"),
+    ]
+
+
+def test_the_sweep_is_measured_on_one_split_only(tmp_path):
+    swept = {job.split for job in jobs_of(tmp_path, ["glyphs"], [0]) if "weight" in job.part}
+    assert swept == {"open-class"}
+    assert len([j for j in jobs_of(tmp_path, ["glyphs/open-class"], [0]) if "weight" in j.part]) == 6
+    with pytest.raises(UsageError, match="no arm 'bict weight 1'"):
+        jobs_of(tmp_path, ["glyphs/extended-data/bict weight 1"], [0])
+
+
 def test_small_and_negative_numbers_are_written_plainly():
     assert [table.cell(figure(v)) for v in (-0.0214, 1.25, -0.0001, 0.0)] == [
         "−.021",
