@@ -21,15 +21,20 @@ SHOWN = {
     "ract": "#a1307c",
     "unibct": "#7a6aa8",
     "dmu": "#1c7a52",
-    "independent + fastfill": "#0b8f9c",
+    "independent + procrustes": "#b8860b",
+    "independent + low_rank": "#7b2d26",
+    "independent + fct": "#0b8f9c",
+    "independent + mlp": "#5aa02c",
     "ract + mlp": "#0a5fc2",
 }
+_MOST = 7
 _PANEL = (3.9, 3.1)
 
 
 def draw(folder: Path, jobs: Sequence[Job]) -> list[Path]:
     """<folder>/<data>-recall.png and <data>-flips.png of the measured jobs; their paths."""
     made = []
+    jobs = [job for job in jobs if job.kind == "arm"]
     for data in dict.fromkeys(job.data for job in jobs):
         for metric, title in (
             ("recall", "recall at 1 of new queries"),
@@ -53,8 +58,9 @@ def _figure(path: Path, jobs: Sequence[Job], metric: str, title: str) -> None:
     size = (max(7.8, _PANEL[0] * columns), _PANEL[1] * lines + 0.9)
     figure, grid = pyplot.subplots(lines, columns, figsize=size, sharex=True, squeeze=False)
     panels = list(grid.flat)
+    arms = _shown(jobs)
     for panel, split in zip(panels, splits, strict=False):
-        _panel(panel, [job for job in jobs if job.split == split], metric)
+        _panel(panel, [job for job in jobs if job.split == split], arms, metric)
         panel.set_title(split, loc="left", fontsize=10)
     for panel in panels[len(splits) :]:
         panel.set_axis_off()
@@ -63,14 +69,23 @@ def _figure(path: Path, jobs: Sequence[Job], metric: str, title: str) -> None:
         f"{title}\nsolid: {ORDER} order, dotted: random; mean over the seeds", x=0.02, ha="left", fontsize=11
     )
     figure.legend(keys, labels, loc="lower center", ncols=min(4, len(labels)), frameon=False, fontsize=9)
-    figure.supxlabel("share of the gallery re-embedded", fontsize=9, y=0.42 / size[1] + 0.03)
-    figure.tight_layout(rect=(0, 0.62 / size[1], 1, 1))
+    figure.supxlabel("share of the gallery re-embedded", fontsize=9, y=0.62 / size[1])
+    figure.tight_layout(rect=(0, 0.72 / size[1], 1, 1))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
 
-def _panel(axes: Axes, jobs: Sequence[Job], metric: str) -> None:
-    for arm, colour in SHOWN.items():
+def _shown(jobs: Sequence[Job]) -> list[str]:
+    """At most seven of the arms: those that train a model where there are such, adapters where there are not."""
+    there = [arm for arm in SHOWN if any(job.name == arm for job in jobs)]
+    while len(there) > _MOST:
+        there.remove(next(arm for arm in there if arm.startswith("independent + ")))
+    return there
+
+
+def _panel(axes: Axes, jobs: Sequence[Job], arms: Sequence[str], metric: str) -> None:
+    for arm in arms:
+        colour = SHOWN[arm]
         results = [result_of(job) for job in jobs if job.part == f"arm-{arm}"]
         if not results:
             continue
