@@ -46,6 +46,7 @@ from orchestrator.core.uncertainty import (
     DEFAULT_TEMPERATURE,
     bring,
     check,
+    chunk_rows,
     fused,
     scan,
     statistics,
@@ -151,12 +152,13 @@ def bounded_scores(
     right = torch.cat([weights[0], weights[1], weights[0]], 1) if terms == 3 else weights[0]
     right, largest = right.T.contiguous(), _norms(weights).amax(dim=1).tolist()
     errors: list[Tensor] = []
+    out = torch.empty(chunk_rows(len(embeddings), C, device), C, device=device)
 
-    def logits_of(chunk: Tensor, out: Tensor) -> Tensor:
+    def logits_of(chunk: Tensor) -> Tensor:
         parts = _parts(bring(chunk, device), terms)
         left = torch.cat([parts[0], parts[0], parts[1]], 1) if terms == 3 else parts[0]
         _multiply(left, right, out)
-        out /= temperature
+        out.div_(temperature)
         errors.append(_similarity_error(_norms(parts), largest, d))
         return out
 

@@ -34,8 +34,8 @@ _DEVICE_CHUNK_ROWS = 4096
 _DEVICE_SCRATCH_BYTES = 2**30
 _CPU = torch.device("cpu")
 
-# (k, d) embeddings on the host, room for (k, C) -> their (k, C) float32 logits, there or elsewhere.
-LogitsOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# (k, d) embeddings on the host -> their (k, C) float32 logits, which may lie where the ones before lay.
+LogitsOf = Callable[[torch.Tensor], torch.Tensor]
 # (rows, C) float32 logits, (rows, C) scratch -> (3 or 4, rows): see `moments`.
 MomentsOf = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -100,7 +100,7 @@ def scan(
     """(count, m) float32 moments of all rows, or of `rows`, in chunks of one shape.
 
     Args:
-        logits_of: the (k, C) logits of (k, d) embeddings on the host, in the room it is given or in its own.
+        logits_of: the (k, C) logits of (k, d) embeddings on the host; they are overwritten.
         moments_of: `count` moments of them; may overwrite both its arguments.
     """
     n, d = embeddings.shape
@@ -109,13 +109,12 @@ def scan(
     if m == 0:
         return results.cpu()
     size = chunk_rows(n, C, device)
-    scratch = torch.empty(2, size, C, device=device)
+    scratch = torch.empty(size, C, device=device)
     # Always the same memory: libraries may add up in another order where it is aligned otherwise.
     chunk = torch.zeros(size, d)
     for where, places, taken in _all_chunks(n, size) if rows is None else _chunks_of(rows, n, size):
         chunk.numpy()[places] = embeddings[taken]
-        logits = logits_of(chunk, scratch[0])
-        results[:, where] = moments_of(logits, scratch[1])[:, places]
+        results[:, where] = moments_of(logits_of(chunk), scratch)[:, places]
     return results.cpu()
 
 
@@ -124,7 +123,8 @@ def product_with(weights: torch.Tensor, rows: int, device: torch.device) -> Logi
     if device.type == "cpu" and onednn_product_exists():
         return _product_by_onednn(weights, rows)
     transposed = weights.T.contiguous().to(device)
-    return lambda chunk, out: torch.mm(bring(chunk, device), transposed, out=out)
+    out = torch.empty(rows, len(weights), device=device)
+    return lambda chunk: torch.mm(bring(chunk, device), transposed, out=out)
 
 
 def onednn_product_exists() -> bool:
@@ -137,7 +137,7 @@ def _product_by_onednn(weights: torch.Tensor, rows: int) -> LogitsOf:
     # torch.mm is MKL's, which keeps AVX-512 for Intel's processors: on AMD's oneDNN is more than twice as fast.
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weights, rows)
 
-    def logits_of(chunk: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def logits_of(chunk: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(chunk, laid_out, None, "none", [], "")
         return found
 
@@ -177,7 +177,7 @@ def bring(chunk: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def chunk_rows(n: int, C: int, device: torch.device = _CPU) -> int:
-    """Rows of one chunk: two (rows, C) float32 buffers, and oneDNN's own, stay in the cache of a CPU; elsewhere in memory."""
+    """Rows of one chunk: two (rows, C) float32 buffers stay in the cache of a CPU; elsewhere in memory."""
     most, scratch = (
         (_CHUNK_ROWS, _SCRATCH_BYTES) if device.type == "cpu" else (_DEVICE_CHUNK_ROWS, _DEVICE_SCRATCH_BYTES)
     )
