@@ -83,7 +83,7 @@ def _load(context: Context, n: int) -> GalleryRow:
             connection, gallery_id=gallery_id, name="asked", relevance="pairs", source="bench"
         )
         assert query_set is not None
-        queries = [(no, str(no), f"text:query {row}", None) for no, row in enumerate(asked)]
+        queries = [(no, str(no), f"text:query {row}", None, {}) for no, row in enumerate(asked)]
         galleries.copy_queries(connection, query_set, queries, enumerate(asked))
     embed.import_embeddings(context, name, "old", NumberedTexts(DIM).vectors(np.arange(n)))
     certificate = certify.certify(context, certify.CertifyRequest("old", "new", name))

@@ -33,9 +33,20 @@ def flips(
         str | None, typer.Option(help="old (the old system) or previous (the previous stage).")
     ] = None,
     queryset: Annotated[str | None, typer.Option(help="Only this query set.")] = None,
+    cause: Annotated[
+        str | None,
+        typer.Option(help="mixed_stage (the rest of the refresh may heal it) or model (it will not)."),
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", min=1, help="Only flips at this k; the summary: 1 unless given.")
+    ] = None,
     summary: Annotated[
         bool, typer.Option("--summary", help="The counts after every batch instead of each flip.")
     ] = False,
+    of_slice: Annotated[
+        str,
+        typer.Option("--slice", help="Of the summary: all, one such as tenant=acme, or each for every one."),
+    ] = "all",
     limit: Limit = 1000,
     output: Output = Format.TABLE,
 ) -> None:
@@ -43,9 +54,13 @@ def flips(
     with open_ledger() as context:
         rollout_id = _rollout_id(context, rollout)
         if summary:
-            rows = _view(context, "flip_summary", limit, rollout=rollout_id, queryset=queryset)
+            named = None if of_slice == "each" else of_slice
+            rows = _view(
+                context, "flip_summary", limit, rollout=rollout_id, queryset=queryset, k=k or 1, slice=named
+            )
             columns = (
                 "queryset",
+                "slice",
                 "coverage",
                 "n",
                 "negative_flips",
@@ -57,7 +72,7 @@ def flips(
             )
             show_rows("flip_summary", rows, columns, output)
         else:
-            known = {"kind": kind, "reference": reference, "queryset": queryset}
+            known = {"kind": kind, "reference": reference, "queryset": queryset, "cause": cause, "k": k}
             rows = _view(context, "flip_items", limit, rollout=rollout_id, **known)
             columns = (
                 "queryset",
@@ -68,6 +83,7 @@ def flips(
                 "new_item",
                 "old_score",
                 "new_score",
+                "cause",
                 "healed_at",
             )
             show_rows("flips", rows, columns, output)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 from pydantic_settings import (
@@ -69,6 +69,11 @@ class Settings(BaseSettings):
     decode_threads: int = Field(2, ge=1, le=64, description="threads that read and decode items in a worker")
     worker_idle_s: float = Field(
         60.0, gt=0, description="a worker started by a command leaves after this idle time"
+    )
+    flip_ks: list[Annotated[int, Field(ge=1, le=100)]] = Field(
+        [1],
+        min_length=1,
+        description="flips are counted at each of these k: right is a relevant item among the k first; 1 is always counted",
     )
     buffer_size: int = Field(100, ge=10, description="candidates kept for each query by the flip evaluator")
 

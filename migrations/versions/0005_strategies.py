@@ -31,7 +31,8 @@ ALTER TABLE rollout DROP COLUMN strategy, DROP COLUMN lifted_items;
 
 
 def upgrade() -> None:
-    _run((FOLDER / "0005_strategies.sql").read_text(encoding="utf-8"))
+    for name in ("0005_strategies.sql", "0005_views.sql"):
+        _run((FOLDER / name).read_text(encoding="utf-8"))
 
 
 def downgrade() -> None:

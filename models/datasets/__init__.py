@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to embed. `label`: items of equal label answer each other's queries; None: unknown."""
+    """One thing to embed.
+
+    Attributes:
+        label: items of equal label answer each other's queries; None: unknown.
+        attributes: what else is known of it, such as a tenant; queries are sliced by it.
+    """
 
     key: str
     uri: str
     label: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,9 @@ def _checked(listing: ItemListing) -> ItemListing:
 
 
 def _fault(item: Item) -> str | None:
-    """What keeps a key or label out: no UTF-8, characters that command a terminal or turn a line round, its length."""
-    for what, name in (("key", item.key), ("label", item.label or "")):
+    """What keeps a key, label or attribute out: no UTF-8, characters that command a terminal or turn a line round, its length."""
+    named = [(f"attribute {name[:50]}", f"{name}={value}") for name, value in item.attributes.items()]
+    for what, name in (("key", item.key), ("label", item.label or ""), *named):
         if not is_plain_text(name):
             return f"{what} is no plain text"
         if len(name.encode()) > MAX_NAME_BYTES:

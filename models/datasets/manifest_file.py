@@ -1,4 +1,7 @@
-"""CSV and Parquet manifests: columns `key`, then `path` (an image file) or `text`, and optionally `label`."""
+"""CSV and Parquet manifests: columns `key`, then `path` (an image file) or `text`, and optionally `label`.
+
+Other columns are attributes: queries are sliced by them. Of a Parquet file only texts, whole numbers and yes or no are.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +62,19 @@ def _outcome(row: dict[str, Any], number: int, content: str, base: Path) -> Item
     if content == "text":
         if len(value.encode("utf-8", "replace")) > inline.MAX_TEXT_BYTES:
             return Rejected(key, "", "too large")
-        return Item(key, inline.uri_of(value), label)
+        return Item(key, inline.uri_of(value), label, _attributes(row))
     if not os.path.isabs(value) and os.path.normpath(value).split(os.sep, 1)[0] == os.pardir:
         return Rejected(key, value[:200], "leaves the manifest's folder: write an absolute path")
     file = base / value
     # os.path, not Path: it answers False for names that no system takes, where Path raises.
     if not os.path.isfile(file):
         return Rejected(key, folder.uri_of(file), "missing")
-    return Item(key, folder.uri_of(file), label)
+    return Item(key, folder.uri_of(file), label, _attributes(row))
+
+
+def _attributes(row: dict[str, Any]) -> dict[str, str]:
+    words = {name: _word(value) for name, value in row.items() if name and name not in (*_COLUMNS, _EXTRA)}
+    return {name: value for name, value in words.items() if value}
 
 
 def modality_of(path: Path) -> str:
@@ -118,11 +126,21 @@ def _parquet_rows(file: BufferedReader) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as parquet
 
     with parquet.ParquetFile(file) as opened:
-        wanted = [name for name in _COLUMNS if name in opened.schema_arrow.names]
+        wanted = [each.name for each in opened.schema_arrow if each.name in _COLUMNS or _is_plain(each.type)]
         for batch in opened.iter_batches(batch_size=_ROWS_AT_ONCE, columns=wanted):
             if batch.nbytes > _MAX_BYTES_AT_ONCE:
                 raise ValueError(f"{len(batch)} of its rows unpack to {batch.nbytes} bytes")
             yield from batch.to_pylist()
+
+
+def _is_plain(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return any(
+        each(kind) for each in (types.is_string, types.is_large_string, types.is_integer, types.is_boolean)
+    )
 
 
 def _csv_rows(file: BufferedReader) -> Iterator[dict[str, Any]]:

@@ -13,6 +13,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.core.causes import Cause, beyond_healing
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import Relevance
 
@@ -86,7 +87,8 @@ class FlipKind(StrEnum):
 class FlipEvent:
     """A flip that opened, or one that healed: its query is back where the reference was when the flip opened.
 
-    `old_row` and `old_score` are the reference's first answer, `new_row` and `new_score` the first answer now.
+    `old_row` and `old_score` are the reference's first answer, `new_row` and `new_score` the first answer now. `cause`: of a
+    negative flip that opened.
     """
 
     query: int
@@ -97,13 +99,21 @@ class FlipEvent:
     new_row: int
     old_score: float
     new_score: float
+    cause: Cause | None = None
 
 
 @dataclass(frozen=True)
 class FlipStage:
-    """What one update did: its events, and the counts against both references."""
+    """What one update did.
+
+    Attributes:
+        events: flips that opened or healed.
+        blamed: queries whose open negative flips were thought to heal until now, and are the model's.
+        against_old, against_previous: the counts against both references.
+    """
 
     events: tuple[FlipEvent, ...]
+    blamed: tuple[int, ...]
     against_old: FlipCounts
     against_previous: FlipCounts
 
@@ -128,22 +138,34 @@ class FlipTracker:
         self.previous_right = self.old_right.copy()
         self.right = self.old_right.copy()
         self._old_rows, self._old_scores = old_rows[:, 0].copy(), old_scores[:, 0].copy()
-        self._rows, self._scores = self._old_rows.copy(), self._old_scores.copy()
+        self._answers, self._scores = old_rows.copy(), self._old_scores.copy()
         # Once a query has turned, one flip against the previous stage is open: its next turn heals that one.
         self._turned = np.zeros(len(relevance), np.bool_)
+        self._blamed = np.zeros(len(relevance), np.bool_)
 
-    def update(self, queries: I64, scores: F32, rows: I64) -> FlipStage:
+    def update(self, queries: I64, scores: F32, rows: I64, settled: Bools | None = None) -> FlipStage:
         """One stage on: `queries` (m,), without doubles, now have the answers `scores`, `rows` (m, k).
 
-        The other queries keep theirs: `IncrementalTopK.apply` names the queries to pass.
+        The other queries keep theirs: `IncrementalTopK.apply` names the queries to pass. `settled`: (N,) bool, the rows
+        whose vectors will not change any more (`causes`); None: none.
         """
         self.previous_right = self.right.copy()
         self.right[queries] = self._relevance.hits(rows, queries)
-        before = self._rows.copy(), self._scores.copy()
-        self._rows[queries], self._scores[queries] = rows[:, 0], scores[:, 0]
-        moved = np.flatnonzero(self.right != self.previous_right)
-        events = [event for query in moved for event in self._events(int(query), before)]
-        return FlipStage(tuple(events), self.against_old(), self.against_previous())
+        before = self._answers[:, 0].copy(), self._scores.copy()
+        self._answers[queries], self._scores[queries] = rows, scores[:, 0]
+        moved = self.right != self.previous_right
+        blamed = self._blame(settled)
+        events = [event for query in np.flatnonzero(moved) for event in self._events(int(query), before)]
+        late = np.flatnonzero(blamed & ~moved)
+        return FlipStage(tuple(events), tuple(map(int, late)), self.against_old(), self.against_previous())
+
+    def counts_of(self, queries: I64) -> tuple[FlipCounts, FlipCounts]:
+        """Counts of some queries that have relevant rows: against the old system, and against the previous stage."""
+        now = self.right[queries]
+        return (
+            FlipCounts.of(self.old_right[queries], now),
+            FlipCounts.of(self.previous_right[queries], now),
+        )
 
     def against_old(self) -> FlipCounts:
         """Counts of now against the old system."""
@@ -152,6 +174,17 @@ class FlipTracker:
     def against_previous(self) -> FlipCounts:
         """Counts of now against the stage before the last update."""
         return FlipCounts.of(self.previous_right[self._counted], self.right[self._counted])
+
+    def _blame(self, settled: Bools | None) -> Bools:
+        """(Q,) bool: wrong queries with an open flip that are the model's since this stage."""
+        flipped = ~self.right & (self.old_right | self._turned | self.previous_right)
+        self._blamed &= flipped
+        fresh = np.zeros_like(self._blamed)
+        if settled is not None:
+            some = np.flatnonzero(flipped & ~self._blamed)
+            fresh[some[beyond_healing(self._answers[some], some, self._relevance, settled)]] = True
+            self._blamed |= fresh
+        return fresh
 
     def _events(self, query: int, before: tuple[I64, F32]) -> list[FlipEvent]:
         """The events of a query whose answer turned; it opens or heals one flip against the old system."""
@@ -178,10 +211,23 @@ class FlipTracker:
             kind=kind,
             healed=healed,
             old_row=old[0],
-            new_row=int(self._rows[query]),
+            new_row=int(self._answers[query, 0]),
             old_score=old[1],
             new_score=float(self._scores[query]),
+            cause=self._cause(query) if kind is FlipKind.NEGATIVE and not healed else None,
         )
 
+    def _cause(self, query: int) -> Cause:
+        return Cause.MODEL if self._blamed[query] else Cause.MIXED_STAGE
 
-__all__ = ["FlipCounts", "FlipEvent", "FlipKind", "FlipStage", "FlipTracker", "IncrementalTopK", "Reference"]
+
+__all__ = [
+    "Cause",
+    "FlipCounts",
+    "FlipEvent",
+    "FlipKind",
+    "FlipStage",
+    "FlipTracker",
+    "IncrementalTopK",
+    "Reference",
+]

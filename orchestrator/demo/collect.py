@@ -143,7 +143,7 @@ def rollout_story(context: Context, seen: live.Watched, audit: live.Audit) -> Ro
     """The real rollout, from the ledger and from what was seen."""
     row = rollouts.reread(context, seen.rollout_id)
     with transaction(context.engine) as connection:
-        summary = read_view(connection, "flip_summary", rollout=row.id)
+        summary = read_view(connection, "flip_summary", rollout=row.id, k=1, slice="all")
         times = batch_queries.batch_times(connection, row.id)
     moments = [((t["committed_at"] - row.created_at).total_seconds(), t["n"]) for t in times]  # type: ignore[operator]
     busy_s = seen.finished_s - (moments[0][0] if moments else 0.0)
@@ -193,11 +193,17 @@ def worst_flips(
     """The negative flips in which the wrong answer scored highest, with the pictures of query and answers."""
     with transaction(context.engine) as connection:
         flips = read_view(
-            connection, "flip_items", rollout=row.id, reference="old_system", kind="negative", limit=100_000
+            connection,
+            "flip_items",
+            rollout=row.id,
+            reference="old_system",
+            kind="negative",
+            k=1,
+            limit=100_000,
         )
         coverage = {
             s["seq"]: s["coverage"]
-            for s in read_view(connection, "flip_summary", rollout=row.id, limit=100_000)
+            for s in read_view(connection, "flip_summary", rollout=row.id, k=1, slice="all", limit=100_000)
         }
         query_set = gallery_queries.query_sets_of_gallery(connection, row.gallery_id)[0]
         queries = {q.key: q for q in gallery_queries.queries_of_set(connection, query_set.id)}

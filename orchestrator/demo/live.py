@@ -183,7 +183,7 @@ def wait_for_evaluation(context: Context, rollout_id: int) -> None:
 
 def _evaluated(context: Context, rollout_id: int) -> bool:
     with transaction(context.engine) as connection:
-        newest = read_view(connection, "flip_summary", newest=True, rollout=rollout_id)
+        newest = read_view(connection, "flip_summary", newest=True, rollout=rollout_id, k=1, slice="all")
     return bool(newest) and newest[0]["coverage"] >= 1.0
 
 

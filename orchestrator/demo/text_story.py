@@ -106,7 +106,7 @@ def _refresh(
     live.wait_for_evaluation(context, seen.rollout_id)
     finish.finalize(context, seen.rollout_id)
     with transaction(context.engine) as connection:
-        rows = read_view(connection, "flip_summary", rollout=seen.rollout_id)
+        rows = read_view(connection, "flip_summary", rollout=seen.rollout_id, k=1, slice="all")
     return tuple(Point(r["coverage"], (r["both_right"] + r["positive_flips"]) / r["n"]) for r in rows)
 
 

@@ -60,6 +60,17 @@ class ItemRow:
 
 
 @dataclass(frozen=True)
+class QueryRow:
+    """One query. `attributes`: what it can be sliced by, such as a tenant."""
+
+    no: int
+    key: str
+    uri: str
+    label: str | None
+    attributes: dict[str, str]
+
+
+@dataclass(frozen=True)
 class QuerySetRow:
     id: int
     gallery_id: int
@@ -210,11 +221,12 @@ class OutboxRow:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """Flip counts of one query set at one place of the log; counts, never rates."""
+    """Flip counts of one slice of a query set at one place of the log; counts, never rates."""
 
     seq: int
     items: int
     k: int
+    slice: str
     n: int
     both_right: int
     negative_flips: int

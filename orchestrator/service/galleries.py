@@ -134,7 +134,7 @@ def import_query_set(
         taken = gallery_queries.copy_queries(
             connection,
             query_set_id,
-            ((no, i.key, i.uri, i.label) for no, i in enumerate(listing.items)),
+            ((no, i.key, i.uri, i.label, i.attributes) for no, i in enumerate(listing.items)),
             relevant,
         )
         rejected = [(r.key, r.uri, r.reason) for r in listing.rejected] + bad

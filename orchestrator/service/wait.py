@@ -11,6 +11,7 @@ from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, WaitTimeoutError
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries.flips import WHOLE
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service.background import live_workers
 
@@ -27,7 +28,7 @@ class RolloutStatus:
         queue: of `queue_status`, by band.
         workers_alive: workers with a fresh heartbeat.
         coverage: of `coverage_by_model`.
-        flips: the newest row of `flip_summary` for each query set; empty before the first evaluation.
+        flips: the newest row of `flip_summary` at k = 1 for each query set; empty before the first evaluation.
         gates: of `gate_decisions`.
     """
 
@@ -65,7 +66,13 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
             row
             for query_set in gallery_queries.query_sets_of_gallery(connection, gallery.id)
             for row in read_view(
-                connection, "flip_summary", newest=True, rollout=rollout_id, queryset=query_set.name
+                connection,
+                "flip_summary",
+                newest=True,
+                rollout=rollout_id,
+                queryset=query_set.name,
+                k=1,
+                slice=WHOLE,
             )
         ]
         return RolloutStatus(

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from models.errors import ItemError
 from orchestrator.core.metrics import Relevance
 from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.ledger.rows import ItemRow, QuerySetRow
+from orchestrator.ledger.rows import QueryRow, QuerySetRow
 
 if TYPE_CHECKING:
     from models.encoders import Encoder
@@ -53,7 +53,7 @@ class QuerySet:
     """A query set ready for evaluation: its queries in order and what is relevant to each."""
 
     row: QuerySetRow
-    queries: tuple[ItemRow, ...]
+    queries: tuple[QueryRow, ...]
     relevance: Relevance
 
     @property

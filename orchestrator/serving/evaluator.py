@@ -7,6 +7,7 @@ It can die at any time. Started again it replays what it has evaluated without w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,18 +18,18 @@ from orchestrator.context import Context
 from orchestrator.core.flips import FlipCounts, FlipEvent, FlipStage, FlipTracker
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import top_k
+from orchestrator.core.slices import slices_of
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import locks
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.queries.flips import WHOLE
 from orchestrator.ledger.rows import EvaluationRow, LogEntry, RolloutRow
 from orchestrator.serving.embedding import QuerySet, load_query_set
 from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch, rows_of_ranks
 from orchestrator.serving.queries import encode_queries, query_path
-
-K = 1
 
 
 class QuerySetEvaluator:
@@ -36,60 +37,117 @@ class QuerySetEvaluator:
 
     def __init__(
         self, rollout: RolloutRow, queries: QuerySet, old: npt.NDArray[np.float32], new: npt.NDArray[np.float32],
-        before: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32], buffer: int,
+        before: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32], ks: Sequence[int], buffer: int,
     ) -> None:  # fmt: skip
-        """`old`, `new`: (Q, d) query vectors; `before`, `deployed`: (N, d) what the old system and the new one search."""
+        """`old`, `new`: (Q, d) query vectors; `before`, `deployed`: (N, d) what the old system and the new one search.
+
+        `ks`: flips are counted at each of them.
+        """
         self.rollout = rollout
         self.query_set_id = queries.row.id
         self.items = 0
-        self._tracker = FlipTracker(queries.relevance, *top_k(old, before, K))
-        self._answers = IncrementalTopK(new, deployed, K, buffer)
+        ks = sorted({*ks, 1})
+        scores, rows = top_k(old, before, ks[-1])
+        self._trackers = {k: FlipTracker(queries.relevance, scores[:, :k], rows[:, :k]) for k in ks}
+        self._answers = IncrementalTopK(new, deployed, ks[-1], max(buffer, ks[-1]))
+        counted = np.flatnonzero(queries.relevance.answerable)
+        self._slices = slices_of([query.attributes for query in queries.queries], counted)
+        self._slice_counts: dict[tuple[int, str], tuple[FlipCounts, FlipCounts]] = {}
+        # Where nothing is re-embedded, or no vector will ever come, nothing is the mixture's.
+        self._settled: npt.NDArray[np.bool_] = np.full(len(deployed), not rollout.how.reembeds)
+        self._settled |= ~deployed.any(axis=1)
 
-    def deployed(self) -> FlipStage:
+    def deployed(self) -> Stages:
         """The stage of the deployment: every query is answered by the new model from now on."""
-        everyone = np.arange(len(self._tracker.right))
-        return self._tracker.update(everyone, *self._answers.top())
+        return self._update(np.arange(len(self._answers.top(1)[1])))
 
-    def apply(self, rows: npt.NDArray[np.int64], vectors: npt.NDArray[np.float32]) -> FlipStage:
-        """The stage of one committed batch."""
+    def apply(
+        self,
+        rows: npt.NDArray[np.int64],
+        vectors: npt.NDArray[np.float32],
+        kept: npt.NDArray[np.int64],
+    ) -> Stages:
+        """The stage of one committed batch; `kept` are its rows that could not be embedded and stay as they are."""
         changed = self._answers.apply(rows, vectors)
+        self._settled[rows] = self._settled[kept] = True
         self.items += len(rows)
-        scores, found = self._answers.top()
-        return self._tracker.update(changed, scores[changed], found[changed])
+        return self._update(changed)
 
-    def record(self, connection: Connection, seq: int, items: int, stage: FlipStage) -> None:
+    def _update(self, changed: npt.NDArray[np.int64]) -> Stages:
+        scores, found = self._answers.top()
+        stages = {
+            k: tracker.update(changed, scores[changed, :k], found[changed, :k], self._settled)
+            for k, tracker in self._trackers.items()
+        }
+        return Stages(stages, self._moved_slices())
+
+    def _moved_slices(self) -> dict[tuple[int, str], tuple[FlipCounts, FlipCounts]]:
+        """The slices whose counts are others than at the stage before, by k and name."""
+        now = {
+            (k, name): tracker.counts_of(queries)
+            for k, tracker in self._trackers.items()
+            for name, queries in self._slices.items()
+        }
+        moved = {each: counts for each, counts in now.items() if counts != self._slice_counts.get(each)}
+        self._slice_counts = now
+        return moved
+
+    def record(self, connection: Connection, seq: int, items: int, stages: Stages) -> None:
         """Write a stage's counts and flips, at the coverage it was at; nothing where they are written already."""
-        row = _evaluation(seq, items, stage.against_old, stage.against_previous)
-        if not flip_queries.insert_evaluation(connection, self.rollout.id, self.query_set_id, row):
-            return
+        for k, stage in stages.by_k.items():
+            if flip_queries.is_evaluated(connection, self.rollout.id, self.query_set_id, k, seq):
+                continue
+            counts = {WHOLE: (stage.against_old, stage.against_previous)}
+            counts |= {name: each for (at, name), each in stages.slices.items() if at == k}
+            rows = [_evaluation(seq, items, k, name, *each) for name, each in counts.items()]
+            flip_queries.insert_evaluations(connection, self.rollout.id, self.query_set_id, rows)
+            self._record_events(connection, seq, k, stage)
+
+    def _record_events(self, connection: Connection, seq: int, k: int, stage: FlipStage) -> None:
+        ours = self.rollout.id, self.query_set_id
         healed: dict[str, list[int]] = {}
         for event in stage.events:
             if event.healed:
                 healed.setdefault(event.reference.value, []).append(event.query)
         for reference, queries in healed.items():
-            flip_queries.heal_flips(connection, self.rollout.id, self.query_set_id, reference, queries, seq)
-        flip_queries.insert_flips(connection, [self._opened(e, seq) for e in stage.events if not e.healed])
+            flip_queries.heal_flips(connection, *ours, reference, k, queries, seq)
+        if stage.blamed:
+            flip_queries.blame_model(connection, *ours, k, stage.blamed)
+        flip_queries.insert_flips(connection, [self._opened(e, k, seq) for e in stage.events if not e.healed])
 
-    def _opened(self, event: FlipEvent, seq: int) -> dict[str, Any]:
+    def _opened(self, event: FlipEvent, k: int, seq: int) -> dict[str, Any]:
         return {
             "rollout_id": self.rollout.id,
             "query_set_id": self.query_set_id,
             "query_no": event.query,
             "kind": event.kind.value,
             "reference": event.reference.value,
+            "k": k,
             "opened_seq": seq,
             "old_row": event.old_row,
             "new_row": event.new_row,
             "old_score": event.old_score,
             "new_score": event.new_score,
+            "cause": event.cause,
         }
 
 
-def _evaluation(seq: int, items: int, old: FlipCounts, previous: FlipCounts) -> EvaluationRow:
+@dataclass(frozen=True)
+class Stages:
+    """One stage of a query set at every k, and the counts of the slices that moved: (against old, against previous)."""
+
+    by_k: dict[int, FlipStage]
+    slices: dict[tuple[int, str], tuple[FlipCounts, FlipCounts]]
+
+
+def _evaluation(
+    seq: int, items: int, k: int, name: str, old: FlipCounts, previous: FlipCounts
+) -> EvaluationRow:
     return EvaluationRow(
         seq=seq,
         items=items,
-        k=K,
+        k=k,
+        slice=name,
         n=old.n,
         both_right=old.both_right,
         negative_flips=old.negative_flips,
@@ -139,6 +197,7 @@ class Evaluator:
                     new,
                     old_vectors,
                     before.vectors.copy(),
+                    context.settings.flip_ks,
                     context.settings.buffer_size,
                 )
             )
@@ -164,14 +223,14 @@ class Evaluator:
             if len(entries) < 64 or self.stale:
                 return done
 
-    def _stage(self, connection: Connection, entry: LogEntry) -> list[FlipStage]:
+    def _stage(self, connection: Connection, entry: LogEntry) -> list[Stages]:
         if entry.kind != "batch" or entry.rollout_id != self._holder.id:
             return []
         batch = read_batch(connection, self._holder, entry)
         rows = np.concatenate([batch.rows, batch.emptied])
         empty = np.zeros((len(batch.emptied), batch.vectors.shape[1]), np.float32)
         vectors = np.concatenate([batch.vectors, empty])
-        return [each.apply(rows, vectors) for each in self._sets]
+        return [each.apply(rows, vectors, batch.kept) for each in self._sets]
 
     def _outgrown(self, connection: Connection, entry: LogEntry) -> bool:
         """Whether the gallery is no longer the one this evaluator was built for: items were added or deleted."""
@@ -185,7 +244,7 @@ class Evaluator:
     def _items(self) -> list[int]:
         return [each.items for each in self._sets]
 
-    def _record(self, seq: int, items: Sequence[int], stages: Sequence[FlipStage]) -> None:
+    def _record(self, seq: int, items: Sequence[int], stages: Sequence[Stages]) -> None:
         with transaction(self._context.engine) as connection:
             for each, at, stage in zip(self._sets, items, stages, strict=True):
                 each.record(connection, seq, at, stage)

@@ -42,11 +42,13 @@ class BatchVectors:
     Attributes:
         rows: (m,) int64; vectors: (m, dim) float32, their new vectors.
         emptied: rows whose changed content could not be embedded: they have no vector from here on.
+        kept: rows that could not be embedded and keep the vector they have.
     """
 
     rows: Rows
     vectors: Vectors
     emptied: Rows
+    kept: Rows
 
 
 def extents_of(connection: Connection, rollout: RolloutRow) -> Extents:
@@ -77,13 +79,13 @@ def read_batch(connection: Connection, rollout: RolloutRow, entry: LogEntry) -> 
     rows = rows_of_ranks(connection, rollout, entry.first_rank, entry.n)
     keep = np.ones(entry.n, bool)
     keep[list(entry.holes + entry.superseded)] = False
-    late = entry.first_rank >= rollout.plan_items
-    emptied = rows[list(entry.holes)] if late else rows[:0]
+    holes, none = rows[list(entry.holes)], rows[:0]
+    emptied, kept = (holes, none) if entry.first_rank >= rollout.plan_items else (none, holes)
     if entry.crc is None:  # nothing but holes: nothing was written
         dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
-        return BatchVectors(rows[:0], np.zeros((0, dim), np.float32), emptied)
+        return BatchVectors(rows[:0], np.zeros((0, dim), np.float32), emptied, kept)
     vectors = extents_of(connection, rollout).read(entry.first_rank, entry.n, entry.fence, entry.crc)
-    return BatchVectors(rows[keep], vectors[keep], emptied)
+    return BatchVectors(rows[keep], vectors[keep], emptied, kept)
 
 
 def load_matrix(

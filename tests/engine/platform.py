@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +37,13 @@ def draw_pictures(folder: Path, per_class: int = PER_CLASS, seed: int = 0) -> Pa
     return folder
 
 
-def save_network(folder: Path, name: str, *, seed: int, moved: float = 0.0, dim: int = 32) -> Path:
-    """The artifact of a random network, its weights moved by `moved` times their size."""
+def save_network(
+    folder: Path, name: str, *, seed: int, moved: float = 0.0, dim: int = 32, kept: int | None = None
+) -> Path:
+    """The artifact of a random network, its weights moved by `moved` times their size.
+
+    `kept`: of its outputs only so many are not zero, which makes it a bad model.
+    """
     preprocessing = ImagePreprocessing(size=EDGE)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -46,6 +52,11 @@ def save_network(folder: Path, name: str, *, seed: int, moved: float = 0.0, dim:
         with torch.no_grad():
             for weight in network.parameters():
                 weight += moved * weight.abs().mean() * torch.randn_like(weight)
+            if kept is not None:
+                last = [each for each in network.modules() if isinstance(each, torch.nn.Linear)][-1]
+                last.weight[kept:] = 0
+                if last.bias is not None:
+                    last.bias[kept:] = 0
     save_artifact(
         folder / name,
         network.state_dict(),
@@ -60,11 +71,9 @@ def save_network(folder: Path, name: str, *, seed: int, moved: float = 0.0, dim:
     return folder / name
 
 
-def register_network(
-    context: Context, folder: Path, name: str, *, seed: int, moved: float = 0.0, dim: int = 32
-) -> ModelRow:
-    """Save and register a network."""
-    return models.import_model(context, save_network(folder, name, seed=seed, moved=moved, dim=dim), name)
+def register_network(context: Context, folder: Path, name: str, **network: Any) -> ModelRow:
+    """Save and register a network; see `save_network`."""
+    return models.import_model(context, save_network(folder, name, **network), name)
 
 
 def work(context: Context, rollout_id: int) -> RolloutRow:

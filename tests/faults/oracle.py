@@ -255,7 +255,8 @@ def _check_flips(context: Context, connection: Connection, row: RolloutRow, trut
         found = ledger.rows_of(
             connection,
             """SELECT seq, n, both_right, negative_flips, positive_flips, both_wrong FROM evaluation
-               WHERE rollout_id = :rollout AND query_set_id = :query_set ORDER BY seq DESC LIMIT 1""",
+               WHERE rollout_id = :rollout AND query_set_id = :query_set AND k = 1 AND slice = 'all'
+               ORDER BY seq DESC LIMIT 1""",
             rollout=row.id,
             query_set=query_set.id,
         )
@@ -286,7 +287,7 @@ def _check_flips(context: Context, connection: Connection, row: RolloutRow, trut
             ledger.rows_of(
                 connection,
                 """SELECT kind, count(*) FROM flip WHERE rollout_id = :rollout AND query_set_id = :query_set
-                   AND reference = 'old_system' AND healed_seq IS NULL GROUP BY kind""",
+                   AND reference = 'old_system' AND k = 1 AND healed_seq IS NULL GROUP BY kind""",
                 rollout=row.id,
                 query_set=query_set.id,
             )

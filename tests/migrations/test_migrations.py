@@ -24,7 +24,7 @@ COLUMNS = {
     "flip_summary": "rollout gallery queryset slice seq coverage k both_right negative_flips positive_flips both_wrong n nfr pfr "
     "ci_low ci_high previous_negative_flips previous_positive_flips at",
     "flip_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
-    "opened_at healed_at",
+    "opened_at healed_at k attributes",
     "refresh_curve": "rollout coverage metric value against_order",
     "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect",
     "serving_history": "gallery model rollout valid_from valid_to actor reason",

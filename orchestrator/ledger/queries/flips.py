@@ -7,40 +7,43 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from orchestrator.ledger.queries.run import execute, execute_many, fetch_all
+from orchestrator.ledger.queries.run import execute, execute_many
 from orchestrator.ledger.rows import EvaluationRow
 
+WHOLE = "all"
+"""The slice of all queries of a set."""
 
-def insert_evaluation(connection: Connection, rollout_id: int, query_set_id: int, row: EvaluationRow) -> bool:
-    """Store the counts after one log entry; False where another evaluator already did."""
-    return (
-        execute(
-            connection,
-            "insert_evaluation",
-            """INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, n, both_right, negative_flips,
-                                       positive_flips, both_wrong, previous_negative_flips, previous_positive_flips)
-               VALUES (:rollout, :query_set, :seq, :items, :k, :n, :both_right, :negative_flips,
-                       :positive_flips, :both_wrong, :previous_negative_flips, :previous_positive_flips)
-               ON CONFLICT DO NOTHING""",
-            rollout=rollout_id,
-            query_set=query_set_id,
-            **vars(row),
-        ).rowcount
-        == 1
+
+def insert_evaluations(
+    connection: Connection, rollout_id: int, query_set_id: int, rows: Sequence[EvaluationRow]
+) -> None:
+    """Store the counts after one log entry; those that another evaluator already stored stay."""
+    execute_many(
+        connection,
+        "insert_evaluations",
+        """INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, n, both_right, negative_flips,
+                                   positive_flips, both_wrong, previous_negative_flips, previous_positive_flips)
+           VALUES (:rollout, :query_set, :seq, :items, :k, :slice, :n, :both_right, :negative_flips,
+                   :positive_flips, :both_wrong, :previous_negative_flips, :previous_positive_flips)
+           ON CONFLICT DO NOTHING""",
+        [{"rollout": rollout_id, "query_set": query_set_id, **vars(row)} for row in rows],
     )
 
 
-def evaluations(connection: Connection, rollout_id: int, query_set_id: int) -> list[EvaluationRow]:
-    """The stored counts in log order."""
-    return fetch_all(
-        connection,
-        EvaluationRow,
-        "evaluations",
-        """SELECT seq, items, k, n, both_right, negative_flips, positive_flips, both_wrong,
-                  previous_negative_flips, previous_positive_flips
-           FROM evaluation WHERE rollout_id = :rollout AND query_set_id = :query_set ORDER BY seq""",
-        rollout=rollout_id,
-        query_set=query_set_id,
+def is_evaluated(connection: Connection, rollout_id: int, query_set_id: int, k: int, seq: int) -> bool:
+    """Whether the counts after this log entry are stored."""
+    return bool(
+        execute(
+            connection,
+            "is_evaluated",
+            """SELECT EXISTS (SELECT 1 FROM evaluation WHERE rollout_id = :rollout AND query_set_id = :query_set
+                              AND k = :k AND slice = :whole AND seq = :seq)""",
+            rollout=rollout_id,
+            query_set=query_set_id,
+            k=k,
+            whole=WHOLE,
+            seq=seq,
+        ).scalar_one()
     )
 
 
@@ -61,10 +64,10 @@ def insert_flips(connection: Connection, flips: Sequence[Mapping[str, Any]]) -> 
     execute_many(
         connection,
         "insert_flips",
-        """INSERT INTO flip (rollout_id, query_set_id, query_no, kind, reference, opened_seq,
-                             old_row, new_row, old_score, new_score)
-           VALUES (:rollout_id, :query_set_id, :query_no, :kind, :reference, :opened_seq,
-                   :old_row, :new_row, :old_score, :new_score)
+        """INSERT INTO flip (rollout_id, query_set_id, query_no, kind, reference, k, opened_seq,
+                             old_row, new_row, old_score, new_score, cause)
+           VALUES (:rollout_id, :query_set_id, :query_no, :kind, :reference, :k, :opened_seq,
+                   :old_row, :new_row, :old_score, :new_score, :cause)
            ON CONFLICT DO NOTHING""",
         flips,
     )
@@ -75,6 +78,7 @@ def heal_flips(
     rollout_id: int,
     query_set_id: int,
     reference: str,
+    k: int,
     query_nos: Sequence[int],
     seq: int,
 ) -> int:
@@ -83,14 +87,32 @@ def heal_flips(
         connection,
         "heal_flips",
         """UPDATE flip SET healed_seq = :seq, healed_at = clock_timestamp()
-           WHERE rollout_id = :rollout AND query_set_id = :query_set AND reference = :reference
+           WHERE rollout_id = :rollout AND query_set_id = :query_set AND reference = :reference AND k = :k
              AND healed_seq IS NULL AND opened_seq < :seq AND query_no = ANY(CAST(:queries AS integer[]))""",
         rollout=rollout_id,
         query_set=query_set_id,
         reference=reference,
+        k=k,
         queries=list(map(int, query_nos)),
         seq=seq,
     ).rowcount
+
+
+def blame_model(
+    connection: Connection, rollout_id: int, query_set_id: int, k: int, query_nos: Sequence[int]
+) -> None:
+    """Mark the open negative flips of these queries as the new model's."""
+    execute(
+        connection,
+        "blame_model",
+        """UPDATE flip SET cause = 'model'
+           WHERE rollout_id = :rollout AND query_set_id = :query_set AND k = :k AND kind = 'negative'
+             AND healed_seq IS NULL AND query_no = ANY(CAST(:queries AS integer[]))""",
+        rollout=rollout_id,
+        query_set=query_set_id,
+        k=k,
+        queries=list(map(int, query_nos)),
+    )
 
 
 def insert_curve_points(

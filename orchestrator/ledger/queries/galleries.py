@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Connection
 
 from orchestrator.ledger.queries.run import copy_rows, execute, fetch_all, fetch_one
-from orchestrator.ledger.rows import GalleryRow, ItemRow, QuerySetRow
+from orchestrator.ledger.rows import GalleryRow, ItemRow, QueryRow, QuerySetRow
 
 
 def insert_gallery(connection: Connection, *, name: str, modality: str, source: str) -> int | None:
@@ -143,15 +144,15 @@ def insert_query_set(
 def copy_queries(
     connection: Connection,
     query_set_id: int,
-    queries: Iterable[tuple[int, str, str, str | None]],
+    queries: Iterable[tuple[int, str, str, str | None, Mapping[str, str]]],
     pairs: Iterable[tuple[int, int]],
 ) -> int:
-    """COPY queries (no, key, uri, label) and relevant pairs (query no, item row); set the count."""
+    """COPY queries (no, key, uri, label, attributes) and relevant pairs (query no, item row); set the count."""
     count = copy_rows(
         connection,
         "copy_queries",
-        "query (query_set_id, no, key, uri, label)",
-        ((query_set_id, *query) for query in queries),
+        "query (query_set_id, no, key, uri, label, attributes)",
+        ((query_set_id, *query, json.dumps(dict(attributes))) for *query, attributes in queries),
     )
     copy_rows(
         connection,
@@ -192,13 +193,13 @@ def query_sets_of_gallery(connection: Connection, gallery_id: int) -> list[Query
     )
 
 
-def queries_of_set(connection: Connection, query_set_id: int) -> list[ItemRow]:
-    """A set's queries in order; `row` is the query's number."""
+def queries_of_set(connection: Connection, query_set_id: int) -> list[QueryRow]:
+    """A set's queries in order."""
     return fetch_all(
         connection,
-        ItemRow,
+        QueryRow,
         "queries_of_set",
-        "SELECT no AS row, key, uri, label FROM query WHERE query_set_id = :id ORDER BY no",
+        "SELECT no, key, uri, label, attributes FROM query WHERE query_set_id = :id ORDER BY no",
         id=query_set_id,
     )
 

@@ -36,26 +36,28 @@ def queues_shown(connection: Connection, rollout_ids: Sequence[int]) -> list[Row
 
 
 def flips_opened(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
-    """How many flips against the old system these rollouts have caused, healed ones too: gallery, queryset, kind, count."""
+    """Flips at k = 1 against the old system that these rollouts have caused, healed ones too: gallery, queryset, kind, count."""
     return _rows(
         connection,
         "flips_opened",
         """SELECT g.name AS gallery, s.name AS queryset, f.kind, count(*) AS count
            FROM flip f JOIN query_set s ON s.id = f.query_set_id JOIN gallery g ON g.id = s.gallery_id
-           WHERE f.rollout_id = ANY(CAST(:ids AS bigint[])) AND f.reference = 'old_system' GROUP BY 1, 2, 3 ORDER BY 1, 2, 3""",
+           WHERE f.rollout_id = ANY(CAST(:ids AS bigint[])) AND f.reference = 'old_system' AND f.k = 1
+           GROUP BY 1, 2, 3 ORDER BY 1, 2, 3""",
         ids=list(rollout_ids),
     )
 
 
 def newest_evaluations(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
-    """Where these rollouts stand on each of their gallery's query sets: gallery, queryset, n, negative_flips."""
+    """Where these rollouts stand at k = 1 on each of their gallery's query sets: gallery, queryset, n, negative_flips."""
     return _rows(
         connection,
         "newest_evaluations",
         """SELECT r.id AS rollout, g.name AS gallery, s.name AS queryset, e.n, e.negative_flips
            FROM rollout r JOIN gallery g ON g.id = r.gallery_id JOIN query_set s ON s.gallery_id = g.id
            CROSS JOIN LATERAL (SELECT n, negative_flips FROM evaluation
-                               WHERE rollout_id = r.id AND query_set_id = s.id ORDER BY seq DESC LIMIT 1) e
+                               WHERE rollout_id = r.id AND query_set_id = s.id AND k = 1 AND slice = 'all'
+                               ORDER BY seq DESC LIMIT 1) e
            WHERE r.id = ANY(CAST(:ids AS bigint[])) ORDER BY r.id DESC, s.id""",
         ids=list(rollout_ids),
     )

@@ -18,8 +18,14 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
     # No order: a version is looked up an item at a time, and sorting would look up all of them.
     "embedding_versions": (frozenset({"gallery", "item"}), ""),
     "coverage_by_model": (frozenset({"gallery"}), "gallery, items DESC"),
-    "flip_summary": (frozenset({"rollout", "gallery", "queryset"}), "rollout, queryset, seq"),
-    "flip_items": (frozenset({"rollout", "queryset", "kind", "reference"}), "opened_seq, query"),
+    "flip_summary": (
+        frozenset({"rollout", "gallery", "queryset", "slice", "k"}),
+        "rollout, queryset, k, slice, seq",
+    ),
+    "flip_items": (
+        frozenset({"rollout", "queryset", "kind", "reference", "cause", "k"}),
+        "opened_seq, queryset, query, k, reference",
+    ),
     "refresh_curve": (frozenset({"rollout", "metric", "against_order"}), "metric, against_order, coverage"),
     "gate_decisions": (frozenset({"rollout", "gate"}), "decided_at"),
     "serving_history": (frozenset({"gallery"}), "gallery, valid_from"),

@@ -1,0 +1,52 @@
+-- Flips at any k, by slices of the queries, and by cause.
+
+ALTER TABLE query ADD COLUMN attributes jsonb NOT NULL DEFAULT '{}';
+
+ALTER TABLE evaluation
+    ADD COLUMN slice text NOT NULL DEFAULT 'all',  -- 'all', or attribute=value: written where its counts moved
+    DROP CONSTRAINT evaluation_pkey,
+    ADD PRIMARY KEY (rollout_id, query_set_id, k, slice, seq);
+
+ALTER TABLE flip
+    ADD COLUMN k integer NOT NULL DEFAULT 1,
+    ADD COLUMN cause text CHECK (cause IN ('mixed_stage', 'model')),  -- of negative flips
+    ADD CHECK (cause IS NULL OR kind = 'negative'),
+    DROP CONSTRAINT flip_pkey,
+    ADD PRIMARY KEY (rollout_id, query_set_id, query_no, reference, k, opened_seq);
+DROP INDEX flip_open;
+CREATE INDEX flip_open ON flip (rollout_id, query_set_id, reference, k) WHERE healed_seq IS NULL;
+
+-- Columns stand where they stood, new ones behind: views are replaced in place, and keep their grants and what is built on them.
+CREATE OR REPLACE VIEW reporting.flip_summary AS
+SELECT e.rollout_id AS rollout, g.name AS gallery, s.name AS queryset, e.slice, e.seq,
+       e.items::double precision / nullif(r.n_items, 0) AS coverage, e.k,
+       e.both_right, e.negative_flips, e.positive_flips, e.both_wrong, e.n,
+       e.negative_flips::double precision / nullif(e.n, 0) AS nfr, e.positive_flips::double precision / nullif(e.n, 0) AS pfr,
+       -- Wilson's interval at 95 % for nfr
+       CASE WHEN e.n > 0 THEN (p.p + 1.9208 / e.n - 1.96 * sqrt(p.p * (1 - p.p) / e.n + 0.9604 / (e.n::double precision ^ 2)))
+            / (1 + 3.8416 / e.n) END AS ci_low,
+       CASE WHEN e.n > 0 THEN (p.p + 1.9208 / e.n + 1.96 * sqrt(p.p * (1 - p.p) / e.n + 0.9604 / (e.n::double precision ^ 2)))
+            / (1 + 3.8416 / e.n) END AS ci_high,
+       e.previous_negative_flips, e.previous_positive_flips, e.at
+FROM evaluation e
+JOIN rollout r ON r.id = e.rollout_id
+JOIN query_set s ON s.id = e.query_set_id
+JOIN gallery g ON g.id = r.gallery_id
+CROSS JOIN LATERAL (SELECT e.negative_flips::double precision / nullif(e.n, 0) AS p) p;
+
+CREATE OR REPLACE VIEW reporting.flip_items AS
+SELECT f.rollout_id AS rollout, s.name AS queryset, q.key AS query, f.kind, f.reference,
+       old_item.key AS old_item, new_item.key AS new_item, f.old_score, f.new_score,
+       f.cause, f.opened_seq, f.healed_seq, f.opened_at, f.healed_at, f.k, q.attributes
+FROM flip f
+JOIN query_set s ON s.id = f.query_set_id
+JOIN query q ON q.query_set_id = f.query_set_id AND q.no = f.query_no
+LEFT JOIN item old_item ON old_item.gallery_id = s.gallery_id AND old_item.row = f.old_row
+LEFT JOIN item new_item ON new_item.gallery_id = s.gallery_id AND new_item.row = f.new_row;
+
+CREATE OR REPLACE VIEW reporting.refresh_curve AS
+SELECT rollout_id AS rollout, coverage, metric, value, order_name AS against_order FROM curve_point
+UNION ALL
+SELECT e.rollout_id, e.items::double precision / nullif(r.n_items, 0), 'recall_at_' || e.k,
+       (e.both_right + e.positive_flips)::double precision / nullif(e.n, 0), 'measured'
+FROM evaluation e JOIN rollout r ON r.id = e.rollout_id WHERE e.slice = 'all';

@@ -1,0 +1,48 @@
+"""Why a query is answered wrong during a refresh: because versions are mixed, or because of the new model.
+
+A row is *settled* when its vector will not change any more: it is refreshed, deleted, or cannot be embedded. Where all k
+answers of a wrong query are settled and so are all its relevant rows, no later batch can change the order among them, and
+what is still to come can only push the relevant rows further down: the new model answers it wrong, even when everything is
+refreshed. Every other wrong answer counts as the mixture's, because a relevant row still waits for its new vector, or a
+wrong one does: above all a new vector of a wrong item over an old vector of a right one. At the end of a refresh all rows
+are settled, and so is the cause of what is wrong then.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.core.metrics import Relevance
+
+I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+class Cause(StrEnum):
+    """Of a negative flip."""
+
+    MIXED_STAGE = "mixed_stage"
+    MODEL = "model"
+
+
+def beyond_healing(answers: I64, queries: I64, relevance: Relevance, settled: Bools) -> Bools:
+    """(m,) bool: of wrong queries, those that stay wrong whatever the rest of the refresh brings.
+
+    Args:
+        answers: (m, k) int64, the rows that each query finds now, none of them relevant.
+        queries: (m,) int64, which queries these are.
+        settled: (N,) bool; see the module.
+    """
+    found: Bools = np.asarray(settled[answers].all(axis=1))
+    counts = relevance.counts[queries]
+    pairs = np.repeat(np.arange(len(queries)), counts)
+    ends = np.cumsum(counts)
+    places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
+        relevance.offsets[queries] - (ends - counts), counts
+    )
+    waiting = pairs[~settled[relevance.rows[places]]]
+    found[waiting] = False
+    return found

@@ -1,0 +1,57 @@
+"""What the evaluator of one query set takes for settled: the ledger's part is tested with a ledger."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from orchestrator.core.causes import Cause
+from orchestrator.core.metrics import Relevance
+from orchestrator.core.strategies import STRATEGIES
+from orchestrator.serving.evaluator import QuerySetEvaluator
+
+QUERIES = np.array([[1, 0]], np.float32)
+OLD = np.array([[1, 0], [0, 1], [0.5, 0]], np.float32)  # row 0 answers the query, and is found
+WRONG = np.array([[2, 0]], np.float32)
+NONE = np.empty(0, np.int64)
+
+
+def evaluator(deployed, strategy="reembed"):
+    queries = SimpleNamespace(
+        row=SimpleNamespace(id=1),
+        relevance=Relevance.from_pairs(1, [0], [0]),
+        queries=(SimpleNamespace(attributes={}),),
+    )
+    rollout = SimpleNamespace(id=1, how=STRATEGIES[strategy])
+    return QuerySetEvaluator(rollout, queries, QUERIES, QUERIES, OLD, deployed.copy(), [1], 10)
+
+
+def causes(stages):
+    return {e.cause for e in stages.by_k[1].events if not e.healed}
+
+
+def test_an_item_that_cannot_be_embedded_keeps_nothing_waiting():
+    followed = evaluator(OLD)
+    followed.deployed()
+    assert causes(followed.apply(np.array([1]), WRONG, NONE)) == {Cause.MIXED_STAGE}
+    stages = followed.apply(NONE, WRONG[:0], np.array([0]))  # row 0 is in quarantine
+    assert stages.by_k[1].blamed == (0,)
+
+
+def test_an_item_without_a_vector_keeps_nothing_waiting():
+    deployed = OLD.copy()
+    deployed[0] = 0
+    deployed[1] = WRONG
+    followed = evaluator(deployed)
+    assert causes(followed.deployed()) == {Cause.MIXED_STAGE}, "the wrong answer may still leave"
+    assert followed.apply(np.array([1]), WRONG, NONE).by_k[1].blamed == (0,)
+
+
+@pytest.mark.parametrize("strategy", ["transform", "query-adapter"])
+def test_where_nothing_is_embedded_anew_nothing_is_the_mixtures(strategy):
+    deployed = OLD.copy()
+    deployed[1] = WRONG
+    assert causes(evaluator(deployed, strategy).deployed()) == {Cause.MODEL}
+    assert causes(evaluator(deployed).deployed()) == {Cause.MIXED_STAGE}
