@@ -12,12 +12,11 @@ from orchestrator.core.metrics import top_k
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import advance, galleries
+from orchestrator.service import galleries
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.evaluator import Evaluator, evaluate_rollout
 from orchestrator.serving.matrix import load_matrix
 from tests.engine import platform
-from workers.drain import drain
 
 
 @pytest.fixture
@@ -107,7 +106,7 @@ def test_every_k_and_slice_is_counted_as_a_full_search_counts_it(context, refres
 
 
 def test_flips_that_nothing_can_heal_are_the_models_and_all_others_the_mixtures(context, refreshed):
-    found, old, queries, fresh = stages_in_full(context, refreshed)
+    found, _, queries, fresh = stages_in_full(context, refreshed)
     last = max(found)
     numbers = {query.key: query.no for query in queries.queries}
     causes = set()
