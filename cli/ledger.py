@@ -142,7 +142,8 @@ def gates(rollout: RolloutName, limit: Limit = 1000, output: Output = Format.TAB
     with open_ledger() as context:
         rollout_id = _rollout_id(context, rollout)
         rows = _view(context, "gate_decisions", limit, rollout=rollout_id)
-    show_rows("gates", rows, ("decided_at", "gate", "result", "value", "limit", "sample_n", "effect"), output)
+    columns = ("decided_at", "gate", "queryset", "result", "value", "limit", "sample_n", "effect", "times")
+    show_rows("gates", rows, columns, output)
     _cut(rows, limit)
     next_step(f"rollout status {rollout_id}")
 

@@ -216,7 +216,7 @@ def screen(status: RolloutStatus) -> Any:
         "workers": f"{status.workers_alive} alive" if status.workers_alive else "none alive",
         "coverage": " · ".join(f"{c['model']} {c['ratio']:.1%}" for c in status.coverage) or "-",
         "flips": "\n".join(_flips(each) for each in status.flips) or _no_flips(row),
-        "gates": " · ".join(f"{g['gate']} {g['result']}" for g in status.gates) or "none configured",
+        "gates": "\n".join(_gate(each) for each in status.gates) or "none configured, or none judged yet",
         "times": f"started {cell(plain(row['started_at']))}, paused for {row['paused_s']:.0f} s, by {row['actor']}",
     }
     for name, text in lines.items():
@@ -268,6 +268,12 @@ def _queue(status: RolloutStatus) -> str:
 def _band(band: dict[str, Any]) -> str:
     name = "late items" if band["band"] < 0 else f"band {band['band']}"
     return f"{name}: {band['depth']} waiting, {band['leased']} leased ({band['queue_state']})"
+
+
+def _gate(row: dict[str, Any]) -> str:
+    where = f" on {row['queryset']}" if row["queryset"] else ""
+    dry = " (dry run)" if row["dry_run"] else ""
+    return f"{row['gate']}{where}: {row['result']}{dry}, {row['measure']} {row['reason']}"
 
 
 def _flips(row: dict[str, Any]) -> str:

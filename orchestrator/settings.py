@@ -52,6 +52,9 @@ class Settings(BaseSettings):
         [],
         description="[[throttle]] tables of the file: what holds a rollout's workers back",
     )
+    gate: list[dict[str, Any]] = Field(
+        [], description="[[gate]] tables of the file: what pauses a rollout or takes it back"
+    )
     api_token: str | None = Field(None, repr=False, description="bearer token of `hotrefresh serve`")
     api_token_file: Path | None = Field(None, description="a file with that token, mode 0600")
     worker_queues: list[str] = Field(

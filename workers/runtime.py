@@ -123,10 +123,10 @@ class Runtime:
 
     def evaluate(self, rollout_id: int) -> None:
         """Bring the flips up to the log's end."""
-        from orchestrator.serving.evaluator import evaluate_rollout
+        from orchestrator.service.evaluate import evaluate_rollout
 
         with self._work(rollout_id):
-            evaluate_rollout(self.context, rollout_id, self._evaluators)
+            evaluate_rollout(self.context, rollout_id, self._evaluators, log)
             finish.finalize_if_asked(self.context, rollout_id)
 
     def finalize(self, rollout_id: int) -> None:

@@ -1,4 +1,4 @@
--- Flips at any k, by slices of the queries, and by cause.
+-- Flips at any k, by slices of the queries, and by cause; what gates decided, and from what.
 
 ALTER TABLE query ADD COLUMN attributes jsonb NOT NULL DEFAULT '{}';
 
@@ -15,6 +15,19 @@ ALTER TABLE flip
     ADD PRIMARY KEY (rollout_id, query_set_id, query_no, reference, k, opened_seq);
 DROP INDEX flip_open;
 CREATE INDEX flip_open ON flip (rollout_id, query_set_id, reference, k) WHERE healed_seq IS NULL;
+
+-- One row as long as a gate's answer stays the same: its number is the newest one, `times` says how often it was given.
+ALTER TABLE gate_decision
+    ADD COLUMN query_set text NOT NULL DEFAULT '',
+    ADD COLUMN measure text NOT NULL DEFAULT '',
+    ADD COLUMN slice text NOT NULL DEFAULT 'all',
+    ADD COLUMN k integer NOT NULL DEFAULT 1,
+    ADD COLUMN seq bigint NOT NULL DEFAULT 0,
+    ADD COLUMN reason text NOT NULL DEFAULT '',
+    ADD COLUMN error boolean NOT NULL DEFAULT false,
+    ADD COLUMN times integer NOT NULL DEFAULT 1,
+    ADD COLUMN last_at timestamptz NOT NULL DEFAULT clock_timestamp();
+CREATE INDEX gate_newest ON gate_decision (rollout_id, gate, query_set, id DESC);
 
 -- Columns stand where they stood, new ones behind: views are replaced in place, and keep their grants and what is built on them.
 CREATE OR REPLACE VIEW reporting.flip_summary AS
@@ -50,3 +63,10 @@ UNION ALL
 SELECT e.rollout_id, e.items::double precision / nullif(r.n_items, 0), 'recall_at_' || e.k,
        (e.both_right + e.positive_flips)::double precision / nullif(e.n, 0), 'measured'
 FROM evaluation e JOIN rollout r ON r.id = e.rollout_id WHERE e.slice = 'all';
+
+CREATE OR REPLACE VIEW reporting.gate_decisions AS
+SELECT rollout_id AS rollout, gate, result, value, "limit", sample_n, dry_run, decided_at, effect,
+       query_set AS queryset, measure, slice, k, seq, reason, times, last_at,
+       NOT EXISTS (SELECT 1 FROM gate_decision n WHERE n.rollout_id = d.rollout_id AND n.gate = d.gate
+                   AND n.query_set = d.query_set AND n.id > d.id) AS newest
+FROM gate_decision d;

@@ -1,4 +1,4 @@
-"""Flips at any k, by slices of the queries, and by cause.
+"""Flips at any k, by slices of the queries, and by cause; what gates decided, and from what.
 
 Revision ID: 0006
 """
@@ -24,6 +24,9 @@ ALTER TABLE flip DROP CONSTRAINT flip_pkey, DROP COLUMN k, DROP COLUMN cause,
     ADD PRIMARY KEY (rollout_id, query_set_id, query_no, reference, opened_seq);
 CREATE INDEX flip_open ON flip (rollout_id, query_set_id, reference) WHERE healed_seq IS NULL;
 ALTER TABLE query DROP COLUMN attributes;
+DROP INDEX gate_newest;
+ALTER TABLE gate_decision DROP COLUMN query_set, DROP COLUMN measure, DROP COLUMN slice, DROP COLUMN k, DROP COLUMN seq,
+    DROP COLUMN reason, DROP COLUMN error, DROP COLUMN times, DROP COLUMN last_at;
 """
 
 

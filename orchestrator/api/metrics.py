@@ -197,12 +197,19 @@ def _queryset(row: Row) -> str:
 
 
 def gate_metrics(rows: list[Row]) -> list[Metric]:
-    """Of `gate_decisions`: 1 passed, 0 inconclusive, -1 failed; absent while no gate was judged."""
-    state = GaugeMetricFamily("hotrefresh_gate_state", "A gate's last decision", labels=["rollout", "gate"])
-    values = {"pass": 1.0, "inconclusive": 0.0, "fail": -1.0}
+    """Of `gate_decisions`: 1 passed, 0 inconclusive, -1 failed; absent while no gate was judged, as is a missing value."""
+    labels = ["rollout", "gate", "queryset"]
+    state = GaugeMetricFamily("hotrefresh_gate_state", "A gate's last decision", labels=labels)
+    value = GaugeMetricFamily("hotrefresh_gate_value", "What it decided from", labels=labels)
+    limit = GaugeMetricFamily("hotrefresh_gate_limit", "Above it the gate fails", labels=labels)
+    answers = {"pass": 1.0, "inconclusive": 0.0, "fail": -1.0}
     for row in rows:
-        state.add_metric([str(row["rollout"]), row["gate"]], values[row["result"]])
-    return [state]
+        gate = [str(row["rollout"]), row["gate"], row["queryset"]]
+        state.add_metric(gate, answers[row["result"]])
+        limit.add_metric(gate, row["limit"])
+        if row["value"] is not None:
+            value.add_metric(gate, row["value"])
+    return [state, value, limit]
 
 
 def make_registry(context: Context, replicas: Replicas) -> tuple[CollectorRegistry, Histogram]:

@@ -173,7 +173,7 @@ def _first_commit_after(context: Context, row: RolloutRow, killed_s: float | Non
 
 def wait_for_evaluation(context: Context, rollout_id: int) -> None:
     """Wait until the flips are counted up to the rollout's last batch; count them here where no worker does."""
-    from orchestrator.serving.evaluator import evaluate_rollout
+    from orchestrator.service.evaluate import evaluate_rollout
 
     with contextlib.suppress(WaitTimeoutError):
         _wait(lambda: _evaluated(context, rollout_id), "no evaluation", timeout_s=20.0)

@@ -220,6 +220,21 @@ class OutboxRow:
 
 
 @dataclass(frozen=True)
+class GateDecisionRow:
+    """A gate's newest answer about a query set; `times`: how often it gave it in a row, `seq`: up to which log entry."""
+
+    id: int
+    gate: str
+    query_set: str
+    result: str
+    error: bool
+    times: int
+    seq: int
+    dry_run: bool
+    reason: str
+
+
+@dataclass(frozen=True)
 class EvaluationRow:
     """Flip counts of one slice of a query set at one place of the log; counts, never rates."""
 

@@ -9,11 +9,14 @@ import numpy as np
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.gates import Effect, Result
 from orchestrator.core.states import RolloutState, Verb
-from orchestrator.errors import ConflictError
+from orchestrator.errors import ConflictError, HotrefreshError, InconclusiveError, NotCertifiedError
+from orchestrator.gates import parse_gates
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import gates as gate_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
@@ -73,6 +76,25 @@ def blockers(connection: Connection, row: RolloutRow) -> list[Blocker]:
         found.append(Blocker("open_items", f"{open_items} of {row.n_items} items are not re-embedded yet"))
     if row.state == RolloutState.FINALIZABLE and _uncounted(connection, row):
         found.append(Blocker("flips_not_counted", "the flips of the last batches are not counted yet"))
+    if row.kind == "upgrade":
+        found += _closed_gates(connection, row)
+    return found
+
+
+def _closed_gates(connection: Connection, row: RolloutRow) -> list[Blocker]:
+    """The gates that did not pass at their newest evaluation; those of a dry run, or that only alert, close nothing."""
+    found = []
+    for gate in parse_gates(row.config.get("gates") or []):
+        if gate.dry_run or gate.effect is Effect.ALERT:
+            continue
+        answers = gate_queries.newest_decisions(connection, row.id, gate.name)
+        if not answers:
+            found.append(Blocker("gate_inconclusive", f"gate {gate.name} has judged nothing yet"))
+        for answer in answers:
+            if answer.result != Result.PASS:
+                about = f" on {answer.query_set}" if answer.query_set else ""
+                name = "gate_failed" if answer.result == Result.FAIL else "gate_inconclusive"
+                found.append(Blocker(name, f"gate {gate.name}{about}: {gate.measure} {answer.reason}"))
     return found
 
 
@@ -96,6 +118,8 @@ def finalize(context: Context, name: str | int, *, when_ready: bool = False) -> 
 
     Raises:
         ConflictError: something blocks it; the message names each blocker.
+        NotCertifiedError: nothing but gates, and one failed.
+        InconclusiveError: nothing but gates, and one could not decide.
     """
     deadline = time.monotonic() + COUNTING_S
     while True:
@@ -121,8 +145,15 @@ def finalize(context: Context, name: str | int, *, when_ready: bool = False) -> 
     return reread(context, row.id)
 
 
-def _blocked(row: RolloutRow, found: list[Blocker]) -> ConflictError:
+def _blocked(row: RolloutRow, found: list[Blocker]) -> HotrefreshError:
     named = "; ".join(f"{b.name}: {b.message}" for b in found)
+    names = {b.name for b in found}
+    if names <= {"gate_failed", "gate_inconclusive"}:
+        kind = NotCertifiedError if "gate_failed" in names else InconclusiveError
+        return kind(
+            f"rollout {row.id} cannot be finalized ({named}). Take it back with `hotrefresh rollout rollback {row.id}`, or "
+            f"accept it by changing its gates: `hotrefresh rollout set {row.id} gates=FILE.toml` (or gates=none)."
+        )
     advice = (
         f"Go on with `hotrefresh rollout resume {row.id}`"
         if row.state == RolloutState.PAUSED

@@ -123,16 +123,29 @@ _OVER = {Verb.CANCEL: RolloutState.CANCELLED, Verb.ROLLBACK: RolloutState.ROLLED
 def _leave(context: Context, name: str | int, verb: Verb, reason: str | None, *, force: bool) -> RolloutRow:
     with transaction(context.engine) as connection:
         row = locked(connection, name)
-        if row.state not in (_ASKED[verb], _OVER[verb]):
-            if verb is Verb.ROLLBACK:
-                _check_rollback(connection, row)
-            move(connection, row, verb, actor=context.actor, reason=reason)
-            _restore(connection, row, context.actor, "cancelled" if verb is Verb.CANCEL else "rolled back")
-        if force:
-            batch_queries.release_leases(connection, row.id)
-        _acknowledge(connection, row.id, context.actor)
+        take_back(connection, row, verb, context.actor, reason, force=force)
     relay(context)
     return reread(context, row.id)
+
+
+def take_back(
+    connection: Connection,
+    row: RolloutRow,
+    verb: Verb,
+    actor: str,
+    reason: str | None,
+    *,
+    force: bool = False,
+) -> None:
+    """Cancel or roll back a locked rollout: the older model and vectors serve as soon as the transaction ends."""
+    if row.state not in (_ASKED[verb], _OVER[verb]):
+        if verb is Verb.ROLLBACK:
+            _check_rollback(connection, row)
+        move(connection, row, verb, actor=actor, reason=reason)
+        _restore(connection, row, actor, "cancelled" if verb is Verb.CANCEL else "rolled back")
+    if force:
+        batch_queries.release_leases(connection, row.id)
+    _acknowledge(connection, row.id, actor)
 
 
 def acknowledge(context: Context, rollout_id: int) -> RolloutRow:

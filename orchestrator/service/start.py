@@ -14,6 +14,7 @@ from orchestrator.core.states import ACTIVE, RolloutState, Verb
 from orchestrator.core.strategies import Direction, Strategy, UnfitStrategyError, choose
 from orchestrator.errors import ConflictError, InconclusiveError, NotCertifiedError, UsageError
 from orchestrator.failpoints import reach
+from orchestrator.gates import resolved as resolved_gates
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import models as model_queries
@@ -130,6 +131,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         _certify_the_rest(connection, gallery, new, running)
     if strategy.reembeds:
         check_order(context, request.order, adapter if strategy.lifts else None)
+    gates = resolved_gates(context.settings.gate)
     config = {
         "prototypes": request.prototypes,
         "temperature": request.temperature,
@@ -140,6 +142,8 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         "speed": 1.0,
         "failure_budget": FAILURE_BUDGET,
         "throttles": resolved(context.settings.throttle),
+        "gates": gates,
+        "flip_ks": sorted({1, *context.settings.flip_ks, *(gate["k"] for gate in gates if "k" in gate)}),
     }
     return Checked(
         gallery,

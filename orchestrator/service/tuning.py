@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator import gates, throttles
 from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.errors import ConflictError, UsageError
@@ -16,7 +17,6 @@ from orchestrator.ledger.queries import batches as batch_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import RolloutRow
 from orchestrator.service.rollouts import locked, reread
-from orchestrator.throttles import resolved
 
 LANES = ("urgent", "backfill", "repair")
 
@@ -59,16 +59,21 @@ def _lane(text: str) -> str:
     return text
 
 
-def _throttles(text: str) -> list[dict[str, Any]]:
-    if text == "none":
-        return []
-    try:
-        tables = tomllib.loads(Path(text).read_text(encoding="utf-8")).get("throttle", [])
-    except OSError as error:
-        raise ValueError(f"the file cannot be read ({error.strerror})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"the file is not valid TOML ({error})") from None
-    return resolved(tables)
+def _tables(name: str, resolved: Callable[[Any], Any]) -> Callable[[str], Any]:
+    """Reads the tables of one name out of a TOML file."""
+
+    def read(text: str) -> Any:
+        if text == "none":
+            return []
+        try:
+            tables = tomllib.loads(Path(text).read_text(encoding="utf-8")).get(name, [])
+        except OSError as error:
+            raise ValueError(f"the file cannot be read ({error.strerror})") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ValueError(f"the file is not valid TOML ({error})") from None
+        return resolved(tables)
+
+    return read
 
 
 SETTINGS = {
@@ -78,7 +83,10 @@ SETTINGS = {
     "lane": Setting(_lane, "which rollout workers take first: urgent, backfill, repair"),
     "failure_budget": Setting(_number(0, 1), "the part of the last 1,000 items that may go into quarantine"),
     "lease_s": Setting(_number(0.5, 86_400), "seconds of a batch's lease; for batches claimed from now on"),
-    "throttles": Setting(_throttles, "a TOML file with [[throttle]] tables, or none"),
+    "throttles": Setting(
+        _tables("throttle", throttles.resolved), "a TOML file with [[throttle]] tables, or none"
+    ),
+    "gates": Setting(_tables("gate", gates.resolved), "a TOML file with [[gate]] tables, or none"),
     "rollback_window_s": Setting(
         _number(0, 10 * 365 * 86_400), "seconds after finalize in which it can go back"
     ),

@@ -29,7 +29,7 @@ class RolloutStatus:
         workers_alive: workers with a fresh heartbeat.
         coverage: of `coverage_by_model`.
         flips: the newest row of `flip_summary` at k = 1 for each query set; empty before the first evaluation.
-        gates: of `gate_decisions`.
+        gates: the newest row of `gate_decisions` for each gate and query set.
     """
 
     rollout: Row
@@ -81,7 +81,7 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
             workers_alive=len(live_workers(context)),
             coverage=tuple(read_view(connection, "coverage_by_model", gallery=gallery.name)),
             flips=tuple(flips),
-            gates=tuple(read_view(connection, "gate_decisions", rollout=rollout_id)),
+            gates=tuple(read_view(connection, "gate_decisions", rollout=rollout_id, newest=True)),
         )
 
 

@@ -6,7 +6,7 @@ It can die at any time. Started again it replays what it has evaluated without w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,6 @@ from orchestrator.core.slices import slices_of
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.ledger.queries import locks
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.flips import WHOLE
@@ -45,6 +44,7 @@ class QuerySetEvaluator:
         """
         self.rollout = rollout
         self.query_set_id = queries.row.id
+        self.name = queries.row.name
         self.items = 0
         ks = sorted({*ks, 1})
         scores, rows = top_k(old, before, ks[-1])
@@ -79,18 +79,14 @@ class QuerySetEvaluator:
             k: tracker.update(changed, scores[changed, :k], found[changed, :k], self._settled)
             for k, tracker in self._trackers.items()
         }
-        return Stages(stages, self._moved_slices())
-
-    def _moved_slices(self) -> dict[tuple[int, str], tuple[FlipCounts, FlipCounts]]:
-        """The slices whose counts are others than at the stage before, by k and name."""
-        now = {
+        slices = {
             (k, name): tracker.counts_of(queries)
             for k, tracker in self._trackers.items()
             for name, queries in self._slices.items()
         }
-        moved = {each: counts for each, counts in now.items() if counts != self._slice_counts.get(each)}
-        self._slice_counts = now
-        return moved
+        moved = frozenset(each for each in slices if slices[each] != self._slice_counts.get(each))
+        self._slice_counts = slices
+        return Stages(stages, slices, moved)
 
     def record(self, connection: Connection, seq: int, items: int, stages: Stages) -> None:
         """Write a stage's counts and flips, at the coverage it was at; nothing where they are written already."""
@@ -98,7 +94,7 @@ class QuerySetEvaluator:
             if flip_queries.is_evaluated(connection, self.rollout.id, self.query_set_id, k, seq):
                 continue
             counts = {WHOLE: (stage.against_old, stage.against_previous)}
-            counts |= {name: each for (at, name), each in stages.slices.items() if at == k}
+            counts |= {name: stages.slices[at, name] for at, name in sorted(stages.moved) if at == k}
             rows = [_evaluation(seq, items, k, name, *each) for name, each in counts.items()]
             flip_queries.insert_evaluations(connection, self.rollout.id, self.query_set_id, rows)
             self._record_events(connection, seq, k, stage)
@@ -134,10 +130,36 @@ class QuerySetEvaluator:
 
 @dataclass(frozen=True)
 class Stages:
-    """One stage of a query set at every k, and the counts of the slices that moved: (against old, against previous)."""
+    """One stage of a query set.
+
+    Attributes:
+        by_k: what it did at every k.
+        slices: (k, name) -> counts (against old, against previous) of every slice.
+        moved: the slices whose counts are others than at the stage before.
+    """
 
     by_k: dict[int, FlipStage]
     slices: dict[tuple[int, str], tuple[FlipCounts, FlipCounts]]
+    moved: frozenset[tuple[int, str]]
+
+    def counts(self, k: int, name: str) -> tuple[FlipCounts, FlipCounts] | None:
+        """Of a slice, or of the whole set; None where it is not counted."""
+        if name == WHOLE and k in self.by_k:
+            return self.by_k[k].against_old, self.by_k[k].against_previous
+        return self.slices.get((k, name))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A stage of a query set that is in the ledger: the items embedded by then, and what it counted."""
+
+    query_set: str
+    items: int
+    stages: Stages
+
+
+AfterStage = Callable[[int, Sequence[Recorded]], None]
+"""Called with the stage's place in the log, and what each query set counted."""
 
 
 def _evaluation(
@@ -161,8 +183,10 @@ def _evaluation(
 class Evaluator:
     """All query sets of one deployed rollout."""
 
-    def __init__(self, context: Context, rollout_id: int) -> None:
+    def __init__(self, context: Context, rollout_id: int, after: AfterStage | None = None) -> None:
+        """`after`: called when a stage is recorded, also for those that were before."""
         self._context = context
+        self._after = after
         with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
             rollout = rollout_queries.rollout_by_id(connection, rollout_id)
             assert rollout is not None, f"no rollout {rollout_id}"
@@ -175,7 +199,7 @@ class Evaluator:
             loaded = [load_query_set(connection, row) for row in sets]
             assert rollout.from_model_id is not None, "the first embedding has no old system"
             self._holder = _holder(connection, rollout)
-            old_path = query_path(connection, rollout.from_model_id, _served_before(connection, rollout))
+            old_path = query_path(connection, rollout.from_model_id, served_before(connection, rollout))
             new_path = query_path(connection, rollout.to_model_id, rollout)
             # What the log brings from here on is replayed: under a query adapter, batches of the rollout before.
             since = None if rollout.how.holds_vectors else self.seq
@@ -197,7 +221,7 @@ class Evaluator:
                     new,
                     old_vectors,
                     before.vectors.copy(),
-                    context.settings.flip_ks,
+                    rollout.config.get("flip_ks", [1]),
                     context.settings.buffer_size,
                 )
             )
@@ -248,6 +272,14 @@ class Evaluator:
         with transaction(self._context.engine) as connection:
             for each, at, stage in zip(self._sets, items, stages, strict=True):
                 each.record(connection, seq, at, stage)
+        if self._after is not None:
+            self._after(
+                seq,
+                [
+                    Recorded(each.name, at, stage)
+                    for each, at, stage in zip(self._sets, items, stages, strict=True)
+                ],
+            )
 
 
 def _holder(connection: Connection, rollout: RolloutRow) -> RolloutRow:
@@ -259,7 +291,7 @@ def _holder(connection: Connection, rollout: RolloutRow) -> RolloutRow:
     return holder
 
 
-def _served_before(connection: Connection, rollout: RolloutRow) -> RolloutRow | None:
+def served_before(connection: Connection, rollout: RolloutRow) -> RolloutRow | None:
     """The rollout that served before this one; None where its vectors were reclaimed."""
     older = [
         row
@@ -267,46 +299,3 @@ def _served_before(connection: Connection, rollout: RolloutRow) -> RolloutRow | 
         if row.id < rollout.id
     ]
     return older[-1] if older else None
-
-
-def evaluate_rollout(context: Context, rollout_id: int, kept: dict[int, Evaluator]) -> int:
-    """Bring a rollout's flips to the log's end, unless another process is doing so; returns batches evaluated.
-
-    Args:
-        kept: evaluators of this process by rollout, so that the next call goes on where this one ended.
-    """
-    done = 0
-    # Autocommit: the lock is the session's, and a transaction that idles while batches are evaluated would be ended.
-    with context.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        while True:
-            rollout = rollout_queries.rollout_by_id(connection, rollout_id)
-            if rollout is None or rollout.kind != "upgrade" or rollout.deployed_at is None:
-                return done
-            if not gallery_queries.query_sets_of_gallery(connection, rollout.gallery_id):
-                return done
-            if not locks.try_lock_evaluator(connection, rollout_id):
-                return done  # whoever holds it looks at the log once more after letting go
-            try:
-                if rollout.state in ("cancelled", "rolled_back", "failed", "superseded"):
-                    kept.pop(rollout_id, None)
-                    return done
-                if rollout_id not in kept:
-                    before = _served_before(connection, rollout)
-                    if before is None or before.to_model_id != rollout.from_model_id:
-                        return done  # the old system was reclaimed: nobody can say any more what it answered
-                    kept[rollout_id] = Evaluator(context, rollout_id)
-                done += kept[rollout_id].catch_up()
-            except BaseException:
-                # It may have applied what it could not write: only a new one, replaying the log, knows the last stage.
-                kept.pop(rollout_id, None)
-                raise
-            finally:
-                locks.unlock_evaluator(connection, rollout_id)
-            if kept[rollout_id].stale:
-                kept.pop(
-                    rollout_id
-                )  # a new one knows the gallery as it is now, and replays what is evaluated
-                continue
-            # A batch committed meanwhile rang somebody who found the lock taken: it would never be evaluated.
-            if log_queries.last_seq(connection, rollout.gallery_id) <= kept[rollout_id].seq:
-                return done

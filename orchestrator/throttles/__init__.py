@@ -14,9 +14,9 @@ from typing import Any
 
 from orchestrator.core.throttle import RESUME_RATIO
 from orchestrator.errors import UsageError
+from orchestrator.table_fields import Fields
 from orchestrator.throttles import gpu_memory, hours, http_number, replica_lag, serving_p95, sql
 from orchestrator.throttles.base import Probe, ProbeError, ProbeRefused, Surroundings
-from orchestrator.throttles.fields import Fields
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from orchestrator.table_fields import Fields
 from orchestrator.throttles.base import ProbeError, Surroundings
-from orchestrator.throttles.fields import Fields
 
 KIND = "gpu_memory"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from orchestrator.table_fields import Fields
 from orchestrator.throttles.base import Surroundings
-from orchestrator.throttles.fields import Fields
 
 KIND = "hours"
 _WINDOW = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]|24):([0-5]\d)")

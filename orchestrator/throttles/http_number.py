@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from orchestrator.table_fields import Fields
 from orchestrator.throttles.base import ProbeError, Surroundings
-from orchestrator.throttles.fields import Fields
 from orchestrator.throttles.web import get_text
 
 KIND = "http"

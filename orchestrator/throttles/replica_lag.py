@@ -6,9 +6,9 @@ from collections import deque
 from datetime import datetime
 
 from orchestrator.ledger.queries.measurements import StreamingReplica, streaming_replicas
+from orchestrator.table_fields import Fields
 from orchestrator.throttles.base import TIMEOUT_S, Probe, ProbeError, Surroundings
 from orchestrator.throttles.database import reaching
-from orchestrator.throttles.fields import Fields
 from orchestrator.throttles.metrics import scrape
 
 KIND = "replica_lag"

@@ -9,9 +9,9 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from orchestrator.ledger.queries.measurements import read_scalar
+from orchestrator.table_fields import Fields
 from orchestrator.throttles.base import TIMEOUT_S, ProbeError, Surroundings
 from orchestrator.throttles.database import reaching
-from orchestrator.throttles.fields import Fields
 
 KIND = "sql"
 # What is not code: comments, texts, quoted names, dollar-quoted texts.

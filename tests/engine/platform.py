@@ -78,7 +78,7 @@ def register_network(context: Context, folder: Path, name: str, **network: Any) 
 
 def work(context: Context, rollout_id: int) -> RolloutRow:
     """Do in this process what a worker does, to the end."""
-    from orchestrator.serving.evaluator import evaluate_rollout
+    from orchestrator.service.evaluate import evaluate_rollout
     from workers.drain import drain
 
     advance.advance(context, rollout_id)

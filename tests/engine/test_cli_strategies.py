@@ -9,7 +9,7 @@ import pytest
 from cli.main import main
 from orchestrator.errors import ExitCode
 from orchestrator.service import background
-from orchestrator.serving.evaluator import evaluate_rollout
+from orchestrator.service.evaluate import evaluate_rollout
 from tests.engine import platform
 from tests.engine.strategies import register_adapter
 

@@ -11,10 +11,12 @@ from orchestrator.core.flips import FlipCounts
 from orchestrator.core.metrics import top_k
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import galleries
+from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.serving.embedding import encode_uris, load_query_set
-from orchestrator.serving.evaluator import Evaluator, evaluate_rollout
+from orchestrator.serving.evaluator import Evaluator
 from orchestrator.serving.matrix import load_matrix
 from tests.engine import platform
 
@@ -157,7 +159,8 @@ def test_an_evaluator_that_dies_in_between_writes_the_same_flips_slices_and_caus
 
 def test_under_a_k_that_is_asked_for_later_the_whole_history_is_counted(context, refreshed):
     before = view(context, "flip_summary", rollout=refreshed.id, queryset="asked")
-    context.settings = context.settings.model_copy(update={"flip_ks": [2]})
+    with context.engine.begin() as connection:
+        rollout_queries.set_config(connection, refreshed.id, {"flip_ks": [2]})
     evaluate_rollout(context, refreshed.id, {})
     rows = view(context, "flip_summary", rollout=refreshed.id, queryset="asked")
     assert {row["k"] for row in rows} == {1, 2, 3}

@@ -239,7 +239,7 @@ def test_deleted_items_leave_searches_at_once(world, running):
 
 
 def test_flips_are_counted_on_when_items_come_and_go(world, running, tmp_path):
-    from orchestrator.serving.evaluator import evaluate_rollout
+    from orchestrator.service.evaluate import evaluate_rollout
 
     kept = {}
     some_batches(world, running.id, 5)

@@ -14,10 +14,10 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import advance, certify, finish, guide, items, rollouts
+from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.invariants import check_invariants
 from orchestrator.service.plan_preview import preview
 from orchestrator.service.start import StartRequest
-from orchestrator.serving.evaluator import evaluate_rollout
 from orchestrator.serving.matrix import load_matrix
 from orchestrator.serving.replica import Replica
 from tests.engine import platform

@@ -363,7 +363,7 @@ def test_flips_that_are_not_counted_block_a_finalize(world, running, monkeypatch
     assert finish.complete(world, running.id).state == "finalizable"
     with pytest.raises(ConflictError, match="flips_not_counted"):
         finish.finalize(world, running.id)
-    from orchestrator.serving.evaluator import evaluate_rollout
+    from orchestrator.service.evaluate import evaluate_rollout
 
     evaluate_rollout(world, running.id, {})
     assert finish.finalize(world, running.id).state == "finalized"

@@ -121,7 +121,7 @@ def verb(context: Context, name: str, rollout_id: int) -> Reply:
 
 def evaluate(context: Context, rollout_id: int) -> Reply:
     """Bring the flips to the log's end."""
-    from orchestrator.serving.evaluator import evaluate_rollout
+    from orchestrator.service.evaluate import evaluate_rollout
 
     with contextlib.closing(context):
         return {"batches": evaluate_rollout(context, rollout_id, {})}

@@ -168,7 +168,7 @@ class RolloutMachine(RuleBasedStateMachine):
 
     @rule()
     def flips_are_counted(self) -> None:
-        from orchestrator.serving.evaluator import evaluate_rollout
+        from orchestrator.service.evaluate import evaluate_rollout
 
         evaluate_rollout(self.context, self.rollout_id, {})
         self.look()

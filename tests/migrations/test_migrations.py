@@ -26,7 +26,8 @@ COLUMNS = {
     "flip_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
     "opened_at healed_at k attributes",
     "refresh_curve": "rollout coverage metric value against_order",
-    "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect",
+    "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect queryset measure slice k seq reason "
+    "times last_at newest",
     "serving_history": "gallery model rollout valid_from valid_to actor reason",
     "audit": "at actor action target before after",
 }

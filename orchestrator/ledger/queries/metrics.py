@@ -64,12 +64,12 @@ def newest_evaluations(connection: Connection, rollout_ids: Sequence[int]) -> li
 
 
 def newest_decisions(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
-    """The last decision of each gate of these rollouts that was no dry run: rollout, gate, result."""
+    """The last decision of each gate on each query set of these rollouts: rollout, gate, queryset, result, value, limit."""
     return _rows(
         connection,
         "newest_decisions",
-        """SELECT DISTINCT ON (rollout, gate) rollout, gate, result FROM reporting.gate_decisions
-           WHERE rollout = ANY(CAST(:ids AS bigint[])) AND NOT dry_run ORDER BY rollout, gate, decided_at DESC""",
+        """SELECT rollout, gate, queryset, result, value, "limit" FROM reporting.gate_decisions
+           WHERE rollout = ANY(CAST(:ids AS bigint[])) AND newest AND NOT dry_run ORDER BY rollout, gate, queryset""",
         ids=list(rollout_ids),
     )
 

@@ -27,7 +27,7 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
         "opened_seq, queryset, query, k, reference",
     ),
     "refresh_curve": (frozenset({"rollout", "metric", "against_order"}), "metric, against_order, coverage"),
-    "gate_decisions": (frozenset({"rollout", "gate"}), "decided_at"),
+    "gate_decisions": (frozenset({"rollout", "gate", "queryset", "newest"}), "decided_at, gate, queryset"),
     "serving_history": (frozenset({"gallery"}), "gallery, valid_from"),
     "audit": (frozenset({"actor", "action", "target"}), "at"),
 }

@@ -1,4 +1,4 @@
-"""Reading one `[[throttle]]` table: every mistake is one sentence that names the table, the key and the remedy."""
+"""Reading one `[[throttle]]` or `[[gate]]` table: every mistake is one sentence that names the table, the key and the remedy."""
 
 from __future__ import annotations
 
@@ -59,11 +59,18 @@ class Fields:
             raise self.wrong(key, f"is {value!r}; write a text")
         return value
 
-    def choice(self, key: str, choices: Sequence[str]) -> str:
+    def choice(self, key: str, choices: Sequence[str], default: Any = _REQUIRED) -> str:
         """One of a few words."""
-        value = self.text(key)
+        value = self.text(key, default)
         if value not in choices:
             raise self.wrong(key, f"is {value!r}; write one of {', '.join(choices)}")
+        return value
+
+    def truth(self, key: str, default: bool) -> bool:
+        """True or false."""
+        value = self._take(key, default, "true or false")
+        if not isinstance(value, bool):
+            raise self.wrong(key, f"is {value!r}; write true or false")
         return value
 
     def texts(self, key: str) -> tuple[str, ...]:

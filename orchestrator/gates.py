@@ -1,0 +1,75 @@
+"""`[[gate]]` tables of the configuration: checked at submit, and their resolved copy is stored with the rollout.
+
+The judging is `core.gates`'s, what follows is `service.gates`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from orchestrator.core.gates import MEASURES, Effect, Gate
+from orchestrator.errors import UsageError
+from orchestrator.table_fields import Fields
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+_EFFECTS = (Effect.PAUSE, Effect.ROLLBACK, Effect.ALERT)
+
+
+def parse_gates(tables: Sequence[Mapping[str, Any]]) -> tuple[Gate, ...]:
+    """The configured gates, in order.
+
+    Raises:
+        UsageError: the first mistake, in one sentence.
+    """
+    return tuple(gate for gate, _ in _parsed(tables))
+
+
+def resolved(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The tables with every default filled in; they parse to the same gates.
+
+    Raises:
+        UsageError: the first mistake, in one sentence.
+    """
+    return [table for _, table in _parsed(tables)]
+
+
+def _parsed(tables: Sequence[Mapping[str, Any]]) -> list[tuple[Gate, dict[str, Any]]]:
+    if isinstance(tables, str | Mapping) or not isinstance(tables, Sequence):
+        raise UsageError("gate is not a list of tables; write each one under [[gate]].")
+    found = [_parse(table, number) for number, table in enumerate(tables, 1)]
+    names = [gate.name for gate, _ in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f'two gates are named {name!r}; give one of them another name = "…".')
+    return found
+
+
+def _parse(table: Any, number: int) -> tuple[Gate, dict[str, Any]]:
+    if not isinstance(table, Mapping):
+        raise UsageError(f"gate {number} is no table; write it under [[gate]].")
+    fields = Fields(table, f"gate {number}")
+    measure = fields.choice("measure", tuple(MEASURES))
+    fields.where += f" ({measure})"
+    name = fields.text("name", measure)
+    if not _NAME.fullmatch(name):
+        raise fields.wrong("name", f"is {name!r}; write small letters, digits and _, 41 at most")
+    of_queries = measure != "quarantine_rate"
+    gate = Gate(
+        name=name,
+        measure=measure,
+        limit=fields.number("limit", above=-1.0, most=1.0),
+        minimum_n=fields.whole("minimum_n", 100),
+        confidence=fields.number("confidence", 0.95, above=0.5, most=0.999999),
+        failure_limit=fields.whole("failure_limit", 0),
+        inconclusive_limit=fields.whole("inconclusive_limit", 0),
+        error_limit=fields.whole("error_limit", 3),
+        effect=Effect(fields.choice("effect", _EFFECTS, Effect.PAUSE.value)),
+        dry_run=fields.truth("dry_run", False),
+        query_set=fields.text("query_set", "") if of_queries else "",
+        slice=fields.text("slice", "all") if of_queries else "all",
+        k=max(1, fields.whole("k", 1)) if of_queries else 1,
+    )
+    fields.finish()
+    return gate, fields.resolved

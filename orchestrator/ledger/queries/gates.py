@@ -1,0 +1,77 @@
+"""Statements of the gates' decisions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection
+
+from orchestrator.ledger.queries.run import execute, fetch_all, fetch_one
+from orchestrator.ledger.rows import GateDecisionRow
+
+
+def newest_decision(
+    connection: Connection, rollout_id: int, gate: str, query_set: str
+) -> GateDecisionRow | None:
+    """What a gate answered last about a query set; None before its first answer."""
+    return fetch_one(
+        connection,
+        GateDecisionRow,
+        "newest_decision",
+        """SELECT id, gate, query_set, result, error, times, seq, dry_run, reason FROM gate_decision
+           WHERE rollout_id = :rollout AND gate = :gate AND query_set = :query_set ORDER BY id DESC LIMIT 1""",
+        rollout=rollout_id,
+        gate=gate,
+        query_set=query_set,
+    )
+
+
+def newest_decisions(connection: Connection, rollout_id: int, gate: str) -> list[GateDecisionRow]:
+    """What a gate answered last about each query set."""
+    return fetch_all(
+        connection,
+        GateDecisionRow,
+        "newest_decisions_of_gate",
+        """SELECT DISTINCT ON (query_set) id, gate, query_set, result, error, times, seq, dry_run, reason FROM gate_decision
+           WHERE rollout_id = :rollout AND gate = :gate ORDER BY query_set, id DESC""",
+        rollout=rollout_id,
+        gate=gate,
+    )
+
+
+def insert_decision(connection: Connection, **fields: Any) -> None:
+    """A new answer; the fields are the table's columns."""
+    execute(
+        connection,
+        "insert_decision",
+        """INSERT INTO gate_decision (rollout_id, gate, query_set, measure, slice, k, result, value, "limit", sample_n,
+                                      dry_run, effect, seq, reason, error)
+           VALUES (:rollout_id, :gate, :query_set, :measure, :slice, :k, :result, :value, :limit, :sample_n,
+                   :dry_run, :effect, :seq, :reason, :error)""",
+        **fields,
+    )
+
+
+def repeat_decision(
+    connection: Connection,
+    decision_id: int,
+    *,
+    value: float | None,
+    sample_n: int,
+    effect: str,
+    seq: int,
+    reason: str,
+) -> None:
+    """The same answer once more, from newer numbers."""
+    execute(
+        connection,
+        "repeat_decision",
+        """UPDATE gate_decision SET value = :value, sample_n = :sample_n, effect = :effect, seq = :seq, reason = :reason,
+                  times = times + 1, last_at = clock_timestamp() WHERE id = :id""",
+        id=decision_id,
+        value=value,
+        sample_n=sample_n,
+        effect=effect,
+        seq=seq,
+        reason=reason,
+    )

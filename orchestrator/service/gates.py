@@ -1,0 +1,184 @@
+"""What gates do to a rollout: judged after every evaluated batch, written down, and acted upon in the same transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+
+from orchestrator.context import Context
+from orchestrator.core.gates import (
+    MEASURES,
+    Decision,
+    Effect,
+    Gate,
+    Measured,
+    Result,
+    Sample,
+    Tally,
+    act,
+    decide,
+)
+from orchestrator.core.states import RolloutState, Verb
+from orchestrator.gates import parse_gates
+from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import gates as gate_queries
+from orchestrator.ledger.queries.flips import WHOLE
+from orchestrator.ledger.rows import GateDecisionRow, RolloutRow
+from orchestrator.service.rollouts import locked, move, reread, take_back
+from orchestrator.service.wakeups import relay
+from orchestrator.serving.evaluator import Recorded
+
+ACTOR = "gate"
+Tell = Callable[..., None]
+"""Writes a log line: event, level, keywords."""
+
+
+def tell_nobody(event: str, **keywords: object) -> None:
+    """For callers that write no log."""
+
+
+_GOING_ON = (RolloutState.DEPLOYED, RolloutState.BACKFILLING)
+_WORDS = {Result.PASS: "passed", Result.FAIL: "failed", Result.INCONCLUSIVE: "inconclusive"}
+_SEVERITY = (Effect.NONE, Effect.ALERT, Effect.PAUSE, Effect.ROLLBACK)
+
+
+class Gatekeeper:
+    """The gates of one rollout. `tell` hears of answers that are new, and of those with an effect."""
+
+    def __init__(self, context: Context, rollout_id: int, tell: Tell = tell_nobody) -> None:
+        self._context = context
+        self._rollout_id = rollout_id
+        self._tell = tell
+
+    def judge(self, seq: int, recorded: Sequence[Recorded]) -> None:
+        """Judge every gate on what was counted up to a log entry; what was judged before is left alone."""
+        row = reread(self._context, self._rollout_id)
+        gates = parse_gates(row.config.get("gates") or [])
+        if not gates:
+            return
+        given: list[Answer] = []
+        with transaction(self._context.engine) as connection:
+            row = locked(connection, self._rollout_id)
+            for gate in gates:
+                for query_set, measured in _measured(gate, recorded, row):
+                    answer = _judged(connection, row, gate, query_set, measured, seq)
+                    if answer is not None:
+                        given.append(answer)
+            if given:
+                _carry_out(connection, row, max(given, key=lambda each: _SEVERITY.index(each.effect)))
+        for answer in given:
+            if answer.is_new or answer.effect is not Effect.NONE:
+                _say(self._tell, row, answer)
+        if any(answer.effect is Effect.ROLLBACK for answer in given):
+            relay(self._context)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a gate answered about a query set, and what follows; `is_new`: it answered otherwise before."""
+
+    gate: Gate
+    query_set: str
+    decision: Decision
+    effect: Effect
+    is_new: bool
+
+
+def _carry_out(connection: Connection, row: RolloutRow, answer: Answer) -> None:
+    gate, decision = answer.gate, answer.decision
+    about = f" on {answer.query_set}" if answer.query_set else ""
+    reason = f"gate {gate.name}{about}: {_WORDS[decision.result]}, {gate.measure} {decision.reason}"
+    if answer.effect is Effect.PAUSE and row.state in _GOING_ON:
+        move(connection, row, Verb.PAUSE, actor=ACTOR, reason=reason)
+    undoable = (*_GOING_ON, RolloutState.PAUSED, RolloutState.FINALIZABLE)
+    if answer.effect is Effect.ROLLBACK and row.state in undoable:
+        take_back(connection, row, Verb.ROLLBACK, ACTOR, reason)
+
+
+def _measured(gate: Gate, recorded: Sequence[Recorded], row: RolloutRow) -> Iterator[tuple[str, Measured]]:
+    """What a gate reads of each query set that it is about; a missing one is a number that is missing."""
+    about = [each for each in recorded if gate.query_set in ("", each.query_set)]
+    if not about:
+        what = f"query set {gate.query_set!r}" if gate.query_set else "query set"
+        yield gate.query_set, Measured(None, 0, None, f"the gallery has no {what}")
+    for each in about:
+        counts = each.stages.counts(gate.k, gate.slice)
+        if counts is None:
+            where = f"k = {gate.k}" + (f" in slice {gate.slice!r}" if gate.slice != WHOLE else "")
+            yield each.query_set, Measured(None, 0, None, f"no flips are counted at {where}")
+            continue
+        sample = Sample(*counts, embedded=row.committed_items, quarantined=row.quarantined_items)
+        yield each.query_set, MEASURES[gate.measure](sample, gate.confidence)
+
+
+def _judged(
+    connection: Connection, row: RolloutRow, gate: Gate, query_set: str, measured: Measured, seq: int
+) -> Answer | None:
+    """Judge and write down; None where it was judged at this log entry already."""
+    newest = gate_queries.newest_decision(connection, row.id, gate.name, query_set)
+    if newest is not None and newest.seq >= seq:
+        return None
+    decision = decide(gate, measured)
+    effect, _ = act(gate, decision, _tally(newest))
+    same = newest is not None and (newest.result, newest.error, newest.dry_run) == (
+        decision.result, decision.error, gate.dry_run,
+    )  # fmt: skip
+    if newest is not None and same:
+        gate_queries.repeat_decision(
+            connection,
+            newest.id,
+            value=decision.value,
+            sample_n=decision.n,
+            effect=effect.value,
+            seq=seq,
+            reason=decision.reason,
+        )
+    else:
+        gate_queries.insert_decision(
+            connection,
+            rollout_id=row.id,
+            gate=gate.name,
+            query_set=query_set,
+            measure=gate.measure,
+            slice=gate.slice,
+            k=gate.k,
+            result=decision.result.value,
+            value=decision.value,
+            limit=decision.limit,
+            sample_n=decision.n,
+            dry_run=gate.dry_run,
+            effect=effect.value,
+            seq=seq,
+            reason=decision.reason,
+            error=decision.error,
+        )
+    return Answer(gate, query_set, decision, effect, not same)
+
+
+def _tally(newest: GateDecisionRow | None) -> Tally:
+    """How often the newest answer was given in a row: the ledger remembers it, a process may die."""
+    if newest is None or newest.result == Result.PASS:
+        return Tally()
+    if newest.result == Result.FAIL:
+        return Tally(failures=newest.times)
+    return Tally(errors=newest.times) if newest.error else Tally(inconclusives=newest.times)
+
+
+def _say(tell: Tell, row: RolloutRow, answer: Answer) -> None:
+    gate, decision = answer.gate, answer.decision
+    tell(
+        f"gate.{_WORDS[decision.result]}",
+        level="info" if answer.effect is Effect.NONE else "warning",
+        rollout_id=row.id,
+        gate=gate.name,
+        queryset=answer.query_set,
+        measure=gate.measure,
+        value=decision.value,
+        limit=decision.limit,
+        n=decision.n,
+        reason=decision.reason,
+        effect=answer.effect.value,
+        dry_run=gate.dry_run,
+    )
