@@ -17,8 +17,13 @@ DOWN = """
 DROP SCHEMA reporting CASCADE;
 DELETE FROM evaluation WHERE slice <> 'all' OR k <> 1;
 DELETE FROM flip WHERE k <> 1;
-ALTER TABLE evaluation DROP CONSTRAINT evaluation_pkey, DROP COLUMN slice,
+ALTER TABLE evaluation DROP CONSTRAINT evaluation_pkey, DROP COLUMN slice, DROP COLUMN point,
     ADD PRIMARY KEY (rollout_id, query_set_id, seq);
+DROP INDEX evaluation_seq;
+DROP INDEX batch_failed;
+DROP INDEX audit_target;
+DROP INDEX audit_at;
+DROP INDEX flip_seq;
 DROP INDEX flip_open;
 ALTER TABLE flip DROP CONSTRAINT flip_pkey, DROP COLUMN k, DROP COLUMN cause,
     ADD PRIMARY KEY (rollout_id, query_set_id, query_no, reference, opened_seq);

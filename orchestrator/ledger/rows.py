@@ -236,12 +236,13 @@ class GateDecisionRow:
 
 @dataclass(frozen=True)
 class EvaluationRow:
-    """Flip counts of one slice of a query set at one place of the log; counts, never rates."""
+    """Flip counts of one slice of a query set at one place of the log; counts, never rates. `point`: of the drawn curve."""
 
     seq: int
     items: int
     k: int
     slice: str
+    point: bool
     n: int
     both_right: int
     negative_flips: int

@@ -30,6 +30,9 @@ from orchestrator.serving.embedding import QuerySet, load_query_set
 from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch, rows_of_ranks
 from orchestrator.serving.queries import encode_queries, query_path
 
+POINTS = 200
+"""Parts of the coverage: a curve of a million batches is drawn through as many points."""
+
 
 class QuerySetEvaluator:
     """One query set of one rollout. `items` counts the rows that hold the new model's vectors."""
@@ -46,6 +49,7 @@ class QuerySetEvaluator:
         self.query_set_id = queries.row.id
         self.name = queries.row.name
         self.items = 0
+        self._part = -1
         ks = sorted({*ks, 1})
         scores, rows = top_k(old, before, ks[-1])
         self._trackers = {k: FlipTracker(queries.relevance, scores[:, :k], rows[:, :k]) for k in ks}
@@ -86,7 +90,9 @@ class QuerySetEvaluator:
         }
         moved = frozenset(each for each in slices if slices[each] != self._slice_counts.get(each))
         self._slice_counts = slices
-        return Stages(stages, slices, moved)
+        part, before = self.items * POINTS // max(self.rollout.n_items, 1), self._part
+        self._part = part
+        return Stages(stages, slices, moved, point=part != before)
 
     def record(self, connection: Connection, seq: int, items: int, stages: Stages) -> None:
         """Write a stage's counts and flips, at the coverage it was at; nothing where they are written already."""
@@ -95,7 +101,7 @@ class QuerySetEvaluator:
                 continue
             counts = {WHOLE: (stage.against_old, stage.against_previous)}
             counts |= {name: stages.slices[at, name] for at, name in sorted(stages.moved) if at == k}
-            rows = [_evaluation(seq, items, k, name, *each) for name, each in counts.items()]
+            rows = [_evaluation(seq, items, k, name, stages.point, *each) for name, each in counts.items()]
             flip_queries.insert_evaluations(connection, self.rollout.id, self.query_set_id, rows)
             self._record_events(connection, seq, k, stage)
 
@@ -136,11 +142,13 @@ class Stages:
         by_k: what it did at every k.
         slices: (k, name) -> counts (against old, against previous) of every slice.
         moved: the slices whose counts are others than at the stage before.
+        point: a curve is drawn through it, as the first in one of POINTS parts of the coverage.
     """
 
     by_k: dict[int, FlipStage]
     slices: dict[tuple[int, str], tuple[FlipCounts, FlipCounts]]
     moved: frozenset[tuple[int, str]]
+    point: bool
 
     def counts(self, k: int, name: str) -> tuple[FlipCounts, FlipCounts] | None:
         """Of a slice, or of the whole set; None where it is not counted."""
@@ -163,13 +171,14 @@ AfterStage = Callable[[int, Sequence[Recorded]], None]
 
 
 def _evaluation(
-    seq: int, items: int, k: int, name: str, old: FlipCounts, previous: FlipCounts
+    seq: int, items: int, k: int, name: str, point: bool, old: FlipCounts, previous: FlipCounts
 ) -> EvaluationRow:
     return EvaluationRow(
         seq=seq,
         items=items,
         k=k,
         slice=name,
+        point=point,
         n=old.n,
         both_right=old.both_right,
         negative_flips=old.negative_flips,

@@ -21,9 +21,9 @@ def insert_evaluations(
     execute_many(
         connection,
         "insert_evaluations",
-        """INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, n, both_right, negative_flips,
+        """INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, point, n, both_right, negative_flips,
                                    positive_flips, both_wrong, previous_negative_flips, previous_positive_flips)
-           VALUES (:rollout, :query_set, :seq, :items, :k, :slice, :n, :both_right, :negative_flips,
+           VALUES (:rollout, :query_set, :seq, :items, :k, :slice, :point, :n, :both_right, :negative_flips,
                    :positive_flips, :both_wrong, :previous_negative_flips, :previous_positive_flips)
            ON CONFLICT DO NOTHING""",
         [{"rollout": rollout_id, "query_set": query_set_id, **vars(row)} for row in rows],

@@ -14,7 +14,8 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
     "rollout_status": (frozenset({"id", "gallery"}), "id DESC"),
     "queue_status": (frozenset({"rollout"}), "rollout, band"),
     "worker_health": (frozenset({"live"}), "last_heartbeat DESC"),
-    "errors": (frozenset({"rollout", "gallery", "class"}), "gallery, item"),
+    # No order either: its parts are long, and come in an order of their own.
+    "errors": (frozenset({"rollout", "gallery", "class"}), ""),
     # No order: a version is looked up an item at a time, and sorting would look up all of them.
     "embedding_versions": (frozenset({"gallery", "item"}), ""),
     "coverage_by_model": (frozenset({"gallery"}), "gallery, items DESC"),

@@ -20,11 +20,11 @@ NONE = np.empty(0, np.int64)
 
 def evaluator(deployed, strategy="reembed"):
     queries = SimpleNamespace(
-        row=SimpleNamespace(id=1),
+        row=SimpleNamespace(id=1, name="asked"),
         relevance=Relevance.from_pairs(1, [0], [0]),
         queries=(SimpleNamespace(attributes={}),),
     )
-    rollout = SimpleNamespace(id=1, how=STRATEGIES[strategy])
+    rollout = SimpleNamespace(id=1, how=STRATEGIES[strategy], n_items=3)
     return QuerySetEvaluator(rollout, queries, QUERIES, QUERIES, OLD, deployed.copy(), [1], 10)
 
 
