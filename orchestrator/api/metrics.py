@@ -206,9 +206,9 @@ def gate_metrics(rows: list[Row]) -> list[Metric]:
     for row in rows:
         gate = [str(row["rollout"]), row["gate"], row["queryset"]]
         state.add_metric(gate, answers[row["result"]])
-        limit.add_metric(gate, row["limit"])
-        if row["value"] is not None:
-            value.add_metric(gate, row["value"])
+        for metric, number in ((value, row["value"]), (limit, row["limit"])):
+            if number is not None:
+                metric.add_metric(gate, number)
     return [state, value, limit]
 
 

@@ -212,7 +212,7 @@ def test_a_new_item_is_searchable_before_the_rest_is_re_embedded(world, running,
             item = gallery_queries.item_by_key(connection, replica.gallery.id, "new/a.png")
         [answer] = replica.search([read_item(item.uri)], k=1)
     assert answer.hits[0].key == "new/a.png"
-    assert answer.coverage_ratio < 0.2
+    assert answer.coverage_ratio < 0.5  # batches in flight are committed too
 
 
 def test_a_finalizable_rollout_is_reopened_by_a_new_item(world, running, tmp_path):

@@ -182,6 +182,7 @@ def test_an_evaluator_that_died_goes_on_where_it_was(world):
 
 
 def test_an_evaluator_that_could_not_write_is_not_asked_again(world, flipping, monkeypatch):
+    from orchestrator.service.evaluate import evaluate_rollout
     from orchestrator.serving import evaluator
 
     written = view(world, "flip_summary", rollout=flipping.id)
@@ -199,8 +200,8 @@ def test_an_evaluator_that_could_not_write_is_not_asked_again(world, flipping, m
     monkeypatch.setattr(evaluator.Evaluator, "_record", fail_once)
     kept = {}
     with pytest.raises(UnreachableError):
-        evaluator.evaluate_rollout(world, flipping.id, kept)
-    evaluator.evaluate_rollout(world, flipping.id, kept)
+        evaluate_rollout(world, flipping.id, kept)
+    evaluate_rollout(world, flipping.id, kept)
     again = view(world, "flip_summary", rollout=flipping.id)
     assert [{**row, "at": None} for row in again] == [{**row, "at": None} for row in written]
 
