@@ -11,6 +11,7 @@ from cli.options import GalleryName, Limit, RolloutName
 from cli.output import Format, Output, show, show_rows
 from cli.progress import working
 from cli.session import next_step, open_ledger, say
+from models.errors import UsageError
 
 if TYPE_CHECKING:
     from orchestrator.context import Context
@@ -189,13 +190,24 @@ def export(
         str, typer.Argument(metavar="VIEW", help="A reporting view, such as flip_items or audit.")
     ],
     path: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A .csv, .json or .jsonl file; replaced in one step.")
+        Path,
+        typer.Argument(metavar="FILE", help="A .csv, .json, .jsonl or .parquet file; replaced in one step."),
     ],
     rollout: RolloutOption = None,
     gallery: GalleryOption = None,
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", metavar="FORMAT", help="csv, json, jsonl or parquet; added to FILE where it has none."
+        ),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Write a whole reporting view to a file."""
+    if format_ is not None and not path.suffix:
+        path = path.with_suffix(f".{format_}")
+    elif format_ is not None and path.suffix != f".{format_}":
+        raise UsageError(f"{path} is no .{format_} file; leave --format out, or name the file so.")
     with open_ledger() as context:
         from orchestrator.service.export import export_view
 

@@ -85,7 +85,10 @@ def test_decisions_of_the_past_do_not_hide_the_newest(world, client):
             "INSERT INTO gate_decision (rollout_id, gate, result, sample_n, effect) "
             f"VALUES ({row.id}, 'nfr', 'fail', 1, 'pause')"
         )
-    assert scrape(client)["hotrefresh_gate_state", ("gate", "nfr"), ("queryset", ""), ("rollout", str(row.id))] == -1
+    assert (
+        scrape(client)["hotrefresh_gate_state", ("gate", "nfr"), ("queryset", ""), ("rollout", str(row.id))]
+        == -1
+    )
 
 
 def test_old_rollouts_do_not_make_a_scrape_longer(world, client):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from pyarrow import parquet
 
 from cli.main import main
 from orchestrator.errors import ExitCode
@@ -198,6 +199,18 @@ def test_the_ledger_s_views_are_shown_and_exported(world, hotrefresh, json_of, t
         assert [float(line["coverage"]) for line in csv.DictReader(file)] == [s["coverage"] for s in summary]
     assert len(json.loads((tmp_path / "out.json").read_text())["rows"]) == len(summary)
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(summary)
+    assert json_of("ledger", "export", "flip_summary", "typed", "--format", "parquet", "--rollout", "pics")[
+        "rows"
+    ]
+    typed = parquet.read_table(tmp_path / "typed.parquet").to_pylist()
+    assert [
+        (r["coverage"], r["negative_flips"], r["at"].isoformat(timespec="milliseconds")) for r in typed
+    ] == [(s["coverage"], s["negative_flips"], s["at"].replace("Z", "+00:00")) for s in summary]
+    assert json_of("ledger", "export", "gate_decisions", "none.parquet", "--rollout", "pics")["rows"] == 0
+    assert str(parquet.read_schema(tmp_path / "none.parquet").field("value").type) == "double"
+    assert json_of("ledger", "export", "audit", "audit.parquet")["rows"] > 5
+    assert json.loads(parquet.read_table(tmp_path / "audit.parquet").to_pylist()[-1]["after"])
+    assert hotrefresh("ledger", "export", "audit", "out.csv", "--format", "parquet")[0] == ExitCode.USAGE
     assert not list(tmp_path.glob(".out*"))
     assert hotrefresh("ledger", "export", "nothing", "out.csv")[0] == ExitCode.USAGE
     assert hotrefresh("ledger", "export", "audit", "out.xls")[0] == ExitCode.USAGE

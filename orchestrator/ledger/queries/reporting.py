@@ -67,3 +67,15 @@ def read_view(
     sql = f"SELECT * FROM reporting.{view} WHERE {where} {ordered} LIMIT :row_limit OFFSET :row_offset"  # noqa: S608
     result = execute(connection, f"read_view.{view}", sql, row_limit=limit, row_offset=offset, **given)
     return [dict(row) for row in result.mappings()]
+
+
+def column_types(connection: Connection, view: str) -> dict[str, str]:
+    """Column -> type, as SQL names it, of a reporting view, in its order."""
+    found = execute(
+        connection,
+        "column_types",
+        """SELECT column_name, data_type FROM information_schema.columns
+           WHERE table_schema = 'reporting' AND table_name = :view ORDER BY ordinal_position""",
+        view=view,
+    )
+    return {str(name): str(kind) for name, kind in found}
