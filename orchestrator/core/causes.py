@@ -28,21 +28,26 @@ class Cause(StrEnum):
     MODEL = "model"
 
 
-def beyond_healing(answers: I64, queries: I64, relevance: Relevance, settled: Bools) -> Bools:
-    """(m,) bool: of wrong queries, those that stay wrong whatever the rest of the refresh brings.
+NOTHING = -1
+
+
+def waiting_row(answers: I64, queries: I64, relevance: Relevance, settled: Bools) -> I64:
+    """(m,) int64: for each wrong query a row that it waits for, a relevant one if there is one; NOTHING: none, it stays wrong.
 
     Args:
         answers: (m, k) int64, the rows that each query finds now, none of them relevant.
         queries: (m,) int64, which queries these are.
         settled: (N,) bool; see the module.
     """
-    found: Bools = np.asarray(settled[answers].all(axis=1))
+    waits = ~settled[answers]
+    found = np.where(waits.any(axis=1), answers[np.arange(len(answers)), waits.argmax(axis=1)], NOTHING)
     counts = relevance.counts[queries]
     pairs = np.repeat(np.arange(len(queries)), counts)
     ends = np.cumsum(counts)
     places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
         relevance.offsets[queries] - (ends - counts), counts
     )
-    waiting = pairs[~settled[relevance.rows[places]]]
-    found[waiting] = False
+    rows = relevance.rows[places]
+    waiting = np.flatnonzero(~settled[rows])
+    found[pairs[waiting]] = rows[waiting]
     return found

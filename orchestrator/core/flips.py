@@ -13,7 +13,7 @@ from enum import StrEnum
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.core.causes import Cause, beyond_healing
+from orchestrator.core.causes import NOTHING, Cause, waiting_row
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import Relevance
 
@@ -142,6 +142,8 @@ class FlipTracker:
         # Once a query has turned, one flip against the previous stage is open: its next turn heals that one.
         self._turned = np.zeros(len(relevance), np.bool_)
         self._blamed = np.zeros(len(relevance), np.bool_)
+        # A row that each wrong query waits for: only when that one is settled must others be looked for.
+        self._waits_for = np.full(len(relevance), NOTHING)
 
     def update(self, queries: I64, scores: F32, rows: I64, settled: Bools | None = None) -> FlipStage:
         """One stage on: `queries` (m,), without doubles, now have the answers `scores`, `rows` (m, k).
@@ -154,6 +156,7 @@ class FlipTracker:
         before = self._answers[:, 0].copy(), self._scores.copy()
         self._answers[queries], self._scores[queries] = rows, scores[:, 0]
         moved = self.right != self.previous_right
+        self._waits_for[queries] = NOTHING
         blamed = self._blame(settled)
         events = [event for query in np.flatnonzero(moved) for event in self._events(int(query), before)]
         late = np.flatnonzero(blamed & ~moved)
@@ -181,8 +184,10 @@ class FlipTracker:
         self._blamed &= flipped
         fresh = np.zeros_like(self._blamed)
         if settled is not None:
-            some = np.flatnonzero(flipped & ~self._blamed)
-            fresh[some[beyond_healing(self._answers[some], some, self._relevance, settled)]] = True
+            due = (self._waits_for == NOTHING) | settled[self._waits_for]
+            some = np.flatnonzero(flipped & ~self._blamed & due)
+            self._waits_for[some] = waiting_row(self._answers[some], some, self._relevance, settled)
+            fresh[some] = self._waits_for[some] == NOTHING
             self._blamed |= fresh
         return fresh
 

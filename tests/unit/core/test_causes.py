@@ -7,9 +7,20 @@ import itertools
 import numpy as np
 import pytest
 
-from orchestrator.core.causes import Cause, beyond_healing
+from orchestrator.core.causes import NOTHING, Cause, waiting_row
 from orchestrator.core.flips import FlipTracker, Reference
 from orchestrator.core.metrics import Relevance, top_k
+
+
+def beyond_healing(answers, queries, relevance, done):
+    """Which of the queries wait for nothing; what the others wait for is really waiting."""
+    rows = waiting_row(answers, queries, relevance, done)
+    for query, found, row in zip(queries, answers, rows, strict=True):
+        if row != NOTHING:
+            assert not done[row]
+            waiting = [each for each in relevance.of(int(query)) if not done[each]]
+            assert row in (waiting or found)
+    return rows == NOTHING
 
 
 def settled(*rows, n=6):

@@ -5,9 +5,31 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.core.flips import FlipCounts, FlipTracker
+from orchestrator.core.flips import Cause, FlipCounts, FlipKind, FlipTracker, Reference
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import Relevance, top_k
+
+
+def follow_causes(causes, stage):
+    """Query -> cause of its open negative flip against the old system, as the stages tell it."""
+    for event in stage.events:
+        if event.reference is Reference.OLD_SYSTEM and event.kind is FlipKind.NEGATIVE:
+            if event.healed:
+                del causes[event.query]
+            else:
+                causes[event.query] = event.cause
+    causes.update({query: Cause.MODEL for query in stage.blamed if query in causes})
+
+
+def causes_in_full(answers, right, right_before, relevance, done):
+    """The same by the definition: nothing that a wrong query finds or should find is still to come."""
+    return {
+        query: Cause.MODEL
+        if done[answers[query]].all() and done[relevance.of(query)].all()
+        else Cause.MIXED_STAGE
+        for query in np.flatnonzero(relevance.answerable & right_before & ~right).tolist()
+    }
+
 
 N, Q, D, BATCH = 1500, 120, 12, 50
 
@@ -35,12 +57,14 @@ def test_at_ten_random_checkpoints_answers_scores_and_flips_are_those_of_a_full_
     checkpoints = set(rng.choice(len(batches), 10, replace=False).tolist())
     done = np.zeros(N, np.bool_)
     previous = tracker.right.copy()
-    compared = 0
+    compared, causes = 0, {}
+    follow_causes(causes, stage)
     for number, rows in enumerate(batches):
         changed = index.apply(rows, new[rows])
         done[rows] = True
         scores, found = index.top()
         stage = tracker.update(changed, scores[changed], found[changed], done)
+        follow_causes(causes, stage)
         gained = int(tracker.right[relevance.answerable].sum()) - int(right_before.sum())
         assert stage.against_old.positive_flips - stage.against_old.negative_flips == gained
         if number in checkpoints:
@@ -49,6 +73,7 @@ def test_at_ten_random_checkpoints_answers_scores_and_flips_are_those_of_a_full_
             np.testing.assert_array_equal(scores, full_scores)
             np.testing.assert_array_equal(found, full_rows)
             right = relevance.hits(full_rows)
+            assert causes == causes_in_full(full_rows, right, relevance.hits(old_rows), relevance, done)
             assert stage.against_old == FlipCounts.of(right_before, right[relevance.answerable])
             assert stage.against_previous == FlipCounts.of(
                 previous[relevance.answerable], right[relevance.answerable]
