@@ -125,6 +125,11 @@ def test_what_heals_has_no_cause_and_can_be_blamed_again(tracker):
     assert update(tracker, None, 4, 0, 1, 5).blamed == (0,)
 
 
+def test_a_wrong_answer_that_leaves_for_a_settled_one_is_not_waited_for_any_more(tracker):
+    assert {e.cause for e in update(tracker, 4, 0, 1).events} == {Cause.MIXED_STAGE}
+    assert update(tracker, 5, 0, 1, 5).blamed == (0,)
+
+
 def test_a_query_that_was_always_wrong_is_nobodys_flip():
     tracker = FlipTracker(Relevance.from_pairs(1, [0], [0]), np.array([[0.9]], np.float32), np.array([[3]]))
     assert update(tracker, 4, 4, 0).blamed == ()
