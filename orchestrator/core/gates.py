@@ -65,7 +65,7 @@ class Gate:
     """One configured gate.
 
     Attributes:
-        measure: a name of MEASURES.
+        measure: a name of MEASURES, or of a probe outside.
         limit: a value above it fails.
         minimum_n: with fewer observations it is inconclusive.
         confidence: with which a value must be above the limit to fail.
@@ -156,6 +156,11 @@ def _share(count: int, n: int, confidence: float) -> Measured:
 def least_share(count: int, n: int, confidence: float) -> float:
     """The one-sided lower bound of Clopper and Pearson (1934) for `count` of `n`: exact, and never too high."""
     return 0.0 if count == 0 else float(beta.ppf(1 - confidence, count, n - count + 1))
+
+
+def outside(value: float | None, problem: str = "") -> Measured:
+    """A number that somebody else measured, taken as certain. None: there was no answer, `problem` says why."""
+    return Measured(value, 1, value, problem)
 
 
 def decide(gate: Gate, measured: Measured) -> Decision:

@@ -20,7 +20,7 @@ def evaluate_rollout(
         kept: evaluators of this process by rollout, so that the next call goes on where this one ended.
         tell: hears what gates answered.
     """
-    done = 0
+    done, gatekeeper = 0, Gatekeeper(context, rollout_id, tell)
     # Autocommit: the lock is the session's, and a transaction that idles while batches are evaluated would be ended.
     with context.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         while True:
@@ -39,10 +39,9 @@ def evaluate_rollout(
                     before = served_before(connection, rollout)
                     if before is None or before.to_model_id != rollout.from_model_id:
                         return done  # the old system was reclaimed: nobody can say any more what it answered
-                    kept[rollout_id] = Evaluator(
-                        context, rollout_id, Gatekeeper(context, rollout_id, tell).judge
-                    )
+                    kept[rollout_id] = Evaluator(context, rollout_id, gatekeeper.judge)
                 done += kept[rollout_id].catch_up()
+                gatekeeper.ask_outside()
             except BaseException:
                 # It may have applied what it could not write: only a new one, replaying the log, knows the last stage.
                 kept.pop(rollout_id, None)

@@ -21,6 +21,7 @@ from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import RolloutRow
+from orchestrator.service.gates import Gatekeeper
 from orchestrator.service.names import find_gallery
 from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.wakeups import relay, request_wakeup
@@ -84,7 +85,7 @@ def blockers(connection: Connection, row: RolloutRow) -> list[Blocker]:
 def _closed_gates(connection: Connection, row: RolloutRow) -> list[Blocker]:
     """The gates that did not pass at their newest evaluation; those of a dry run, or that only alert, close nothing."""
     found = []
-    for gate in parse_gates(row.config.get("gates") or []):
+    for gate in (each.gate for each in parse_gates(row.config.get("gates") or [])):
         if gate.dry_run or gate.effect is Effect.ALERT:
             continue
         answers = gate_queries.newest_decisions(connection, row.id, gate.name)
@@ -122,6 +123,12 @@ def finalize(context: Context, name: str | int, *, when_ready: bool = False) -> 
         InconclusiveError: nothing but gates, and one could not decide.
     """
     deadline = time.monotonic() + COUNTING_S
+    with transaction(context.engine) as connection:
+        row = locked(connection, name)
+    if row.state != RolloutState.FINALIZED:
+        Gatekeeper(
+            context, row.id
+        ).ask_outside()  # what somebody else measures may have changed since the last batch
     while True:
         with transaction(context.engine) as connection:
             row = locked(connection, name)

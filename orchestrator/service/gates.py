@@ -19,16 +19,20 @@ from orchestrator.core.gates import (
     Tally,
     act,
     decide,
+    outside,
 )
 from orchestrator.core.states import RolloutState, Verb
 from orchestrator.gates import parse_gates
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import gates as gate_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries.flips import WHOLE
+from orchestrator.ledger.queries.gates import now_there
 from orchestrator.ledger.rows import GateDecisionRow, RolloutRow
 from orchestrator.service.rollouts import locked, move, reread, take_back
 from orchestrator.service.wakeups import relay
 from orchestrator.serving.evaluator import Recorded
+from orchestrator.throttles import Probe, ProbeError, Surroundings
 
 ACTOR = "gate"
 Tell = Callable[..., None]
@@ -53,19 +57,40 @@ class Gatekeeper:
         self._tell = tell
 
     def judge(self, seq: int, recorded: Sequence[Recorded]) -> None:
-        """Judge every gate on what was counted up to a log entry; what was judged before is left alone."""
+        """Judge the gates on what was counted up to a log entry; what was judged before is left alone."""
         row = reread(self._context, self._rollout_id)
-        gates = parse_gates(row.config.get("gates") or [])
-        if not gates:
+        gates = [each.gate for each in parse_gates(row.config.get("gates") or []) if each.probe is None]
+        readings = [
+            (gate, query_set, measured)
+            for gate in gates
+            for query_set, measured in _measured(gate, recorded, row)
+        ]
+        self._decide(seq, readings)
+
+    def ask_outside(self) -> None:
+        """Judge the gates whose numbers somebody else measures; nobody waits for a lock while they are asked."""
+        row = reread(self._context, self._rollout_id)
+        asked = [each for each in parse_gates(row.config.get("gates") or []) if each.probe is not None]
+        if asked:
+            with self._context.engine.connect() as connection:
+                seq = log_queries.last_seq(connection, row.gallery_id)
+                now = now_there(connection)
+            around = Surroundings(self._context.engine, now)
+            self._decide(seq, [(each.gate, "", _read(each.probe, around)) for each in asked], again=True)
+
+    def _decide(
+        self, seq: int, readings: Sequence[tuple[Gate, str, Measured]], *, again: bool = False
+    ) -> None:
+        """Decide, write down and carry out in one transaction; `again`: also what was judged at this log entry."""
+        if not readings:
             return
         given: list[Answer] = []
         with transaction(self._context.engine) as connection:
             row = locked(connection, self._rollout_id)
-            for gate in gates:
-                for query_set, measured in _measured(gate, recorded, row):
-                    answer = _judged(connection, row, gate, query_set, measured, seq)
-                    if answer is not None:
-                        given.append(answer)
+            for gate, query_set, measured in readings:
+                answer = _judged(connection, row, gate, query_set, measured, seq, again=again)
+                if answer is not None:
+                    given.append(answer)
             if given:
                 _carry_out(connection, row, max(given, key=lambda each: _SEVERITY.index(each.effect)))
         for answer in given:
@@ -97,6 +122,15 @@ def _carry_out(connection: Connection, row: RolloutRow, answer: Answer) -> None:
         take_back(connection, row, Verb.ROLLBACK, ACTOR, reason)
 
 
+def _read(probe: Probe | None, around: Surroundings) -> Measured:
+    """An outside number; whatever goes wrong is an answer that is missing."""
+    assert probe is not None
+    try:
+        return outside(probe.read(around))
+    except ProbeError as error:
+        return outside(None, str(error))
+
+
 def _measured(gate: Gate, recorded: Sequence[Recorded], row: RolloutRow) -> Iterator[tuple[str, Measured]]:
     """What a gate reads of each query set that it is about; a missing one is a number that is missing."""
     about = [each for each in recorded if gate.query_set in ("", each.query_set)]
@@ -114,11 +148,18 @@ def _measured(gate: Gate, recorded: Sequence[Recorded], row: RolloutRow) -> Iter
 
 
 def _judged(
-    connection: Connection, row: RolloutRow, gate: Gate, query_set: str, measured: Measured, seq: int
+    connection: Connection,
+    row: RolloutRow,
+    gate: Gate,
+    query_set: str,
+    measured: Measured,
+    seq: int,
+    *,
+    again: bool,
 ) -> Answer | None:
     """Judge and write down; None where it was judged at this log entry already."""
     newest = gate_queries.newest_decision(connection, row.id, gate.name, query_set)
-    if newest is not None and newest.seq >= seq:
+    if newest is not None and newest.seq >= seq and not again:
         return None
     decision = decide(gate, measured)
     effect, _ = act(gate, decision, _tally(newest))

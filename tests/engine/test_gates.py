@@ -212,6 +212,59 @@ def test_only_open_gates_let_a_rollout_be_finalized(world, error):
     assert finish.finalize(world, row.id).state == "finalized"
 
 
+VETOES = "SELECT count(*) FROM hotrefresh.audit WHERE action = 'veto'"
+
+
+def veto(context):
+    with context.engine.begin() as connection:
+        rollout_queries.write_audit(connection, actor="somebody", action="veto", target="all")
+
+
+@pytest.mark.parametrize("gates", [[{"measure": "sql", "name": "vetoes", "limit": 0, "query": VETOES}]])
+def test_somebody_elses_number_pauses_a_rollout_and_can_veto_its_end(world):
+    row = platform.start(world)
+    assert platform.work(world, row.id).state == "finalizable"
+    assert decisions(world, row)[0]["result"] == "pass"
+    veto(world)
+    with pytest.raises(NotCertifiedError, match="gate vetoes: sql 1 is above 0"):
+        finish.finalize(world, row.id)
+    assert decisions(world, row, newest=True)[0]["value"] == 1
+    tuning.set_values(world, row.id, dict([tuning.parse("gates=none")]))
+    assert finish.finalize(world, row.id).state == "finalized"
+
+
+@pytest.mark.parametrize("gates", [[{"measure": "sql", "limit": 0, "query": VETOES}]])
+def test_somebody_elses_number_is_asked_for_while_the_refresh_goes_on(world):
+    row = deployed(world, "kin")
+    veto(world)
+    evaluate_rollout(world, row.id, {})
+    assert state(world, row) == "paused"
+
+
+@pytest.mark.parametrize(
+    "gates",
+    [
+        [{"measure": "sql", "limit": 0, "query": "SELECT 'x'", "error_limit": 0}],
+        [
+            {
+                "measure": "sql",
+                "limit": 0,
+                "query": "SELECT 1",
+                "database_url_env": "NO_SUCH",
+                "error_limit": 0,
+            }
+        ],
+        [{"measure": "http", "limit": 0, "url": "http://127.0.0.1:1/load", "error_limit": 0}],
+    ],
+)
+def test_an_outside_number_that_does_not_come_is_inconclusive_and_pauses(world):
+    row = deployed(world, "kin")
+    evaluate_rollout(world, row.id, {})
+    assert state(world, row) == "paused"
+    (view,) = decisions(world, row)
+    assert (view["result"], view["value"]) == ("inconclusive", None)
+
+
 @pytest.mark.parametrize(
     ("table", "message"),
     [
@@ -223,6 +276,8 @@ def test_only_open_gates_let_a_rollout_be_finalized(world, error):
         ({**FLIPS, "dry_run": "yes"}, "dry_run is 'yes'; write true or false"),
         ({**FLIPS, "name": "Flips!"}, "write small letters"),
         ({"measure": "quarantine_rate", "limit": 0.1, "slice": "a=b"}, "'slice' is no key"),
+        ({"measure": "sql", "limit": 1, "query": "DELETE FROM audit"}, "write one statement that reads"),
+        ({"measure": "http", "limit": 1, "url": "http://me:word@host/"}, "holds a user or password"),
     ],
 )
 def test_a_mistake_in_a_table_is_one_sentence_at_the_start(world, table, message):

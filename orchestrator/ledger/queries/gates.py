@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
 
 from orchestrator.ledger.queries.run import execute, fetch_all, fetch_one
 from orchestrator.ledger.rows import GateDecisionRow
+
+
+def now_there(connection: Connection) -> datetime:
+    """The database's clock."""
+    value: datetime = execute(connection, "now_there", "SELECT clock_timestamp()").scalar_one()
+    return value
 
 
 def newest_decision(

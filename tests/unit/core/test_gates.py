@@ -20,6 +20,7 @@ from orchestrator.core.gates import (
     act,
     decide,
     least_share,
+    outside,
 )
 
 PASS, FAIL, INCONCLUSIVE = Result
@@ -114,6 +115,18 @@ def test_what_could_not_be_measured_says_why():
     assert (decision.result, decision.reason, decision.error) == (
         INCONCLUSIVE,
         "there is no query set 'x'",
+        True,
+    )
+
+
+def test_an_outside_number_is_certain_and_a_silent_one_says_why():
+    gate = Gate("g", "sql", 0.05, minimum_n=0)
+    assert decide(gate, outside(0.06)).result is FAIL
+    assert decide(gate, outside(0.05)).result is PASS
+    decision = decide(gate, outside(None, "the database did not answer"))
+    assert (decision.result, decision.reason, decision.error) == (
+        INCONCLUSIVE,
+        "the database did not answer",
         True,
     )
 
