@@ -55,9 +55,18 @@ class Gatekeeper:
         self._context = context
         self._rollout_id = rollout_id
         self._tell = tell
+        self._judged_until: int | None = None
 
     def judge(self, seq: int, recorded: Sequence[Recorded]) -> None:
-        """Judge the gates on what was counted up to a log entry; what was judged before is left alone."""
+        """Judge the gates on what was counted up to a log entry; what was judged before is left alone.
+
+        An evaluator that begins anew replays a long history: this is asked once what it need not look at.
+        """
+        if self._judged_until is None:
+            with self._context.engine.connect() as connection:
+                self._judged_until = gate_queries.judged_until(connection, self._rollout_id, list(MEASURES))
+        if seq <= self._judged_until:
+            return
         row = reread(self._context, self._rollout_id)
         gates = [each.gate for each in parse_gates(row.config.get("gates") or []) if each.probe is None]
         readings = [

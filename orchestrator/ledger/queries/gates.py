@@ -33,6 +33,20 @@ def newest_decision(
     )
 
 
+def judged_until(connection: Connection, rollout_id: int, measures: list[str]) -> int:
+    """The newest log entry that a gate of these measures has judged; 0 before the first."""
+    return int(
+        execute(
+            connection,
+            "judged_until",
+            """SELECT coalesce(max(seq), 0) FROM gate_decision
+               WHERE rollout_id = :rollout AND measure = ANY(CAST(:measures AS text[]))""",
+            rollout=rollout_id,
+            measures=measures,
+        ).scalar_one()
+    )
+
+
 def newest_decisions(connection: Connection, rollout_id: int, gate: str) -> list[GateDecisionRow]:
     """What a gate answered last about each query set."""
     return fetch_all(
