@@ -6,7 +6,8 @@ import json
 
 import psycopg
 
-from bench import core, engine
+from bench import core, engine, views
+from orchestrator.ledger.queries.reporting import VIEWS
 
 
 def _databases(url: str) -> set[str]:
@@ -41,3 +42,14 @@ def test_the_engine_measures_its_three_rows(settings, tmp_path):
     first, last = memory[0], memory[-3]
     assert last["value"] <= 1.1 * first["value"], "flat, ten times the batches"
     assert memory[-1]["value"] > 5 * last["value"], "enqueueing everything is not"
+
+
+def test_every_view_is_read_from_a_ledger_that_is_not_empty(settings):
+    before = _databases(settings.database_url)
+    result = views.run(settings, repeats=2, quick=True)
+    assert [row["row"] for row in result["rows"]] == [3] * len(VIEWS)
+    assert [row["name"].split(",")[0] for row in result["rows"]] == list(views.reads(1))
+    assert {row["holds"] for row in result["rows"]} == {None}, "a small ledger claims nothing"
+    curve = next(row for row in result["rows"] if row["name"].startswith("refresh_curve"))
+    assert "244 rows read" in curve["name"], "200 points, and two stored curves of 22"
+    assert _databases(settings.database_url) == before
