@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,20 +24,44 @@ RolloutOption = Annotated[
     str | None,
     typer.Option("--rollout", metavar="ROLLOUT", help="Only this rollout: id, GALLERY or GALLERY@latest."),
 ]
+
+
+class Kind(StrEnum):
+    """What a query turned to."""
+
+    NEGATIVE = "negative"
+    POSITIVE = "positive"
+
+
+class Reference(StrEnum):
+    """What an answer is compared with, in a word; `_IN_THE_VIEW` has the view's."""
+
+    OLD = "old"
+    PREVIOUS = "previous"
+
+
+class Cause(StrEnum):
+    """Why a query is wrong."""
+
+    MIXED_STAGE = "mixed_stage"
+    MODEL = "model"
+
+
+_IN_THE_VIEW = {Reference.OLD: "old_system", Reference.PREVIOUS: "previous_stage", None: None}
 GalleryOption = Annotated[str | None, typer.Option("--gallery", help="Only this gallery.")]
 
 
 @app.command(epilog="Example: hotrefresh ledger flips photos --kind negative")
 def flips(
     rollout: RolloutName,
-    kind: Annotated[str | None, typer.Option(help="negative or positive.")] = None,
+    kind: Annotated[Kind | None, typer.Option(help="Only these.")] = None,
     reference: Annotated[
-        str | None, typer.Option(help="old (the old system) or previous (the previous stage).")
+        Reference | None, typer.Option(help="Against the old system, or against the previous stage.")
     ] = None,
     queryset: Annotated[str | None, typer.Option(help="Only this query set.")] = None,
     cause: Annotated[
-        str | None,
-        typer.Option(help="mixed_stage (the rest of the refresh may heal it) or model (it will not)."),
+        Cause | None,
+        typer.Option(help="mixed_stage: the rest of the refresh may heal it; model: it will not."),
     ] = None,
     k: Annotated[
         int | None, typer.Option("--k", min=1, help="Only flips at this k; the summary: 1 unless given.")
@@ -73,7 +98,13 @@ def flips(
             )
             show_rows("flip_summary", rows, columns, output)
         else:
-            known = {"kind": kind, "reference": reference, "queryset": queryset, "cause": cause, "k": k}
+            known = {
+                "kind": kind,
+                "reference": _IN_THE_VIEW[reference],
+                "queryset": queryset,
+                "cause": cause,
+                "k": k,
+            }
             rows = _view(context, "flip_items", limit, rollout=rollout_id, **known)
             columns = (
                 "queryset",

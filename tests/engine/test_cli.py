@@ -188,6 +188,22 @@ def test_the_ledger_s_views_are_shown_and_exported(world, hotrefresh, json_of, t
     assert len({each["coverage"] for each in summary}) == len(summary), (
         "each batch is counted at its own coverage"
     )
+    with world.engine.begin() as connection:  # the two models are too near to flip anything by themselves
+        connection.exec_driver_sql(
+            "INSERT INTO flip (rollout_id, query_set_id, query_no, kind, reference, opened_seq, cause) "
+            f"SELECT {row.id}, id, 0, 'negative', reference, 3, 'mixed_stage' "
+            "FROM query_set, (VALUES ('old_system'), ('previous_stage')) AS each (reference)"
+        )
+    every = json_of("ledger", "flips", "pics")["flips"]
+    assert len(every) == 2
+    for word, reference in (("old", "old_system"), ("previous", "previous_stage")):
+        found = json_of("ledger", "flips", "pics", "--reference", word)["flips"]
+        assert found == [flip for flip in every if flip["reference"] == reference]
+    assert (
+        json_of("ledger", "flips", "pics", "--cause", "mixed_stage", "--kind", "negative")["flips"] == every
+    )
+    assert json_of("ledger", "flips", "pics", "--cause", "model")["flips"] == []
+    assert hotrefresh("ledger", "flips", "pics", "--cause", "luck")[0] == ExitCode.USAGE
     assert len(json_of("ledger", "versions", "pics", "--items")["versions"]) == 240
     assert json_of("ledger", "versions", "pics")["coverage"][0]["model"] == "kin"
     assert json_of("ledger", "curve", "pics", "--metric", "recall_at_1")["curve"]
