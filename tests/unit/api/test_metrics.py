@@ -21,7 +21,9 @@ CONTRACT = {
     "hotrefresh_flips": ("counter", {"queryset", "direction"}),
     "hotrefresh_negative_flip_ratio": ("gauge", {"queryset"}),
     "hotrefresh_negative_flip_ratio_count": ("gauge", {"queryset"}),
-    "hotrefresh_gate_state": ("gauge", {"rollout", "gate"}),
+    "hotrefresh_gate_state": ("gauge", {"rollout", "gate", "queryset"}),
+    "hotrefresh_gate_value": ("gauge", {"rollout", "gate", "queryset"}),
+    "hotrefresh_gate_limit": ("gauge", {"rollout", "gate", "queryset"}),
     "hotrefresh_rollout": ("info", {"rollout", "state", "from", "to"}),
     "hotrefresh_rollout_active_seconds": ("gauge", {"rollout"}),
     "hotrefresh_rollout_paused_seconds": ("gauge", {"rollout"}),
@@ -51,7 +53,10 @@ EVALUATIONS = [
     {"rollout": 3, "gallery": "pics", "queryset": "asked", "n": 200, "negative_flips": 100},
     {"rollout": 7, "gallery": "pics", "queryset": "empty", "n": 0, "negative_flips": 0},
 ]
-DECISIONS = [{"rollout": 7, "gate": "nfr", "result": "inconclusive"}]
+DECISIONS = [
+    {"rollout": 7, "gate": "nfr", "queryset": "a", "result": "inconclusive", "value": None, "limit": 0.05},
+    {"rollout": 7, "gate": "nfr", "queryset": "b", "result": "fail", "value": 0.08, "limit": 0.05},
+]
 
 
 def families():
@@ -139,9 +144,14 @@ def test_flips_are_counted_and_their_ratio_is_that_of_the_newest_rollout(samples
     ) not in samples  # missing is not zero
 
 
-def test_a_gate_that_was_not_judged_is_absent(samples):
-    assert samples["hotrefresh_gate_state", ("gate", "nfr"), ("rollout", "7")] == 0
-    assert metrics.gate_metrics([])[0].samples == []
+def test_a_gate_that_was_not_judged_is_absent_and_so_is_a_value_that_is_missing(samples):
+    of_a, of_b = ((("gate", "nfr"), ("queryset", name), ("rollout", "7")) for name in "ab")
+    assert samples[("hotrefresh_gate_state", *of_a)] == 0
+    assert ("hotrefresh_gate_value", *of_a) not in samples
+    assert samples[("hotrefresh_gate_state", *of_b)] == -1
+    assert samples[("hotrefresh_gate_value", *of_b)] == 0.08
+    assert samples[("hotrefresh_gate_limit", *of_b)] == 0.05
+    assert all(family.samples == [] for family in metrics.gate_metrics([]))
 
 
 def test_batches_are_tallied_once_and_only_those_that_came_after_the_first_look(monkeypatch):
