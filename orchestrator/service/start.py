@@ -16,6 +16,7 @@ from orchestrator.errors import ConflictError, InconclusiveError, NotCertifiedEr
 from orchestrator.failpoints import reach
 from orchestrator.gates import resolved as resolved_gates
 from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
@@ -263,6 +264,16 @@ def require_certificate(
     return certificate
 
 
+def simulated_curve(certificate: CertificateRow) -> list[tuple[str, str, float, float]]:
+    """What the certificate saw of a refresh, as points (metric, order, coverage, value) to lay beside the one that is measured."""
+    measured = certificate.measured
+    return [
+        (measured["metric"], measured["simulated_order"], point["coverage"], point["value"])
+        for point in measured.get("curve", ())
+        if point["value"] is not None
+    ]
+
+
 def already_active(gallery: GalleryRow, latest: RolloutRow) -> ConflictError:
     return ConflictError(
         f"gallery {gallery.name!r} has rollout {latest.id} in state {latest.state}; one at a time. "
@@ -312,6 +323,8 @@ def start(
             latest = rollout_queries.latest_rollout(connection, checked.gallery.id)
             assert latest is not None
             raise already_active(checked.gallery, latest)
+        if checked.strategy.reembeds and checked.running is None:
+            flip_queries.insert_curve_points(connection, rollout_id, simulated_curve(checked.certificate))
         rollout_queries.write_audit(
             connection,
             actor=context.actor,
