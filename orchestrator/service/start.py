@@ -265,7 +265,7 @@ def require_certificate(
 
 
 def simulated_curve(certificate: CertificateRow) -> list[tuple[str, str, float, float]]:
-    """What the certificate saw of a refresh, as points (metric, order, coverage, value) to lay beside the one that is measured."""
+    """What the certificate saw of a refresh, as points (metric, order, coverage, value) to lay beside its own."""
     measured = certificate.measured
     return [
         (measured["metric"], measured["simulated_order"], point["coverage"], point["value"])
