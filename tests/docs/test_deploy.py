@@ -87,6 +87,8 @@ def exported() -> set[str]:
     families: list[Metric] = [
         *metrics.rollout_metrics([], datetime.now(UTC)),
         *metrics.queue_metrics([]),
+        metrics.lease_metric([]),
+        metrics.window_metric([]),
         *metrics.worker_metrics([]),
         *metrics.coverage_metrics([]),
         *metrics.flip_metrics([], []),
