@@ -9,8 +9,6 @@ from sqlalchemy.exc import ProgrammingError
 
 from orchestrator.ledger import database
 from orchestrator.ledger.queries import batches as batch_queries
-from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import workers as worker_queries
 from orchestrator.service import advance, embed, finish, galleries
 from tests.engine import grafana, platform
@@ -38,7 +36,8 @@ def world(context, tmp_path):
     The new model is bad, an item cannot be read any more, and a batch failed once.
     """
     platform.embedded_gallery(context, tmp_path)
-    _register_poor(context, tmp_path)
+    platform.register_network(context, tmp_path, "poor", seed=0, kept=4)  # four of 32 dimensions
+    platform.certify_by_hand(context, "poor")
     (tmp_path / "pictures" / "class-05" / "1.png").write_bytes(b"no picture")
     row = platform.work(context, platform.start(context, "poor").id)
     assert row.quarantined_items == 1
@@ -56,19 +55,6 @@ def world(context, tmp_path):
             f"throttled_at = clock_timestamp() WHERE id = {later.id}"
         )
     return context
-
-
-def _register_poor(context, tmp_path):
-    """`poor` has four of 32 dimensions; its certificate is by hand, as if it had been measured on too little."""
-    platform.register_network(context, tmp_path, "poor", seed=0, kept=4)
-    with context.engine.begin() as connection:
-        gallery = gallery_queries.gallery_by_name(connection, "pics")
-        model_queries.insert_certificate(
-            connection, adapter_id=None, verdict="certified", reason="by hand", measured={},
-            query_model_id=model_queries.model_by_name(connection, "poor").id,
-            gallery_model_id=model_queries.model_by_name(connection, "old").id,
-            query_set_id=gallery_queries.query_set_by_name(connection, gallery.id, "asked").id,
-        )  # fmt: skip
 
 
 def ask(engine, text, values):
