@@ -187,7 +187,8 @@ def test_an_evaluator_that_dies_before_it_judges_judges_when_it_is_back(world):
 def test_an_error_between_does_not_begin_the_count_of_chances_anew(world):
     row = deployed(world, "kin")
     earlier = {"rollout_id": row.id, "gate": "negative_flip_rate", "query_set": "asked", "measure": "", "slice": "all",
-               "k": 1, "value": None, "limit": 0.02, "sample_n": 0, "dry_run": False, "effect": "none", "seq": 0, "reason": ""}  # fmt: skip
+               "k": 1, "value": None, "limit": 0.02, "sample_n": 0, "dry_run": False, "effect": "none", "seq": 0,
+               "reason": ""}  # fmt: skip
     with world.engine.begin() as connection:
         for error in (False, True):
             gate_queries.insert_decision(connection, **earlier, result="inconclusive", error=error)
