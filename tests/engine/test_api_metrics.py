@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy.exc import OperationalError
 
-from orchestrator.service import finish, galleries, tuning
+from orchestrator import failpoints
+from orchestrator.ledger.queries import metrics as metric_queries
+from orchestrator.service import advance, finish, galleries, tuning
 from orchestrator.service.rollouts import rollback
 from tests.engine import platform
 from tests.engine.api_server import client_of, until
+from workers.drain import drain
 
 
 @pytest.fixture
@@ -124,3 +129,19 @@ def test_old_rollouts_do_not_make_a_scrape_longer(world, client):
     shown = {dict(labels)["rollout"] for name, *labels in scrape(client) if name == "hotrefresh_items"}
     assert str(row.id) in shown
     assert len(shown) == 2  # the one that goes on, and the newest
+
+
+def test_a_commit_whose_answer_was_lost_has_no_time_and_the_one_before_it_has_it_once(world, monkeypatch):
+    def lose_the_answer():
+        lost = psycopg.OperationalError("the connection is closed")
+        raise OperationalError("COMMIT", {}, lost, connection_invalidated=True)
+
+    row = advance.advance(world, platform.start(world).id)
+    monkeypatch.setattr(failpoints, "_armed", {"commit_unseen": failpoints._Armed(lose_the_answer, 3)})
+    assert drain(world, row.id, owner="test").batches == row.n_batches
+    with world.engine.connect() as connection:
+        rows = metric_queries.timings_after(connection, row.gallery_id, 0, 1000)[-row.n_batches :]
+    # The row of the first has none before it; the third commit loses its answer, so the fourth row has no time of it.
+    timed = [True] * row.n_batches
+    timed[0] = timed[3] = False
+    assert [each["commit"] is not None for each in rows] == timed
