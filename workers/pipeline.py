@@ -83,6 +83,8 @@ class Pipeline:
         self.ready: queue.Queue[Work | None] = queue.Queue(maxsize=1)
         self.encoded: queue.Queue[Work | None] = queue.Queue(maxsize=1)
         self.over = threading.Event()
+        self.commit_s: float | None = None
+        """What the last commit took, until the next one writes it down: no transaction is added for it."""
         self.control = Control(self.context, self.rollout, self.hurry, self.over.set)
 
     def run(self) -> None:
@@ -289,16 +291,23 @@ class Pipeline:
 
     def _commit(self, work: Work, crc: int | None, store_s: float) -> Committed | None:
         times = {"decode_s": work.decode_s, "encode_s": work.encode_s, "store_s": store_s}
+        if self.commit_s is not None:
+            times["previous_commit_s"] = self.commit_s
         for _ in range(REVISIONS):
+            started = time.monotonic()
             try:
                 reach("in_commit")
                 done = self._commit_once(work, crc, times)
             except (UnreachableError, OSError):
+                self.commit_s = None  # it may be written down
                 # The answer was lost, the commit may have landed: ask, never redo blindly.
                 with transaction(self.context.engine) as connection:
                     return batch_queries.reread_commit(connection, work.claim)
-            if done is not None or not self._learn_revision(work):
+            if done is not None:
+                self.commit_s = time.monotonic() - started
                 return done
+            if not self._learn_revision(work):
+                return None
         return None
 
     def _commit_once(self, work: Work, crc: int | None, times: dict[str, float]) -> Committed | None:

@@ -68,6 +68,8 @@ class LedgerCollector(Collector):
             ledger = [
                 *rollout_metrics(rollouts, datetime.now(UTC)),
                 *queue_metrics(metric_queries.queues_shown(connection, ids)),
+                lease_metric(metric_queries.lease_expiries(connection, ids)),
+                window_metric(metric_queries.rollback_windows(connection)),
                 *worker_metrics(read_view(connection, "worker_health", live=True)),
                 *coverage_metrics(read_view(connection, "coverage_by_model")),
                 *flip_metrics(
@@ -143,6 +145,26 @@ def queue_metrics(rows: list[Row]) -> list[Metric]:
     ]
     oldest.add_metric([], max(waiting, default=0.0))
     return [depth, oldest]
+
+
+def lease_metric(rows: list[Row]) -> Metric:
+    """Batches whose worker was not heard of in time, and that another one got."""
+    expired = CounterMetricFamily("hotrefresh_lease_expired", "Leases that ran out", labels=["rollout"])
+    for row in rows:
+        expired.add_metric([str(row["rollout"])], row["leases"])
+    return expired
+
+
+def window_metric(rows: list[Row]) -> Metric:
+    """Absent where a rollout is not finalized, or can no longer go back whatever the time."""
+    closes = GaugeMetricFamily(
+        "hotrefresh_rollback_window_closes_timestamp_seconds",
+        "Until then a finalized rollout can go back",
+        labels=["rollout"],
+    )
+    for row in rows:
+        closes.add_metric([str(row["rollout"])], row["closes_at"].timestamp())
+    return closes
 
 
 def worker_metrics(rows: list[Row]) -> list[Metric]:

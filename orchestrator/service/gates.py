@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.flips import FlipCounts
 from orchestrator.core.gates import (
     MEASURES,
     Decision,
@@ -35,6 +36,8 @@ from orchestrator.serving.evaluator import Recorded
 from orchestrator.throttles import Probe, ProbeError, Surroundings
 
 ACTOR = "gate"
+CountsOf = Callable[[int, str], tuple[FlipCounts, FlipCounts] | None]
+"""Of a query set: k and slice → counts against the old system and against the previous stage; None: not counted."""
 Tell = Callable[..., None]
 """Writes a log line: event, level, keywords."""
 
@@ -69,10 +72,11 @@ class Gatekeeper:
             return
         row = reread(self._context, self._rollout_id)
         gates = [each.gate for each in parse_gates(row.config.get("gates") or []) if each.probe is None]
+        counted = {each.query_set: each.stages.counts for each in recorded}
         readings = [
             (gate, query_set, measured)
             for gate in gates
-            for query_set, measured in _measured(gate, recorded, row)
+            for query_set, measured in measured_of(gate, counted, row)
         ]
         self._decide(seq, readings)
 
@@ -85,7 +89,7 @@ class Gatekeeper:
                 seq = log_queries.last_seq(connection, row.gallery_id)
                 now = now_there(connection)
             around = Surroundings(self._context.engine, now)
-            self._decide(seq, [(each.gate, "", _read(each.probe, around)) for each in asked], again=True)
+            self._decide(seq, [(each.gate, "", read_probe(each.probe, around)) for each in asked], again=True)
 
     def _decide(
         self, seq: int, readings: Sequence[tuple[Gate, str, Measured]], *, again: bool = False
@@ -131,7 +135,7 @@ def _carry_out(connection: Connection, row: RolloutRow, answer: Answer) -> None:
         take_back(connection, row, Verb.ROLLBACK, ACTOR, reason)
 
 
-def _read(probe: Probe | None, around: Surroundings) -> Measured:
+def read_probe(probe: Probe | None, around: Surroundings) -> Measured:
     """An outside number; whatever goes wrong is an answer that is missing."""
     assert probe is not None
     try:
@@ -140,20 +144,26 @@ def _read(probe: Probe | None, around: Surroundings) -> Measured:
         return outside(None, str(error))
 
 
-def _measured(gate: Gate, recorded: Sequence[Recorded], row: RolloutRow) -> Iterator[tuple[str, Measured]]:
-    """What a gate reads of each query set that it is about; a missing one is a number that is missing."""
-    about = [each for each in recorded if gate.query_set in ("", each.query_set)]
+def measured_of(
+    gate: Gate, counted: Mapping[str, CountsOf], row: RolloutRow
+) -> Iterator[tuple[str, Measured]]:
+    """What a gate reads of each query set that it is about; a missing one is a number that is missing.
+
+    Args:
+        counted: query set → what it counts at a k in a slice.
+    """
+    about = {name: counts for name, counts in counted.items() if gate.query_set in ("", name)}
     if not about:
         what = f"query set {gate.query_set!r}" if gate.query_set else "query set"
         yield gate.query_set, Measured(None, 0, None, f"the gallery has no {what}")
-    for each in about:
-        counts = each.stages.counts(gate.k, gate.slice)
+    for query_set, counts_of in about.items():
+        counts = counts_of(gate.k, gate.slice)
         if counts is None:
             where = f"k = {gate.k}" + (f" in slice {gate.slice!r}" if gate.slice != WHOLE else "")
-            yield each.query_set, Measured(None, 0, None, f"no flips are counted at {where}")
+            yield query_set, Measured(None, 0, None, f"no flips are counted at {where}")
             continue
         sample = Sample(*counts, embedded=row.committed_items, quarantined=row.quarantined_items)
-        yield each.query_set, MEASURES[gate.measure](sample, gate.confidence)
+        yield query_set, MEASURES[gate.measure](sample, gate.confidence)
 
 
 def _judged(
@@ -171,7 +181,7 @@ def _judged(
     if newest is not None and newest.seq >= seq and not again:
         return None
     decision = decide(gate, measured)
-    effect, _ = act(gate, decision, _tally(newest))
+    effect, _ = act(gate, decision, tally_until(connection, row.id, newest))
     same = newest is not None and (newest.result, newest.error, newest.dry_run) == (
         decision.result, decision.error, gate.dry_run,
     )  # fmt: skip
@@ -207,13 +217,14 @@ def _judged(
     return Answer(gate, query_set, decision, effect, not same)
 
 
-def _tally(newest: GateDecisionRow | None) -> Tally:
-    """How often the newest answer was given in a row: the ledger remembers it, a process may die."""
+def tally_until(connection: Connection, rollout_id: int, newest: GateDecisionRow | None) -> Tally:
+    """How often such answers were given in a row up to the newest one: the ledger remembers it, a process may die."""
     if newest is None or newest.result == Result.PASS:
         return Tally()
     if newest.result == Result.FAIL:
         return Tally(failures=newest.times)
-    return Tally(errors=newest.times) if newest.error else Tally(inconclusives=newest.times)
+    chances, errors = gate_queries.inconclusive_in_row(connection, rollout_id, newest.gate, newest.query_set)
+    return Tally(inconclusives=chances, errors=errors)
 
 
 def _say(tell: Tell, row: RolloutRow, answer: Answer) -> None:

@@ -47,7 +47,7 @@ WITH allowed AS (
 )
 UPDATE batch SET state = 'committed', seq = log.last_seq, crc = :crc, holes = outcome.holes, superseded = outcome.places,
        error = NULL, lease_owner = NULL, lease_until = NULL, committed_at = clock_timestamp(),
-       decode_s = :decode_s, encode_s = :encode_s, store_s = :store_s
+       decode_s = :decode_s, encode_s = :encode_s, store_s = :store_s, previous_commit_s = :previous_commit_s
 FROM mine, log, outcome WHERE batch.rollout_id = mine.rollout_id AND batch.first_rank = mine.first_rank
 RETURNING batch.seq, batch.superseded
 """
@@ -70,11 +70,14 @@ def claim_batch(connection: Connection, rollout_id: int, owner: str, lease_s: fl
                       (SELECT count(*) FROM batch WHERE rollout_id = :rollout AND state = 'leased'
                        AND lease_until >= clock_timestamp()))
            ), best AS (
-               SELECT first_rank FROM batch
+               SELECT first_rank, state = 'leased' AS expired FROM batch
                WHERE rollout_id = :rollout AND state <> 'committed' AND EXISTS (SELECT 1 FROM allowed)
                  AND (state = 'pending' AND (available_at IS NULL OR available_at <= clock_timestamp())
                       OR state = 'leased' AND lease_until < clock_timestamp())
                ORDER BY band, first_rank LIMIT 1 FOR UPDATE SKIP LOCKED
+           ), counted AS (
+               INSERT INTO lease_expiry AS e (rollout_id, leases) SELECT :rollout, 1 FROM best WHERE expired
+               ON CONFLICT (rollout_id) DO UPDATE SET leases = e.leases + 1
            )
            UPDATE batch SET state = 'leased', fence = fence + 1, attempt = attempt + 1, lease_owner = :owner,
                   lease_until = clock_timestamp() + make_interval(secs => :lease_s), claimed_at = clock_timestamp()
@@ -113,12 +116,14 @@ def commit_batch(
     decode_s: float = 0.0,
     encode_s: float = 0.0,
     store_s: float = 0.0,
+    previous_commit_s: float | None = None,
 ) -> Committed | None:
     """Flip one batch to committed under its fence, generation and revision.
 
     Args:
         crc: of the bytes under the claim's fence; None where every place is a hole and there are no bytes.
         holes: places whose items are quarantined.
+        previous_commit_s: what the same worker's commit before this one took, where nobody was told yet.
 
     Returns None when the commit is refused: stale fence, paused, or ranks were superseded since the claim was made.
     """
@@ -136,6 +141,7 @@ def commit_batch(
         decode_s=decode_s,
         encode_s=encode_s,
         store_s=store_s,
+        previous_commit_s=previous_commit_s,
     ).one_or_none()
     return None if row is None else Committed(int(row[0]), tuple(row[1] or ()))
 
@@ -264,13 +270,29 @@ def cut_anew(connection: Connection, rollout_id: int, batch_size: int, plan_item
     )
 
 
+# Leases that ran out are counted where they are taken back: batches are locked first, then the counts, by everybody.
+_RELEASE = """
+WITH held AS (
+    SELECT rollout_id, first_rank, lease_until < clock_timestamp() AS expired FROM batch
+    WHERE state = 'leased' AND {condition} FOR UPDATE
+), counted AS (
+    INSERT INTO lease_expiry AS e (rollout_id, leases)
+    SELECT rollout_id, count(*) FROM held WHERE expired GROUP BY rollout_id ORDER BY rollout_id
+    ON CONFLICT (rollout_id) DO UPDATE SET leases = e.leases + excluded.leases
+)
+UPDATE batch SET state = 'pending', lease_owner = NULL, lease_until = NULL
+FROM held WHERE batch.rollout_id = held.rollout_id AND batch.first_rank = held.first_rank
+"""
+
+
 def release_leases(connection: Connection, rollout_id: int, *, expired_only: bool = False) -> int:
     """Take leases back from their owners, whose commits are refused from now on; returns how many."""
     return execute(
         connection,
         "release_leases",
-        """UPDATE batch SET state = 'pending', lease_owner = NULL, lease_until = NULL
-           WHERE rollout_id = :id AND state = 'leased' AND (NOT :expired_only OR lease_until < clock_timestamp())""",
+        _RELEASE.format(
+            condition="rollout_id = :id AND (NOT :expired_only OR lease_until < clock_timestamp())"
+        ),
         id=rollout_id,
         expired_only=expired_only,
     ).rowcount
@@ -279,10 +301,7 @@ def release_leases(connection: Connection, rollout_id: int, *, expired_only: boo
 def release_expired(connection: Connection) -> int:
     """Take back every lease that has run out, whatever its rollout; returns how many."""
     return execute(
-        connection,
-        "release_expired",
-        """UPDATE batch SET state = 'pending', lease_owner = NULL, lease_until = NULL
-           WHERE state = 'leased' AND lease_until < clock_timestamp()""",
+        connection, "release_expired", _RELEASE.format(condition="lease_until < clock_timestamp()")
     ).rowcount
 
 

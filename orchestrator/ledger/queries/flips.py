@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from orchestrator.ledger.queries.run import execute, execute_many
+from orchestrator.ledger.queries.run import execute, execute_many, fetch_one
 from orchestrator.ledger.rows import EvaluationRow
 
 WHOLE = "all"
@@ -57,6 +57,25 @@ def last_evaluated(connection: Connection, rollout_id: int, query_set_id: int) -
         query_set=query_set_id,
     ).scalar_one()
     return None if value is None else int(value)
+
+
+def newest_evaluation(
+    connection: Connection, rollout_id: int, query_set_id: int, k: int, slice_: str
+) -> EvaluationRow | None:
+    """The newest counts of a slice; they stand as long as there are no newer ones. None where it is not counted."""
+    return fetch_one(
+        connection,
+        EvaluationRow,
+        "newest_evaluation",
+        """SELECT seq, items, k, slice, point, n, both_right, negative_flips, positive_flips, both_wrong,
+                  previous_negative_flips, previous_positive_flips FROM evaluation
+           WHERE rollout_id = :rollout AND query_set_id = :query_set AND k = :k AND slice = :slice
+           ORDER BY seq DESC LIMIT 1""",
+        rollout=rollout_id,
+        query_set=query_set_id,
+        k=k,
+        slice=slice_,
+    )
 
 
 def insert_flips(connection: Connection, flips: Sequence[Mapping[str, Any]]) -> None:

@@ -17,6 +17,8 @@ CONTRACT = {
     "hotrefresh_queue_depth": ("gauge", {"band"}),
     "hotrefresh_queue_oldest_age_seconds": ("gauge", set()),
     "hotrefresh_batch_duration_seconds": ("histogram", {"stage", "le"}),
+    "hotrefresh_lease_expired": ("counter", {"rollout"}),
+    "hotrefresh_rollback_window_closes_timestamp_seconds": ("gauge", {"rollout"}),
     "hotrefresh_throttle_active": ("gauge", {"rollout", "reason"}),
     "hotrefresh_flips": ("counter", {"queryset", "direction"}),
     "hotrefresh_negative_flip_ratio": ("gauge", {"queryset"}),
@@ -63,6 +65,8 @@ def families():
     return [
         *metrics.rollout_metrics([ROLLOUT], NOW),
         *metrics.queue_metrics(QUEUE),
+        metrics.lease_metric([{"rollout": 7, "leases": 2}]),
+        metrics.window_metric([{"rollout": 6, "closes_at": NOW}]),
         *metrics.worker_metrics(WORKERS),
         *metrics.coverage_metrics([{"gallery": "pics", "model": "new", "ratio": 0.5}]),
         *metrics.flip_metrics(OPENED, EVALUATIONS),
@@ -132,6 +136,12 @@ def test_only_workers_that_live_are_named(samples):
     assert beats == [[("worker", "host-1")]]
 
 
+def test_leases_that_ran_out_and_the_end_of_a_rollback_window_are_told_by_rollout(samples):
+    assert samples["hotrefresh_lease_expired_total", ("rollout", "7")] == 2
+    window = "hotrefresh_rollback_window_closes_timestamp_seconds"
+    assert samples[window, ("rollout", "6")] == NOW.timestamp()
+
+
 def test_flips_are_counted_and_their_ratio_is_that_of_the_newest_rollout(samples):
     assert samples["hotrefresh_flips_total", ("direction", "negative"), ("queryset", "pics/asked")] == 6
     assert samples["hotrefresh_flips_total", ("direction", "positive"), ("queryset", "pics/asked")] == 0
@@ -156,7 +166,10 @@ def test_a_gate_that_was_not_judged_is_absent_and_so_is_a_value_that_is_missing(
 
 def test_batches_are_tallied_once_and_only_those_that_came_after_the_first_look(monkeypatch):
     ends = {1: 10}
-    rows = [{"seq": s, "decode": 0.2, "encode": 70.0, "store": None} for s in range(1, 15)]
+    rows = [
+        {"seq": s, "decode": 0.2, "encode": 70.0, "store": None, "commit": 0.01 if s > 11 else None}
+        for s in range(1, 15)
+    ]
     monkeypatch.setattr("orchestrator.api.timings.metric_queries.log_ends", lambda connection: dict(ends))
     monkeypatch.setattr(
         "orchestrator.api.timings.metric_queries.timings_after",
@@ -174,6 +187,7 @@ def test_batches_are_tallied_once_and_only_those_that_came_after_the_first_look(
     assert value(timings, "count", "decode") == 4
     assert value(timings, "sum", "encode") == pytest.approx(280)
     assert value(timings, "count", "store") == 0
+    assert value(timings, "count", "commit") == 3
     buckets = {s.labels["le"]: s.value for s in timings.family().samples if s.labels["stage"] == "decode"
                and s.name.endswith("_bucket")}  # fmt: skip
     assert (buckets["0.1"], buckets["0.25"], buckets["+Inf"]) == (0, 4, 4)
