@@ -21,7 +21,8 @@ QUERIES = 1_000
 FILL = """
 INSERT INTO item (gallery_id, row, key, uri, label)
     SELECT {gallery}, n, 'item-' || n, 'file:/nowhere/' || n, 'class-' || n % 1000 FROM generate_series(0, {n} - 1) n;
-INSERT INTO query_set (gallery_id, name, relevance, source) VALUES ({gallery}, 'asked', 'label', 'bench');
+INSERT INTO query_set (gallery_id, name, relevance, source) VALUES ({gallery}, 'asked', 'label', 'bench'),
+    ({gallery}, 'clicked', 'clicks', 'bench');
 INSERT INTO query (query_set_id, no, key, uri, label)
     SELECT s.id, n, 'query-' || n, 'file:/nowhere/q' || n, 'class-' || n
     FROM query_set s, generate_series(0, {queries} - 1) n WHERE s.gallery_id = {gallery};
@@ -52,6 +53,11 @@ INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, n, both_
                         previous_negative_flips, previous_positive_flips, point)
     SELECT {rollout}, s.id, n + 2, n, k, slice, {queries}, {queries} - 60, 10, 20, 30, 0, 0, n % ({n} / 200) = 0
     FROM query_set s, generate_series(0, {done} - 1) n, (VALUES (1, 'all'), (10, 'all'), (1, 'tenant=a')) AS each (k, slice)
+    WHERE s.gallery_id = {gallery} AND (slice = 'all' OR n % 50 = 0);
+INSERT INTO churn (rollout_id, query_set_id, seq, items, slice, point, n, shared, p)
+    SELECT {rollout}, s.id, n + 2, n, slice, n % ({n} / 200) = 0, {queries},
+           ARRAY(SELECT {queries} * d * 9 / 10 FROM generate_series(1, 10) d)::bigint[], 0.9
+    FROM query_set s, generate_series(0, {done} - 1) n, (VALUES ('all'), ('tenant=a')) AS each (slice)
     WHERE s.gallery_id = {gallery} AND (slice = 'all' OR n % 50 = 0);
 INSERT INTO flip (rollout_id, query_set_id, query_no, kind, reference, k, opened_seq, healed_seq, old_row, new_row, old_score,
                   new_score, cause)
@@ -105,6 +111,7 @@ def run(
 def reads(rollout: int) -> Mapping[str, Mapping[str, Any]]:
     """View -> how it is read: the newest 100 rows, or those of one rollout, one item, one set."""
     asked = {"rollout": rollout, "queryset": "asked", "k": 1, "slice": "all"}
+    clicked = {**asked, "queryset": "clicked"}
     return {
         "rollout_status": {"id": rollout},
         "queue_status": {"rollout": rollout},
@@ -114,6 +121,9 @@ def reads(rollout: int) -> Mapping[str, Mapping[str, Any]]:
         "coverage_by_model": {"gallery": "bench"},
         "flip_summary": {**asked, "newest": True},
         "flip_items": {"rollout": rollout, "queryset": "asked", "reference": "old_system", "limit": 100},
+        "churn_summary": {"rollout": rollout, "queryset": "asked", "slice": "all", "newest": True},
+        "click_summary": {**clicked, "newest": True},
+        "click_items": {"rollout": rollout, "queryset": "clicked", "reference": "old_system", "limit": 100},
         "refresh_curve": {"rollout": rollout, "limit": 10_000},
         "gate_decisions": {"rollout": rollout, "newest": True},
         "serving_history": {"gallery": "bench"},

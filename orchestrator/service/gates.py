@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.flips import FlipCounts
 from orchestrator.core.gates import (
     MEASURES,
+    NEEDS,
     Decision,
     Effect,
     Gate,
@@ -21,6 +23,7 @@ from orchestrator.core.gates import (
     decide,
     outside,
 )
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.core.states import RolloutState, Verb
 from orchestrator.gates import parse_gates
 from orchestrator.ledger.database import transaction
@@ -35,6 +38,7 @@ from orchestrator.serving.evaluator import Recorded
 from orchestrator.throttles import Probe, ProbeError, Surroundings
 
 ACTOR = "gate"
+_NO_FLIPS = FlipCounts(0, 0, 0, 0)
 Tell = Callable[..., None]
 """Writes a log line: event, level, keywords."""
 
@@ -142,18 +146,48 @@ def _read(probe: Probe | None, around: Surroundings) -> Measured:
 
 def _measured(gate: Gate, recorded: Sequence[Recorded], row: RolloutRow) -> Iterator[tuple[str, Measured]]:
     """What a gate reads of each query set that it is about; a missing one is a number that is missing."""
-    about = [each for each in recorded if gate.query_set in ("", each.query_set)]
+    named = [each for each in recorded if gate.query_set in ("", each.query_set)]
+    about = [each for each in named if each.relevance in NEEDS.get(gate.measure, RelevanceKind)]
     if not about:
-        what = f"query set {gate.query_set!r}" if gate.query_set else "query set"
-        yield gate.query_set, Measured(None, 0, None, f"the gallery has no {what}")
+        yield gate.query_set, Measured(None, 0, None, _nothing_to_judge(gate, bool(named)))
     for each in about:
-        counts = each.stages.counts(gate.k, gate.slice)
-        if counts is None:
-            where = f"k = {gate.k}" + (f" in slice {gate.slice!r}" if gate.slice != WHOLE else "")
-            yield each.query_set, Measured(None, 0, None, f"no flips are counted at {where}")
-            continue
-        sample = Sample(*counts, embedded=row.committed_items, quarantined=row.quarantined_items)
-        yield each.query_set, MEASURES[gate.measure](sample, gate.confidence)
+        sample = _sample(gate, each, row)
+        if isinstance(sample, str):
+            yield each.query_set, Measured(None, 0, None, sample)
+        else:
+            yield each.query_set, MEASURES[gate.measure](sample, gate.confidence)
+
+
+def _nothing_to_judge(gate: Gate, others: bool) -> str:
+    what = f"query set {gate.query_set!r}" if gate.query_set else "query set"
+    if not others:
+        return f"the gallery has no {what}"
+    lacks = "clicks" if gate.measure == "click_loss_rate" else "relevance by label or pairs"
+    return f"{what} has no {lacks}" if gate.query_set else f"no query set of the gallery has {lacks}"
+
+
+def _sample(gate: Gate, recorded: Recorded, row: RolloutRow) -> Sample | str:
+    """What a gate reads of a query set, or why there is nothing to read."""
+    where = f"k = {gate.k}" + (f" in slice {gate.slice!r}" if gate.slice != WHOLE else "")
+    counts, churned, compared = (_NO_FLIPS, _NO_FLIPS), None, 0
+    if gate.measure == "churn":
+        churn = recorded.stages.churn.get(gate.slice)
+        if churn is None or gate.k > churn.k:
+            return f"no churn is measured at {where}"
+        churned, compared = churn.churn(gate.k), churn.n
+    elif gate.measure != "quarantine_rate":
+        found = recorded.stages.counts(gate.k, gate.slice)
+        if found is None:
+            what = "clicks" if gate.measure == "click_loss_rate" else "flips"
+            return f"no {what} are counted at {where}"
+        counts = found
+    return Sample(
+        *counts,
+        embedded=row.committed_items,
+        quarantined=row.quarantined_items,
+        churn=churned,
+        compared=compared,
+    )
 
 
 def _judged(

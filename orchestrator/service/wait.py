@@ -30,6 +30,8 @@ class RolloutStatus:
         coverage: of `coverage_by_model`.
         flips: the newest row of `flip_summary` at k = 1 for each query set; empty before the first evaluation.
         gates: the newest row of `gate_decisions` for each gate and query set.
+        churn: the newest row of `churn_summary` for each query set.
+        clicks: the newest row of `click_summary` at k = 1 for each query set with clicks.
     """
 
     rollout: Row
@@ -38,6 +40,8 @@ class RolloutStatus:
     coverage: tuple[Row, ...]
     flips: tuple[Row, ...]
     gates: tuple[Row, ...]
+    churn: tuple[Row, ...] = ()
+    clicks: tuple[Row, ...] = ()
 
     @property
     def id(self) -> int:
@@ -62,26 +66,22 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
             )
         gallery = gallery_queries.gallery_by_name(connection, rows[0]["gallery"])
         assert gallery is not None
-        flips = [
-            row
-            for query_set in gallery_queries.query_sets_of_gallery(connection, gallery.id)
-            for row in read_view(
-                connection,
-                "flip_summary",
-                newest=True,
-                rollout=rollout_id,
-                queryset=query_set.name,
-                k=1,
-                slice=WHOLE,
-            )
-        ]
+        sets = gallery_queries.query_sets_of_gallery(connection, gallery.id)
+
+        def newest(view: str, **filters: Any) -> tuple[Row, ...]:
+            asked = {"rollout": rollout_id, "slice": WHOLE, **filters}
+            found = (read_view(connection, view, newest=True, queryset=each.name, **asked) for each in sets)
+            return tuple(row for rows in found for row in rows)
+
         return RolloutStatus(
             rollout=rows[0],
             queue=tuple(read_view(connection, "queue_status", rollout=rollout_id)),
             workers_alive=len(live_workers(context)),
             coverage=tuple(read_view(connection, "coverage_by_model", gallery=gallery.name)),
-            flips=tuple(flips),
+            flips=newest("flip_summary", k=1),
             gates=tuple(read_view(connection, "gate_decisions", rollout=rollout_id, newest=True)),
+            churn=newest("churn_summary"),
+            clicks=newest("click_summary", k=1),
         )
 
 

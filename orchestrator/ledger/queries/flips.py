@@ -48,13 +48,16 @@ def is_evaluated(connection: Connection, rollout_id: int, query_set_id: int, k: 
 
 
 def last_evaluated(connection: Connection, rollout_id: int, query_set_id: int) -> int | None:
-    """The newest log entry with stored counts; None before the first."""
+    """The newest log entry with stored counts, or churn where nothing is counted; None before the first."""
     value = execute(
         connection,
         "last_evaluated",
-        "SELECT max(seq) FROM evaluation WHERE rollout_id = :rollout AND query_set_id = :query_set",
+        """SELECT greatest((SELECT max(seq) FROM evaluation WHERE rollout_id = :rollout AND query_set_id = :query_set),
+                           (SELECT max(seq) FROM churn
+                            WHERE rollout_id = :rollout AND query_set_id = :query_set AND slice = :whole))""",
         rollout=rollout_id,
         query_set=query_set_id,
+        whole=WHOLE,
     ).scalar_one()
     return None if value is None else int(value)
 

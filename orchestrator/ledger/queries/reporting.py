@@ -27,6 +27,18 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"rollout", "queryset", "kind", "reference", "cause", "k"}),
         "opened_seq, queryset, query, k, reference",
     ),
+    "churn_summary": (
+        frozenset({"rollout", "gallery", "queryset", "relevance", "slice", "point"}),
+        "rollout, queryset, slice, seq",
+    ),
+    "click_summary": (
+        frozenset({"rollout", "gallery", "queryset", "slice", "k"}),
+        "rollout, queryset, k, slice, seq",
+    ),
+    "click_items": (
+        frozenset({"rollout", "queryset", "kind", "reference", "cause", "k"}),
+        "opened_seq, queryset, query, k, reference",
+    ),
     "refresh_curve": (frozenset({"rollout", "metric", "against_order"}), "metric, against_order, coverage"),
     "gate_decisions": (frozenset({"rollout", "gate", "queryset", "newest"}), "decided_at, gate, queryset"),
     "serving_history": (frozenset({"gallery"}), "gallery, valid_from"),
