@@ -62,8 +62,7 @@ WHERE e.point AND e.slice = 'all';
 CREATE VIEW reporting.churn_summary AS
 SELECT c.rollout_id AS rollout, g.name AS gallery, s.name AS queryset, s.relevance, c.slice, c.seq,
        c.items::double precision / nullif(r.n_items, 0) AS coverage, cardinality(c.shared) AS k, c.n,
-       1 - (c.n::double precision * cardinality(c.shared) - c.shared[cardinality(c.shared)])
-           / nullif(c.n::double precision * cardinality(c.shared), 0) AS overlap,
+       c.shared[cardinality(c.shared)] / nullif(c.n::double precision * cardinality(c.shared), 0) AS overlap,
        greatest(0, 1 - lost.lost / nullif(c.n, 0)) AS rbo, c.p,
        (c.n - c.shared[1])::double precision / nullif(c.n, 0) AS first_changed, c.point, c.at
 FROM churn c

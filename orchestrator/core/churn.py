@@ -54,14 +54,13 @@ class Churn:
 
         Raises ValueError for a `k` outside 1..self.k.
         """
-        if not 1 <= k <= self.k:
-            raise ValueError(f"answers were compared to depth {self.k}, not {k}")
-        return (self.n * k - self.shared[k - 1]) / (self.n * k) if self.n else None
+        places = self._places(k)
+        return (places - self.shared[k - 1]) / places if places else None
 
     def overlap(self, k: int) -> float | None:
         """overlap@k, 0..1; None without queries. Raises ValueError for a `k` outside 1..self.k."""
-        churn = self.churn(k)
-        return None if churn is None else 1 - churn
+        places = self._places(k)
+        return self.shared[k - 1] / places if places else None
 
     def rbo(self, p: float) -> float | None:
         """The mean of RBO_ext, 0..1; None without queries. Raises ValueError for a `p` outside 0..1.
@@ -75,6 +74,11 @@ class Churn:
         missing = [self.n - shared / d for d, shared in enumerate(self.shared, 1)]
         lost = sum(each * p**d for d, each in enumerate(missing, 1)) * (1 - p) / p + missing[-1] * p**self.k
         return max(0.0, 1 - lost / self.n)
+
+    def _places(self, k: int) -> int:
+        if not 1 <= k <= self.k:
+            raise ValueError(f"answers were compared to depth {self.k}, not {k}")
+        return self.n * k
 
 
 def shared_rows(old: I64, new: I64) -> I64:

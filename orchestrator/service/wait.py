@@ -14,6 +14,7 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries.flips import WHOLE
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service.background import live_workers
+from orchestrator.service.listings import newest_rows
 
 POLL_S = 0.2
 Row = dict[str, Any]
@@ -67,21 +68,16 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
         gallery = gallery_queries.gallery_by_name(connection, rows[0]["gallery"])
         assert gallery is not None
         sets = gallery_queries.query_sets_of_gallery(connection, gallery.id)
-
-        def newest(view: str, **filters: Any) -> tuple[Row, ...]:
-            asked = {"rollout": rollout_id, "slice": WHOLE, **filters}
-            found = (read_view(connection, view, newest=True, queryset=each.name, **asked) for each in sets)
-            return tuple(row for rows in found for row in rows)
-
+        whole = {"rollout": rollout_id, "slice": WHOLE}
         return RolloutStatus(
             rollout=rows[0],
             queue=tuple(read_view(connection, "queue_status", rollout=rollout_id)),
             workers_alive=len(live_workers(context)),
             coverage=tuple(read_view(connection, "coverage_by_model", gallery=gallery.name)),
-            flips=newest("flip_summary", k=1),
+            flips=tuple(newest_rows(connection, sets, "flip_summary", k=1, **whole)),
             gates=tuple(read_view(connection, "gate_decisions", rollout=rollout_id, newest=True)),
-            churn=newest("churn_summary"),
-            clicks=newest("click_summary", k=1),
+            churn=tuple(newest_rows(connection, sets, "churn_summary", **whole)),
+            clicks=tuple(newest_rows(connection, sets, "click_summary", k=1, **whole)),
         )
 
 

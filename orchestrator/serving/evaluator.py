@@ -56,7 +56,7 @@ class QuerySetEvaluator:
         self.items = 0
         self._part = -1
         ks = [] if self.relevance is RelevanceKind.NONE else sorted({*ks, 1})
-        deepest = max(*ks, churn_k)
+        deepest = max([*ks, churn_k])
         scores, rows = top_k(old, before, deepest)
         self._trackers = {k: FlipTracker(queries.relevance, scores[:, :k], rows[:, :k]) for k in ks}
         self._answers = IncrementalTopK(new, deployed, deepest, max(buffer, deepest))

@@ -41,7 +41,8 @@ def flips_opened(connection: Connection, rollout_ids: Sequence[int]) -> list[Row
         connection,
         "flips_opened",
         """SELECT g.name AS gallery, s.name AS queryset, f.kind, count(*) AS count
-           FROM flip f JOIN query_set s ON s.id = f.query_set_id JOIN gallery g ON g.id = s.gallery_id
+           FROM flip f JOIN query_set s ON s.id = f.query_set_id AND s.relevance IN ('label', 'pairs')
+           JOIN gallery g ON g.id = s.gallery_id
            WHERE f.rollout_id = ANY(CAST(:ids AS bigint[])) AND f.reference = 'old_system' AND f.k = 1
            GROUP BY 1, 2, 3 ORDER BY 1, 2, 3""",
         ids=list(rollout_ids),
@@ -54,7 +55,8 @@ def newest_evaluations(connection: Connection, rollout_ids: Sequence[int]) -> li
         connection,
         "newest_evaluations",
         """SELECT r.id AS rollout, g.name AS gallery, s.name AS queryset, e.n, e.negative_flips
-           FROM rollout r JOIN gallery g ON g.id = r.gallery_id JOIN query_set s ON s.gallery_id = g.id
+           FROM rollout r JOIN gallery g ON g.id = r.gallery_id
+           JOIN query_set s ON s.gallery_id = g.id AND s.relevance IN ('label', 'pairs')
            CROSS JOIN LATERAL (SELECT n, negative_flips FROM evaluation
                                WHERE rollout_id = r.id AND query_set_id = s.id AND k = 1 AND slice = 'all'
                                ORDER BY seq DESC LIMIT 1) e
@@ -91,6 +93,33 @@ def timings_after(connection: Connection, gallery_id: int, seq: int, limit: int)
         gallery=gallery_id,
         seq=seq,
         limit=limit,
+    )
+
+
+def newest_churn(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
+    """How near these rollouts' answers are to the old system's on each query set: gallery, queryset, n, overlap, rbo."""
+    return _rows(
+        connection,
+        "newest_churn",
+        """SELECT c.* FROM rollout r JOIN query_set s ON s.gallery_id = r.gallery_id
+           CROSS JOIN LATERAL (SELECT rollout, gallery, queryset, n, overlap, rbo FROM reporting.churn_summary
+                               WHERE rollout = r.id AND queryset = s.name AND slice = 'all' ORDER BY seq DESC LIMIT 1) c
+           WHERE r.id = ANY(CAST(:ids AS bigint[])) ORDER BY r.id DESC, s.id""",
+        ids=list(rollout_ids),
+    )
+
+
+def newest_clicks(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
+    """Where these rollouts stand at k = 1 on each of their gallery's query sets of clicks: gallery, queryset, n, click_losses."""
+    return _rows(
+        connection,
+        "newest_clicks",
+        """SELECT c.* FROM rollout r JOIN query_set s ON s.gallery_id = r.gallery_id AND s.relevance = 'clicks'
+           CROSS JOIN LATERAL (SELECT rollout, gallery, queryset, n, click_losses FROM reporting.click_summary
+                               WHERE rollout = r.id AND queryset = s.name AND k = 1 AND slice = 'all'
+                               ORDER BY seq DESC LIMIT 1) c
+           WHERE r.id = ANY(CAST(:ids AS bigint[])) ORDER BY r.id DESC, s.id""",
+        ids=list(rollout_ids),
     )
 
 
