@@ -21,8 +21,7 @@ QUERIES = 1_000
 FILL = """
 INSERT INTO item (gallery_id, row, key, uri, label)
     SELECT {gallery}, n, 'item-' || n, 'file:/nowhere/' || n, 'class-' || n % 1000 FROM generate_series(0, {n} - 1) n;
-INSERT INTO query_set (gallery_id, name, relevance, source) VALUES ({gallery}, 'asked', 'label', 'bench'),
-    ({gallery}, 'clicked', 'clicks', 'bench');
+INSERT INTO query_set (gallery_id, name, relevance, source) VALUES ({gallery}, 'asked', 'label', 'bench');
 INSERT INTO query (query_set_id, no, key, uri, label)
     SELECT s.id, n, 'query-' || n, 'file:/nowhere/q' || n, 'class-' || n
     FROM query_set s, generate_series(0, {queries} - 1) n WHERE s.gallery_id = {gallery};
@@ -66,6 +65,8 @@ INSERT INTO flip (rollout_id, query_set_id, query_no, kind, reference, k, opened
            CASE n % 2 WHEN 0 THEN 'mixed_stage' END
     FROM query_set s, generate_series(0, {done} - 1) n, (VALUES ('old_system'), ('previous_stage')) AS each (reference)
     WHERE s.gallery_id = {gallery} AND n % 5 = 0;
+INSERT INTO click_evaluation SELECT * FROM evaluation;
+INSERT INTO click_change SELECT * FROM flip;
 INSERT INTO gate_decision (rollout_id, gate, result, value, "limit", sample_n, effect, query_set, seq)
     SELECT {rollout}, 'flips', CASE n % 2 WHEN 0 THEN 'pass' ELSE 'fail' END, 0.01, 0.05, {queries}, 'none', 'asked', n + 2
     FROM generate_series(0, 999) n;
@@ -111,7 +112,6 @@ def run(
 def reads(rollout: int) -> Mapping[str, Mapping[str, Any]]:
     """View -> how it is read: the newest 100 rows, or those of one rollout, one item, one set."""
     asked = {"rollout": rollout, "queryset": "asked", "k": 1, "slice": "all"}
-    clicked = {**asked, "queryset": "clicked"}
     return {
         "rollout_status": {"id": rollout},
         "queue_status": {"rollout": rollout},
@@ -122,8 +122,8 @@ def reads(rollout: int) -> Mapping[str, Mapping[str, Any]]:
         "flip_summary": {**asked, "newest": True},
         "flip_items": {"rollout": rollout, "queryset": "asked", "reference": "old_system", "limit": 100},
         "churn_summary": {"rollout": rollout, "queryset": "asked", "slice": "all", "newest": True},
-        "click_summary": {**clicked, "newest": True},
-        "click_items": {"rollout": rollout, "queryset": "clicked", "reference": "old_system", "limit": 100},
+        "click_summary": {**asked, "newest": True},
+        "click_items": {"rollout": rollout, "queryset": "asked", "reference": "old_system", "limit": 100},
         "refresh_curve": {"rollout": rollout, "limit": 10_000},
         "gate_decisions": {"rollout": rollout, "newest": True},
         "serving_history": {"gallery": "bench"},

@@ -20,43 +20,17 @@ CREATE TABLE churn (
 );
 CREATE INDEX churn_point ON churn (rollout_id) WHERE point;
 
--- What is called a flip is counted on known relevance. Their columns are those of 0006.
-CREATE OR REPLACE VIEW reporting.flip_summary AS
-SELECT e.rollout_id AS rollout, g.name AS gallery, s.name AS queryset, e.slice, e.seq,
-       e.items::double precision / nullif(r.n_items, 0) AS coverage, e.k,
-       e.both_right, e.negative_flips, e.positive_flips, e.both_wrong, e.n,
-       e.negative_flips::double precision / nullif(e.n, 0) AS nfr, e.positive_flips::double precision / nullif(e.n, 0) AS pfr,
-       -- Wilson's interval at 95 % for nfr
-       CASE WHEN e.n > 0 THEN (p.p + 1.9208 / e.n - 1.96 * sqrt(p.p * (1 - p.p) / e.n + 0.9604 / (e.n::double precision ^ 2)))
-            / (1 + 3.8416 / e.n) END AS ci_low,
-       CASE WHEN e.n > 0 THEN (p.p + 1.9208 / e.n + 1.96 * sqrt(p.p * (1 - p.p) / e.n + 0.9604 / (e.n::double precision ^ 2)))
-            / (1 + 3.8416 / e.n) END AS ci_high,
-       e.previous_negative_flips, e.previous_positive_flips, e.at
-FROM evaluation e
-JOIN rollout r ON r.id = e.rollout_id
-JOIN query_set s ON s.id = e.query_set_id AND s.relevance IN ('label', 'pairs')
-JOIN gallery g ON g.id = r.gallery_id
-CROSS JOIN LATERAL (SELECT e.negative_flips::double precision / nullif(e.n, 0) AS p) p;
-
-CREATE OR REPLACE VIEW reporting.flip_items AS
-SELECT f.rollout_id AS rollout, s.name AS queryset, q.key AS query, f.kind, f.reference,
-       -- Looked up for the rows that are read, not for all that could be.
-       (SELECT i.key FROM item i WHERE i.gallery_id = s.gallery_id AND i.row = f.old_row) AS old_item,
-       (SELECT i.key FROM item i WHERE i.gallery_id = s.gallery_id AND i.row = f.new_row) AS new_item,
-       f.old_score, f.new_score, f.cause, f.opened_seq, f.healed_seq, f.opened_at, f.healed_at, f.k, q.attributes
-FROM flip f
-JOIN query_set s ON s.id = f.query_set_id AND s.relevance IN ('label', 'pairs')
-JOIN query q ON q.query_set_id = f.query_set_id AND q.no = f.query_no;
-
-CREATE OR REPLACE VIEW reporting.refresh_curve AS
-SELECT rollout_id AS rollout, coverage, metric, value, order_name AS against_order FROM curve_point
-UNION ALL
-SELECT e.rollout_id, e.items::double precision / nullif(r.n_items, 0), 'recall_at_' || e.k,
-       (e.both_right + e.positive_flips)::double precision / nullif(e.n, 0), 'measured'
-FROM evaluation e
-JOIN rollout r ON r.id = e.rollout_id
-JOIN query_set s ON s.id = e.query_set_id AND s.relevance IN ('label', 'pairs')
-WHERE e.point AND e.slice = 'all';
+-- Of the shape of evaluation and flip, so that the same code counts both; apart, so that nobody who reads flips takes these for such.
+CREATE TABLE click_evaluation (
+    LIKE evaluation INCLUDING ALL,
+    FOREIGN KEY (rollout_id) REFERENCES rollout ON DELETE CASCADE,
+    FOREIGN KEY (query_set_id) REFERENCES query_set ON DELETE CASCADE
+);
+CREATE TABLE click_change (
+    LIKE flip INCLUDING ALL,
+    FOREIGN KEY (rollout_id) REFERENCES rollout ON DELETE CASCADE,
+    FOREIGN KEY (query_set_id, query_no) REFERENCES query ON DELETE CASCADE
+);
 
 -- Rank-biased overlap, extrapolated (Webber, Moffat and Zobel, 2010), as 1 less the weighted disagreement: 1 is exactly 1.
 CREATE VIEW reporting.churn_summary AS
@@ -85,9 +59,9 @@ SELECT e.rollout_id AS rollout, g.name AS gallery, s.name AS queryset, e.slice, 
        CASE WHEN e.n > 0 THEN (p.p + 1.9208 / e.n + 1.96 * sqrt(p.p * (1 - p.p) / e.n + 0.9604 / (e.n::double precision ^ 2)))
             / (1 + 3.8416 / e.n) END AS ci_high,
        e.previous_negative_flips AS previous_click_losses, e.previous_positive_flips AS previous_click_gains, e.at
-FROM evaluation e
+FROM click_evaluation e
 JOIN rollout r ON r.id = e.rollout_id
-JOIN query_set s ON s.id = e.query_set_id AND s.relevance = 'clicks'
+JOIN query_set s ON s.id = e.query_set_id
 JOIN gallery g ON g.id = r.gallery_id
 CROSS JOIN LATERAL (SELECT e.negative_flips::double precision / nullif(e.n, 0) AS p) p;
 
@@ -97,6 +71,6 @@ SELECT f.rollout_id AS rollout, s.name AS queryset, q.key AS query,
        (SELECT i.key FROM item i WHERE i.gallery_id = s.gallery_id AND i.row = f.old_row) AS old_item,
        (SELECT i.key FROM item i WHERE i.gallery_id = s.gallery_id AND i.row = f.new_row) AS new_item,
        f.old_score, f.new_score, f.cause, f.opened_seq, f.healed_seq, f.opened_at, f.healed_at, f.k, q.attributes
-FROM flip f
-JOIN query_set s ON s.id = f.query_set_id AND s.relevance = 'clicks'
+FROM click_change f
+JOIN query_set s ON s.id = f.query_set_id
 JOIN query q ON q.query_set_id = f.query_set_id AND q.no = f.query_no;

@@ -12,11 +12,10 @@ down_revision = "0006"
 
 FOLDER = Path(__file__).parents[1] / "sql"
 
-# The release before knows neither kind of query set: they go, with what was counted on them. The other views stay as they are:
-# without such sets they show what they showed.
+# The release before knows neither kind of query set: they go, with what was counted on them.
 DOWN = """
 DROP VIEW reporting.churn_summary, reporting.click_summary, reporting.click_items;
-DROP TABLE churn;
+DROP TABLE churn, click_evaluation, click_change;
 DELETE FROM query_set WHERE relevance IN ('clicks', 'none');
 ALTER TABLE query_set
     DROP CONSTRAINT query_set_relevance_check,

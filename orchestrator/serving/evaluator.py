@@ -27,7 +27,7 @@ from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.queries.flips import WHOLE
+from orchestrator.ledger.queries.flips import CLICKS, FLIPS, WHOLE
 from orchestrator.ledger.rows import ChurnRow, EvaluationRow, LogEntry, RolloutRow
 from orchestrator.serving.embedding import QuerySet, load_query_set
 from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch, rows_of_ranks
@@ -53,6 +53,7 @@ class QuerySetEvaluator:
         self.query_set_id = queries.row.id
         self.name = queries.row.name
         self.relevance = RelevanceKind(queries.row.relevance)
+        self._tables = CLICKS if self.relevance is RelevanceKind.CLICKS else FLIPS
         self.items = 0
         self._part = -1
         ks = [] if self.relevance is RelevanceKind.NONE else sorted({*ks, 1})
@@ -112,20 +113,21 @@ class QuerySetEvaluator:
 
     def record(self, connection: Connection, seq: int, items: int, stages: Stages) -> None:
         """Write a stage's counts and flips, at the coverage it was at; nothing where they are written already."""
+        ours = self.rollout.id, self.query_set_id
         for k, stage in stages.by_k.items():
-            if flip_queries.is_evaluated(connection, self.rollout.id, self.query_set_id, k, seq):
+            if flip_queries.is_evaluated(connection, *ours, k, seq, self._tables):
                 continue
             counts = {WHOLE: (stage.against_old, stage.against_previous)}
             counts |= {name: stages.slices[at, name] for at, name in sorted(stages.moved) if at == k}
             rows = [_evaluation(seq, items, k, name, stages.point, *each) for name, each in counts.items()]
-            flip_queries.insert_evaluations(connection, self.rollout.id, self.query_set_id, rows)
+            flip_queries.insert_evaluations(connection, *ours, rows, self._tables)
             self._record_events(connection, seq, k, stage)
         churned = [
             ChurnRow(seq, items, name, stages.point, churn.n, churn.shared, self._churn_p)
             for name, churn in stages.churn.items()
             if name == WHOLE or name in stages.churned
         ]
-        churn_queries.insert_churn(connection, self.rollout.id, self.query_set_id, churned)
+        churn_queries.insert_churn(connection, *ours, churned)
 
     def _record_events(self, connection: Connection, seq: int, k: int, stage: FlipStage) -> None:
         ours = self.rollout.id, self.query_set_id
@@ -134,10 +136,11 @@ class QuerySetEvaluator:
             if event.healed:
                 healed.setdefault(event.reference.value, []).append(event.query)
         for reference, queries in healed.items():
-            flip_queries.heal_flips(connection, *ours, reference, k, queries, seq)
+            flip_queries.heal_flips(connection, *ours, reference, k, queries, seq, self._tables)
         if stage.blamed:
-            flip_queries.blame_model(connection, *ours, k, stage.blamed)
-        flip_queries.insert_flips(connection, [self._opened(e, k, seq) for e in stage.events if not e.healed])
+            flip_queries.blame_model(connection, *ours, k, stage.blamed, self._tables)
+        opened = [self._opened(e, k, seq) for e in stage.events if not e.healed]
+        flip_queries.insert_flips(connection, opened, self._tables)
 
     def _opened(self, event: FlipEvent, k: int, seq: int) -> dict[str, Any]:
         return {

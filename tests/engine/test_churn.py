@@ -245,13 +245,17 @@ def read_last(context, row, name, queryset, **filters):
 
 def test_an_evaluator_that_dies_in_between_writes_the_same_churn(watched, refreshed):
     def written():
-        return [{**row, "at": None} for row in view(watched, "churn_summary", rollout=refreshed.id)]
+        clicks = [{**row, "at": None} for row in view(watched, "click_summary", rollout=refreshed.id)]
+        changes = view(watched, "click_items", rollout=refreshed.id)
+        changes = [{**row, "opened_at": None, "healed_at": None} for row in changes]
+        churn = [{**row, "at": None} for row in view(watched, "churn_summary", rollout=refreshed.id)]
+        return churn + clicks + changes
 
     once = written()
     with watched.engine.begin() as connection:
-        for table in ("flip", "evaluation", "churn"):
+        for table in ("flip", "evaluation", "churn", "click_evaluation", "click_change"):
             connection.exec_driver_sql(f"DELETE FROM {table}")
-    half = max(row["seq"] for row in once) - 10
+    half = max(row["seq"] for row in once if "seq" in row) - 10
     first = Evaluator(watched, refreshed.id)
     real = first._record
     first._record = lambda seq, items, stages: real(seq, items, stages) if seq < half else None
@@ -316,7 +320,9 @@ def test_commands_show_churn_and_clicks_as_the_views_have_them(watched, refreshe
     status = json.loads(hotrefresh("rollout", "status", refreshed.id, "-o", "json")[1])
     assert {row["queryset"] for row in status["churn"]} == {"asked", "logged", "clicked"}
     for name in ("churn_summary", "click_summary", "click_items"):
-        code, _, said = hotrefresh("ledger", "export", name, tmp_path / f"{name}.parquet", "--rollout", "pics")
+        code, _, said = hotrefresh(
+            "ledger", "export", name, tmp_path / f"{name}.parquet", "--rollout", "pics"
+        )
         assert code == 0, said
     for wrong, exit_code, said in (
         (("ledger", "churn", "pics", "--slice", "each"), 2, "add --history"),

@@ -41,8 +41,7 @@ def flips_opened(connection: Connection, rollout_ids: Sequence[int]) -> list[Row
         connection,
         "flips_opened",
         """SELECT g.name AS gallery, s.name AS queryset, f.kind, count(*) AS count
-           FROM flip f JOIN query_set s ON s.id = f.query_set_id AND s.relevance IN ('label', 'pairs')
-           JOIN gallery g ON g.id = s.gallery_id
+           FROM flip f JOIN query_set s ON s.id = f.query_set_id JOIN gallery g ON g.id = s.gallery_id
            WHERE f.rollout_id = ANY(CAST(:ids AS bigint[])) AND f.reference = 'old_system' AND f.k = 1
            GROUP BY 1, 2, 3 ORDER BY 1, 2, 3""",
         ids=list(rollout_ids),
@@ -55,8 +54,7 @@ def newest_evaluations(connection: Connection, rollout_ids: Sequence[int]) -> li
         connection,
         "newest_evaluations",
         """SELECT r.id AS rollout, g.name AS gallery, s.name AS queryset, e.n, e.negative_flips
-           FROM rollout r JOIN gallery g ON g.id = r.gallery_id
-           JOIN query_set s ON s.gallery_id = g.id AND s.relevance IN ('label', 'pairs')
+           FROM rollout r JOIN gallery g ON g.id = r.gallery_id JOIN query_set s ON s.gallery_id = g.id
            CROSS JOIN LATERAL (SELECT n, negative_flips FROM evaluation
                                WHERE rollout_id = r.id AND query_set_id = s.id AND k = 1 AND slice = 'all'
                                ORDER BY seq DESC LIMIT 1) e
