@@ -19,6 +19,7 @@ CREATE TABLE churn (
     PRIMARY KEY (rollout_id, query_set_id, slice, seq)
 );
 CREATE INDEX churn_point ON churn (rollout_id) WHERE point;
+CREATE INDEX churn_seq ON churn (rollout_id, seq);
 
 -- Of the shape of evaluation and flip, so that the same code counts both; apart, so that nobody who reads flips takes these for such.
 CREATE TABLE click_evaluation (
@@ -74,3 +75,11 @@ SELECT f.rollout_id AS rollout, s.name AS queryset, q.key AS query,
 FROM click_change f
 JOIN query_set s ON s.id = f.query_set_id
 JOIN query q ON q.query_set_id = f.query_set_id AND q.no = f.query_no;
+
+-- The same rows and columns as before. A gate's newest decision is looked up in an index: comparing each with all took their square.
+CREATE OR REPLACE VIEW reporting.gate_decisions AS
+SELECT rollout_id AS rollout, gate, result, value, "limit", sample_n, dry_run, decided_at, effect,
+       query_set AS queryset, measure, slice, k, seq, reason, times, last_at,
+       id = (SELECT n.id FROM gate_decision n WHERE n.rollout_id = d.rollout_id AND n.gate = d.gate
+             AND n.query_set = d.query_set ORDER BY n.id DESC LIMIT 1) AS newest
+FROM gate_decision d;

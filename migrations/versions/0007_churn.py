@@ -12,7 +12,8 @@ down_revision = "0006"
 
 FOLDER = Path(__file__).parents[1] / "sql"
 
-# The release before knows neither kind of query set: they go, with what was counted on them.
+# The release before knows neither kind of query set: they go, with what was counted on them. gate_decisions stays
+# as it is: it shows what it showed.
 DOWN = """
 DROP VIEW reporting.churn_summary, reporting.click_summary, reporting.click_items;
 DROP TABLE churn, click_evaluation, click_change;
