@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.errors import NotFoundError
 from orchestrator.ledger.database import current, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
@@ -19,6 +20,10 @@ from orchestrator.ledger.rows import QuerySetRow, RolloutRow
 from orchestrator.service.names import find_gallery, find_model, find_query_set, find_rollout
 
 Row = dict[str, Any]
+_COUNTED_IN = {
+    "flip_summary": {kind for kind in RelevanceKind if kind.known},
+    "click_summary": {RelevanceKind.CLICKS},
+}
 
 
 def models(context: Context) -> list[Row]:
@@ -171,8 +176,12 @@ def newest_rows(
     connection: Connection, query_sets: Sequence[QuerySetRow], name: str, **filters: Any
 ) -> list[Row]:
     """The newest row of a reporting view for each of these query sets that has one."""
-    found = (read_view(connection, name, newest=True, queryset=each.name, **filters) for each in query_sets)
-    return [row for rows in found for row in rows]
+    rows: list[Row] = []
+    for each in query_sets:
+        # A set that the view never holds would be looked for among all rows of the rollout.
+        if RelevanceKind(each.relevance) in _COUNTED_IN.get(name, RelevanceKind):
+            rows += read_view(connection, name, newest=True, queryset=each.name, **filters)
+    return rows
 
 
 def view(

@@ -195,9 +195,9 @@ def test_a_query_set_has_one_kind_of_relevance(world, tmp_path):
         galleries.import_query_set(
             world, "pics", "both", str(tmp_path / "queries"), clicks=tmp_path / "c.csv", unlabelled=True
         )
+    (tmp_path / "strange" / "class").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "strange" / "class" / "q.png")
     with pytest.raises(UsageError, match=r"no label is shared.*--unlabelled"):
-        (tmp_path / "strange" / "class").mkdir(parents=True)
-        Image.new("L", (8, 8)).save(tmp_path / "strange" / "class" / "q.png")
         galleries.import_query_set(world, "pics", "strange", str(tmp_path / "strange"))
 
 
