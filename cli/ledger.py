@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import ledger_churn
 from cli.options import GalleryName, Limit, RolloutName
 from cli.output import Format, Output, show, show_rows
 from cli.progress import working
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.context import Context
 
 app = typer.Typer(
-    no_args_is_help=True, help="What happened: flips, versions, curves, errors, the audit trail."
+    no_args_is_help=True, help="What happened: flips, churn, versions, curves, errors, the audit trail."
 )
 RolloutOption = Annotated[
     str | None,
@@ -122,6 +123,9 @@ def flips(
             show_rows("flips", rows, columns, output)
     _cut(rows, limit)
     next_step(f"ledger curve {rollout_id}")
+
+
+ledger_churn.add_commands(app)
 
 
 @app.command(epilog="Example: hotrefresh ledger versions photos")

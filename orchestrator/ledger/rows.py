@@ -250,3 +250,16 @@ class EvaluationRow:
     both_wrong: int
     previous_negative_flips: int
     previous_positive_flips: int
+
+
+@dataclass(frozen=True)
+class ChurnRow:
+    """The churn of one slice of a query set at one place of the log; see `core.churn.Churn`. `p`: of rank-biased overlap."""
+
+    seq: int
+    items: int
+    slice: str
+    point: bool
+    n: int
+    shared: tuple[int, ...]
+    p: float

@@ -9,15 +9,18 @@ from typing import Any
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.churn import Churn
 from orchestrator.core.flips import FlipCounts
 from orchestrator.core.gates import Gate, Measured, act, decide
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.errors import ConflictError
 from orchestrator.gates import Configured, parse_gates
+from orchestrator.ledger.queries import churn as churn_queries
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import gates as gate_queries
-from orchestrator.ledger.rows import EvaluationRow, RolloutRow
-from orchestrator.service.gates import CountsOf, measured_of, read_probe, tally_until
+from orchestrator.ledger.rows import EvaluationRow, QuerySetRow, RolloutRow
+from orchestrator.service.gates import Counted, measured_of, read_probe, tally_until
 from orchestrator.service.names import find_rollout
 from orchestrator.throttles import Surroundings
 
@@ -60,8 +63,8 @@ def try_gates(context: Context, name: str, tables: Sequence[Mapping[str, Any]]) 
             raise ConflictError(
                 f"rollout {row.id} is the first embedding of its gallery: there is nothing to flip, and no gate is asked."
             )
-        counted: dict[str, CountsOf] = {
-            each.name: _counts_of(connection, row.id, each.id)
+        counted = {
+            each.name: _counted(connection, row.id, each)
             for each in gallery_queries.query_sets_of_gallery(connection, row.gallery_id)
         }
         around = Surroundings(context.engine, gate_queries.now_there(connection))
@@ -73,7 +76,7 @@ def try_gates(context: Context, name: str, tables: Sequence[Mapping[str, Any]]) 
 
 
 def _readings(
-    each: Configured, counted: Mapping[str, CountsOf], row: RolloutRow, around: Surroundings
+    each: Configured, counted: Mapping[str, Counted], row: RolloutRow, around: Surroundings
 ) -> Iterator[tuple[str, Measured]]:
     if each.probe is not None:
         yield "", read_probe(each.probe, around)
@@ -81,12 +84,19 @@ def _readings(
         yield from measured_of(each.gate, counted, row)
 
 
-def _counts_of(connection: Connection, rollout_id: int, query_set_id: int) -> CountsOf:
-    def counts(k: int, slice_: str) -> tuple[FlipCounts, FlipCounts] | None:
-        row = flip_queries.newest_evaluation(connection, rollout_id, query_set_id, k, slice_)
+def _counted(connection: Connection, rollout_id: int, query_set: QuerySetRow) -> Counted:
+    relevance = RelevanceKind(query_set.relevance)
+    tables = flip_queries.CLICKS if relevance is RelevanceKind.CLICKS else flip_queries.FLIPS
+
+    def counts_of(k: int, slice_: str) -> tuple[FlipCounts, FlipCounts] | None:
+        row = flip_queries.newest_evaluation(connection, rollout_id, query_set.id, k, slice_, tables)
         return None if row is None else (_against_old(row), _against_previous(row))
 
-    return counts
+    def churn_of(slice_: str) -> Churn | None:
+        row = churn_queries.newest_churn(connection, rollout_id, query_set.id, slice_)
+        return None if row is None else Churn(row.n, tuple(row.shared))
+
+    return Counted(relevance, counts_of, churn_of)
 
 
 def _against_old(row: EvaluationRow) -> FlipCounts:

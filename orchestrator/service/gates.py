@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.churn import Churn
 from orchestrator.core.flips import FlipCounts
 from orchestrator.core.gates import (
     MEASURES,
+    NEEDS,
     Decision,
     Effect,
     Gate,
@@ -22,6 +24,7 @@ from orchestrator.core.gates import (
     decide,
     outside,
 )
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.core.states import RolloutState, Verb
 from orchestrator.gates import parse_gates
 from orchestrator.ledger.database import transaction
@@ -38,6 +41,9 @@ from orchestrator.throttles import Probe, ProbeError, Surroundings
 ACTOR = "gate"
 CountsOf = Callable[[int, str], tuple[FlipCounts, FlipCounts] | None]
 """Of a query set: k and slice → counts against the old system and against the previous stage; None: not counted."""
+ChurnOf = Callable[[str], Churn | None]
+"""Of a query set: slice → churn against the old system; None: not measured."""
+_NO_FLIPS = FlipCounts(0, 0, 0, 0)
 Tell = Callable[..., None]
 """Writes a log line: event, level, keywords."""
 
@@ -49,6 +55,15 @@ def tell_nobody(event: str, **keywords: object) -> None:
 _GOING_ON = (RolloutState.DEPLOYED, RolloutState.BACKFILLING)
 _WORDS = {Result.PASS: "passed", Result.FAIL: "failed", Result.INCONCLUSIVE: "inconclusive"}
 _SEVERITY = (Effect.NONE, Effect.ALERT, Effect.PAUSE, Effect.ROLLBACK)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a query set counts at one stage."""
+
+    relevance: RelevanceKind
+    counts_of: CountsOf
+    churn_of: ChurnOf
 
 
 class Gatekeeper:
@@ -72,7 +87,10 @@ class Gatekeeper:
             return
         row = reread(self._context, self._rollout_id)
         gates = [each.gate for each in parse_gates(row.config.get("gates") or []) if each.probe is None]
-        counted = {each.query_set: each.stages.counts for each in recorded}
+        counted = {
+            each.query_set: Counted(each.relevance, each.stages.counts, each.stages.churn.get)
+            for each in recorded
+        }
         readings = [
             (gate, query_set, measured)
             for gate in gates
@@ -145,25 +163,57 @@ def read_probe(probe: Probe | None, around: Surroundings) -> Measured:
 
 
 def measured_of(
-    gate: Gate, counted: Mapping[str, CountsOf], row: RolloutRow
+    gate: Gate, counted: Mapping[str, Counted], row: RolloutRow
 ) -> Iterator[tuple[str, Measured]]:
     """What a gate reads of each query set that it is about; a missing one is a number that is missing.
 
     Args:
-        counted: query set → what it counts at a k in a slice.
+        counted: what each query set of the gallery counts, by its name.
     """
-    about = {name: counts for name, counts in counted.items() if gate.query_set in ("", name)}
+    named = {name: each for name, each in counted.items() if gate.query_set in ("", name)}
+    about = {
+        name: each for name, each in named.items() if each.relevance in NEEDS.get(gate.measure, RelevanceKind)
+    }
     if not about:
-        what = f"query set {gate.query_set!r}" if gate.query_set else "query set"
-        yield gate.query_set, Measured(None, 0, None, f"the gallery has no {what}")
-    for query_set, counts_of in about.items():
-        counts = counts_of(gate.k, gate.slice)
-        if counts is None:
-            where = f"k = {gate.k}" + (f" in slice {gate.slice!r}" if gate.slice != WHOLE else "")
-            yield query_set, Measured(None, 0, None, f"no flips are counted at {where}")
-            continue
-        sample = Sample(*counts, embedded=row.committed_items, quarantined=row.quarantined_items)
-        yield query_set, MEASURES[gate.measure](sample, gate.confidence)
+        yield gate.query_set, Measured(None, 0, None, _nothing_to_judge(gate, bool(named)))
+    for name, each in about.items():
+        sample = _sample(gate, each, row)
+        if isinstance(sample, str):
+            yield name, Measured(None, 0, None, sample)
+        else:
+            yield name, MEASURES[gate.measure](sample, gate.confidence)
+
+
+def _nothing_to_judge(gate: Gate, others: bool) -> str:
+    what = f"query set {gate.query_set!r}" if gate.query_set else "query set"
+    if not others:
+        return f"the gallery has no {what}"
+    lacks = "clicks" if gate.measure == "click_loss_rate" else "relevance by label or pairs"
+    return f"{what} has no {lacks}" if gate.query_set else f"no query set of the gallery has {lacks}"
+
+
+def _sample(gate: Gate, counted: Counted, row: RolloutRow) -> Sample | str:
+    """What a gate reads of a query set, or why there is nothing to read."""
+    where = f"k = {gate.k}" + (f" in slice {gate.slice!r}" if gate.slice != WHOLE else "")
+    counts, churned, compared = (_NO_FLIPS, _NO_FLIPS), None, 0
+    if gate.measure == "churn":
+        churn = counted.churn_of(gate.slice)
+        if churn is None or gate.k > churn.k:
+            return f"no churn is measured at {where}"
+        churned, compared = churn.churn(gate.k), churn.n
+    elif gate.measure != "quarantine_rate":
+        found = counted.counts_of(gate.k, gate.slice)
+        if found is None:
+            what = "clicks" if gate.measure == "click_loss_rate" else "flips"
+            return f"no {what} are counted at {where}"
+        counts = found
+    return Sample(
+        *counts,
+        embedded=row.committed_items,
+        quarantined=row.quarantined_items,
+        churn=churned,
+        compared=compared,
+    )
 
 
 def _judged(

@@ -14,6 +14,7 @@ from orchestrator.core.states import ACTIVE, RolloutState, Verb
 from orchestrator.core.strategies import Direction, Strategy, UnfitStrategyError, choose
 from orchestrator.errors import ConflictError, InconclusiveError, NotCertifiedError, UsageError
 from orchestrator.failpoints import reach
+from orchestrator.gates import depths
 from orchestrator.gates import resolved as resolved_gates
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import flips as flip_queries
@@ -144,7 +145,9 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         "failure_budget": FAILURE_BUDGET,
         "throttles": resolved(context.settings.throttle),
         "gates": gates,
-        "flip_ks": sorted({1, *context.settings.flip_ks, *(gate["k"] for gate in gates if "k" in gate)}),
+        "flip_ks": sorted({1, *context.settings.flip_ks, *depths(gates, of_churn=False)}),
+        "churn_k": max({context.settings.churn_k, *depths(gates, of_churn=True)}),
+        "churn_p": context.settings.churn_p,
     }
     return Checked(
         gallery,

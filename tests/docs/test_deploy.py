@@ -93,6 +93,7 @@ def exported() -> set[str]:
         *metrics.coverage_metrics([]),
         *metrics.flip_metrics([], []),
         *metrics.gate_metrics([]),
+        *metrics.churn_metrics([], []),
         metrics.lag_metric({}),
         BatchTimings().family(),
     ]

@@ -25,6 +25,11 @@ COLUMNS = {
     "ci_low ci_high previous_negative_flips previous_positive_flips at",
     "flip_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
     "opened_at healed_at k attributes",
+    "churn_summary": "rollout gallery queryset relevance slice seq coverage k n overlap rbo p first_changed point at",
+    "click_summary": "rollout gallery queryset slice seq coverage k kept click_losses click_gains missed n loss_rate gain_rate "
+    "ci_low ci_high previous_click_losses previous_click_gains at",
+    "click_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
+    "opened_at healed_at k attributes",
     "refresh_curve": "rollout coverage metric value against_order",
     "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect queryset measure slice k seq reason "
     "times last_at newest",

@@ -5,6 +5,7 @@ galleries   galleries, items, query sets, relevance
 rollouts    rollouts, plans, serving, audit
 batches     claim, renew, commit, release, the log
 flips       evaluations, flips, curves
+churn       churn against the old system
 workers     worker registry
 reporting   the dashboard views
 metrics     what a scrape reads

@@ -131,5 +131,32 @@ def timings_after(connection: Connection, gallery_id: int, seq: int, limit: int)
     )
 
 
+def newest_churn(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
+    """How near these rollouts' answers are to the old system's on each query set: gallery, queryset, n, overlap, rbo."""
+    return _rows(
+        connection,
+        "newest_churn",
+        """SELECT c.* FROM rollout r JOIN query_set s ON s.gallery_id = r.gallery_id
+           CROSS JOIN LATERAL (SELECT rollout, gallery, queryset, n, overlap, rbo FROM reporting.churn_summary
+                               WHERE rollout = r.id AND queryset = s.name AND slice = 'all' ORDER BY seq DESC LIMIT 1) c
+           WHERE r.id = ANY(CAST(:ids AS bigint[])) ORDER BY r.id DESC, s.id""",
+        ids=list(rollout_ids),
+    )
+
+
+def newest_clicks(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
+    """Where these rollouts stand at k = 1 on each of their gallery's query sets of clicks: gallery, queryset, n, click_losses."""
+    return _rows(
+        connection,
+        "newest_clicks",
+        """SELECT c.* FROM rollout r JOIN query_set s ON s.gallery_id = r.gallery_id AND s.relevance = 'clicks'
+           CROSS JOIN LATERAL (SELECT rollout, gallery, queryset, n, click_losses FROM reporting.click_summary
+                               WHERE rollout = r.id AND queryset = s.name AND k = 1 AND slice = 'all'
+                               ORDER BY seq DESC LIMIT 1) c
+           WHERE r.id = ANY(CAST(:ids AS bigint[])) ORDER BY r.id DESC, s.id""",
+        ids=list(rollout_ids),
+    )
+
+
 def _rows(connection: Connection, name: str, sql: str, **values: Any) -> list[Row]:
     return [dict(row) for row in execute(connection, name, sql, **values).mappings()]

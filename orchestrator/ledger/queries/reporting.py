@@ -27,6 +27,18 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"rollout", "queryset", "kind", "reference", "cause", "k"}),
         "opened_seq, queryset, query, k, reference",
     ),
+    "churn_summary": (
+        frozenset({"rollout", "gallery", "queryset", "relevance", "slice", "point"}),
+        "rollout, queryset, slice, seq",
+    ),
+    "click_summary": (
+        frozenset({"rollout", "gallery", "queryset", "slice", "k"}),
+        "rollout, queryset, k, slice, seq",
+    ),
+    "click_items": (
+        frozenset({"rollout", "queryset", "kind", "reference", "cause", "k"}),
+        "opened_seq, queryset, query, k, reference",
+    ),
     "refresh_curve": (frozenset({"rollout", "metric", "against_order"}), "metric, against_order, coverage"),
     "gate_decisions": (frozenset({"rollout", "gate", "queryset", "newest"}), "decided_at, gate, queryset"),
     "serving_history": (frozenset({"gallery"}), "gallery, valid_from"),
@@ -46,7 +58,8 @@ def read_view(
     """Rows of a reporting view; filters with value None are left out.
 
     Args:
-        newest: only the last row in the view's order (with its filters).
+        newest: only the last row in the view's order (with its filters); of a view that says itself which rows are the newest,
+            those.
 
     Raises:
         UsageError: no such view, or a column that may not filter it.
@@ -59,10 +72,12 @@ def read_view(
         raise UsageError(
             f"view {view} cannot be filtered by {', '.join(sorted(unknown))}; use {', '.join(sorted(allowed))}."
         )
-    where = " AND ".join(f'"{name}" = :{name}' for name in given) or "true"
-    if newest:
+    if newest and "newest" in allowed:
+        given["newest"] = True
+    elif newest:
         order = ", ".join(f"{column} DESC" for column in order.split(", "))
         limit = 1
+    where = " AND ".join(f'"{name}" = :{name}' for name in given) or "true"
     ordered = f"ORDER BY {order}" if order else ""
     sql = f"SELECT * FROM reporting.{view} WHERE {where} {ordered} LIMIT :row_limit OFFSET :row_offset"  # noqa: S608
     result = execute(connection, f"read_view.{view}", sql, row_limit=limit, row_offset=offset, **given)

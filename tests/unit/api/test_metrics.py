@@ -26,6 +26,10 @@ CONTRACT = {
     "hotrefresh_gate_state": ("gauge", {"rollout", "gate", "queryset"}),
     "hotrefresh_gate_value": ("gauge", {"rollout", "gate", "queryset"}),
     "hotrefresh_gate_limit": ("gauge", {"rollout", "gate", "queryset"}),
+    "hotrefresh_overlap_ratio": ("gauge", {"queryset"}),
+    "hotrefresh_rbo_ratio": ("gauge", {"queryset"}),
+    "hotrefresh_click_loss_ratio": ("gauge", {"queryset"}),
+    "hotrefresh_click_loss_ratio_count": ("gauge", {"queryset"}),
     "hotrefresh_rollout": ("info", {"rollout", "state", "from", "to"}),
     "hotrefresh_rollout_active_seconds": ("gauge", {"rollout"}),
     "hotrefresh_rollout_paused_seconds": ("gauge", {"rollout"}),
@@ -59,6 +63,15 @@ DECISIONS = [
     {"rollout": 7, "gate": "nfr", "queryset": "a", "result": "inconclusive", "value": None, "limit": 0.05},
     {"rollout": 7, "gate": "nfr", "queryset": "b", "result": "fail", "value": 0.08, "limit": 0.05},
 ]
+CHURN = [
+    {"rollout": 7, "gallery": "pics", "queryset": "logged", "n": 50, "overlap": 0.75, "rbo": 0.8},
+    {"rollout": 7, "gallery": "pics", "queryset": "unread", "n": 0, "overlap": None, "rbo": None},
+    {"rollout": 3, "gallery": "pics", "queryset": "logged", "n": 50, "overlap": 0.1, "rbo": 0.1},
+]
+CLICKS = [
+    {"rollout": 7, "gallery": "pics", "queryset": "clicked", "n": 40, "click_losses": 2},
+    {"rollout": 7, "gallery": "pics", "queryset": "empty", "n": 0, "click_losses": 0},
+]
 
 
 def families():
@@ -71,6 +84,7 @@ def families():
         *metrics.coverage_metrics([{"gallery": "pics", "model": "new", "ratio": 0.5}]),
         *metrics.flip_metrics(OPENED, EVALUATIONS),
         *metrics.gate_metrics(DECISIONS),
+        *metrics.churn_metrics(CHURN, CLICKS),
         metrics.lag_metric({"pics": 3}),
         BatchTimings().family(),
     ]
@@ -197,3 +211,18 @@ def test_batches_are_tallied_once_and_only_those_that_came_after_the_first_look(
 def value(timings, what, stage):
     name = f"hotrefresh_batch_duration_seconds_{what}"
     return next(s.value for s in timings.family().samples if s.name == name and s.labels["stage"] == stage)
+
+
+def test_churn_is_that_of_the_newest_rollout_and_absent_where_nothing_was_compared(samples):
+    assert samples["hotrefresh_overlap_ratio", ("queryset", "pics/logged")] == 0.75
+    assert samples["hotrefresh_rbo_ratio", ("queryset", "pics/logged")] == 0.8
+    assert ("hotrefresh_overlap_ratio", ("queryset", "pics/unread")) not in samples
+
+
+def test_lost_clicks_have_a_ratio_with_its_count_and_are_no_flips(samples):
+    assert samples["hotrefresh_click_loss_ratio", ("queryset", "pics/clicked")] == 0.05
+    assert samples["hotrefresh_click_loss_ratio_count", ("queryset", "pics/clicked")] == 40
+    assert ("hotrefresh_click_loss_ratio", ("queryset", "pics/empty")) not in samples
+    assert not [
+        name for name, *labels in samples if "flip" in name and ("queryset", "pics/clicked") in labels
+    ]
