@@ -271,7 +271,7 @@ class Evaluator:
             return entry.seq > self.seen_seq
         if entry.kind != "batch" or entry.rollout_id != self._holder.id:
             return False
-        rows = rows_of_ranks(connection, self._holder, entry.first_rank, entry.n)
+        rows = rows_of_ranks(connection, self._holder, entry.first_rank, entry.n, entry.plan_revision)
         return bool(rows.max(initial=-1) >= self.n_rows)
 
     def _items(self) -> list[int]:

@@ -52,7 +52,7 @@ def stored_scores(context, row):
         found = connection.exec_driver_sql(
             "SELECT uncertainty FROM batch WHERE rollout_id = %s ORDER BY first_rank", (row.id,)
         )
-        return plan_rows(row), np.array([each[0] for each in found])
+        return plan_rows(connection, row, 0), np.array([each[0] for each in found])
 
 
 @pytest.mark.parametrize("name", real_orders())
@@ -96,8 +96,9 @@ def test_the_preview_shows_the_order_that_the_rollout_will_have(world, tmp_path,
     with world.engine.connect() as connection:
         row = rollout_queries.rollout_by_id(connection, row.id)
         items = gallery_queries.items_of_rows(connection, row.gallery_id, list(range(240)))
+        planned = plan_rows(connection, row, 0)
     keys = {item.row: item.key for item in items}
-    assert [item["key"] for item in previewed] == [keys[int(each)] for each in plan_rows(row)]
+    assert [item["key"] for item in previewed] == [keys[int(each)] for each in planned]
 
 
 def test_a_sigma_rollout_takes_the_items_by_the_variance_that_its_adapter_predicts(world, tmp_path):
@@ -105,9 +106,10 @@ def test_a_sigma_rollout_takes_the_items_by_the_variance_that_its_adapter_predic
     row = advance.advance(world, platform.start(world, order="sigma", adapter="lift").id)
     with world.engine.connect() as connection:
         old = load_matrix(connection, row.gallery_id, before=row.id).vectors
+        planned = plan_rows(connection, row, 0)
     predicted = world.adapter(adapter).transform(old)[1]
     assert len(np.unique(predicted)) > 200, "an adapter that says the same of all would show nothing"
-    np.testing.assert_array_equal(plan_rows(row), order_rows(predicted))
+    np.testing.assert_array_equal(planned, order_rows(predicted))
 
 
 def test_what_has_no_stored_vector_comes_first_in_a_sigma_rollout(world, tmp_path, monkeypatch):
