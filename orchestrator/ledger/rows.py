@@ -71,6 +71,16 @@ class QueryRow:
 
 
 @dataclass(frozen=True)
+class DemandRow:
+    """What a gallery's query log sums up to: `retrievals` of all items since `since`."""
+
+    gallery_id: int
+    retrievals: int
+    since: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
 class QuerySetRow:
     id: int
     gallery_id: int

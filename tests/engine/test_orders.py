@@ -12,7 +12,7 @@ from orchestrator.errors import ExitCode, UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.service import advance, models, plan_preview
+from orchestrator.service import advance, demand, models, plan_preview
 from orchestrator.service.start import StartRequest
 from orchestrator.serving.matrix import load_matrix, plan_rows
 from tests.engine import platform
@@ -21,6 +21,9 @@ from tests.engine import platform
 @pytest.fixture
 def world(context, tmp_path):
     platform.embedded_gallery(context, tmp_path)
+    with context.engine.begin() as connection:
+        gallery = gallery_queries.gallery_by_name(connection, "pics")
+        demand.add_counts(connection, gallery.id, {row: row for row in range(0, 240, 7)})
     return context
 
 
@@ -134,7 +137,6 @@ def test_what_has_no_stored_vector_comes_first_in_a_sigma_rollout(world, tmp_pat
         ("sigma", None, "has no adapter"),
         ("sigma", "procrustes", "predicts none"),
         ("oracle", None, "simulations only: it looks at the new embeddings"),
-        ("demand", None, "simulations only: it needs a query log"),
         ("best", None, "there is no order 'best'"),
     ],
 )

@@ -128,7 +128,8 @@ class Storm:
     def split(self):
         if (work := self.pick()) is not None:
             if work.claim.n == 1:
-                return self.held.append(work)
+                self.held.append(work)
+                return
             with self.context.engine.begin() as connection:
                 rollouts.locked(connection, self.row.id)
                 assert batch_queries.split_batch(connection, work.claim)
@@ -190,10 +191,11 @@ def test_workers_drain_while_the_plan_is_revised_again_and_again(world, running)
     from workers.drain import drain
 
     failures, revisions = [], []
-    workers = [
-        threading.Thread(target=lambda: failures.append(drain(world, running.id, owner=f"w{no}").failure))
-        for no in range(2)
-    ]
+
+    def work(owner):
+        failures.append(drain(world, running.id, owner=owner).failure)
+
+    workers = [threading.Thread(target=work, args=(owner,)) for owner in ("one", "two")]
     for worker in workers:
         worker.start()
     while any(worker.is_alive() for worker in workers):
