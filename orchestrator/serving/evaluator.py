@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from orchestrator.context import Context
 from orchestrator.core.flips import FlipCounts, FlipEvent, FlipStage, FlipTracker
+from orchestrator.core.healing import flip_credit
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import top_k
 from orchestrator.core.slices import slices_of
@@ -50,6 +51,7 @@ class QuerySetEvaluator:
         self.name = queries.row.name
         self.items = 0
         self._part = -1
+        self._relevance = queries.relevance
         ks = sorted({*ks, 1})
         scores, rows = top_k(old, before, ks[-1])
         self._trackers = {k: FlipTracker(queries.relevance, scores[:, :k], rows[:, :k]) for k in ks}
@@ -76,6 +78,20 @@ class QuerySetEvaluator:
         self._settled[rows] = self._settled[kept] = True
         self.items += len(rows)
         return self._update(changed)
+
+    def credit(self) -> npt.NDArray[np.float64]:
+        """(N,) float64: the expected flips that refreshing each row heals, at every k together (`core.healing`)."""
+        found = self._answers.top()[1]
+        total = np.zeros(len(self._settled))
+        for k, tracker in self._trackers.items():
+            flipped = np.flatnonzero(tracker.old_right & ~tracker.right)
+            total += flip_credit(found[flipped, :k], flipped, self._relevance, self._settled)
+        return total
+
+    @property
+    def waiting(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: the rows whose vectors may still change."""
+        return ~self._settled
 
     def _update(self, changed: npt.NDArray[np.int64]) -> Stages:
         scores, found = self._answers.top()
@@ -201,6 +217,9 @@ class Evaluator:
             assert rollout is not None, f"no rollout {rollout_id}"
             self.rollout = rollout
             self.stale = False
+            self.reordered_at: int | None = (
+                None  # items that were committed when a revision of the plan was last thought of
+            )
             self.seen_seq = log_queries.last_seq(connection, rollout.gallery_id)
             self.n_rows = gallery_queries.gallery_by_id(connection, rollout.gallery_id).n_items
             self.seq = log_queries.deployed_seq(connection, rollout_id)
@@ -276,6 +295,10 @@ class Evaluator:
 
     def _items(self) -> list[int]:
         return [each.items for each in self._sets]
+
+    def healing(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+        """(N,) bool, the rows that wait, and (N,) float64, the expected flips of all query sets that refreshing each heals."""
+        return self._sets[0].waiting, np.sum([each.credit() for each in self._sets], axis=0)
 
     def _record(self, seq: int, items: Sequence[int], stages: Sequence[Stages]) -> None:
         with transaction(self._context.engine) as connection:

@@ -1,7 +1,8 @@
 """Counting what searches return, beside the searches: in memory, and every few seconds into the ledger.
 
-A process that dies loses what it has not written, at most `FLUSH_S` seconds of counts. That is fine for what they are used for: which
-items come first. While the ledger is away, counts of at most `MOST_ITEMS` items are kept; those of further items are dropped.
+A process that dies loses what it has not written, at most `FLUSH_S` seconds of counts. That is fine for what they are used
+for: which items come first. While the ledger is away, counts of at most `MOST_ITEMS` items are kept; those of further items are
+dropped.
 """
 
 from __future__ import annotations
