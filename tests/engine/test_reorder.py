@@ -122,6 +122,19 @@ def test_a_rollout_that_follows_flips_revises_its_plan_as_it_goes_on_and_ends_th
     assert status["plan_revision"] == revision(world, row.id).no
 
 
+def test_a_few_items_are_not_worth_a_revision(world):
+    row = begin(world, reorder="flips", batch_size=2)
+    kept = {}
+    evaluate_rollout(world, row.id, kept)
+    some_batches(world, row.id, 1)
+    assert 0 < rollouts.reread(world, row.id).committed_items < 12, "a twentieth of 240"
+    for evaluators in (kept, {}):
+        evaluate_rollout(world, row.id, evaluators)
+        assert revision(world, row.id).no == 1
+    assert reordering.reorder(world, row.id, "flips").items > 0, "there was something to move"
+    assert revision(world, row.id).automatic is False
+
+
 def test_an_evaluator_that_starts_anew_does_not_revise_before_its_time(world):
     row = begin(world, reorder="flips")
     evaluate_rollout(world, row.id, {})
