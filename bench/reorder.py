@@ -34,7 +34,9 @@ F32 = npt.NDArray[np.float32]
 Say = Callable[[str], None]
 
 FOLDER = Path("bench-results/reorder")
-TRAINED = Path("bench-results/methods")  # encoders are those of `bench methods`: what is trained there is not trained again
+TRAINED = Path(
+    "bench-results/methods"
+)  # encoders are those of `bench methods`: what is trained there is not trained again
 DATA, SPLIT = "glyphs", "open-class"
 CHOSEN = ("independent + mlp", "ract", "ract + mlp")
 SEEDS = (0, 1, 2)
