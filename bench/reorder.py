@@ -1,4 +1,9 @@
-"""What it gains to re-rank a refresh by its open flips: half of the queries drive it, the other half measures."""
+"""What it gains to re-rank a refresh by its open flips: some queries drive it, others that it does not know measure.
+
+Glyphs have one query a class, so two halves of the queries ask for different items (`other classes`): nothing that heals a flip
+of one half is relevant to the other. In a second world each class is asked for twice (`same classes`): all queries drive, and the
+pictures of one gallery item a class, taken out of the gallery, ask again and measure.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +52,8 @@ RETRIEVED = 10
 STATIC = "entropy"
 """What gains are measured against."""
 
+WORLDS = ("other classes", "same classes")
+
 ORDERS: Mapping[str, tuple[str, str | None]] = {
     "random": ("random", None),
     "random + flips": ("random", "flips"),
@@ -68,9 +75,9 @@ class World:
     Attributes:
         queries: (Q, d) float32, by the new model. base, new: (N, d) float32, what is stored and what will be.
         old_right: (Q,) bool, answered right at 1 by the old system.
-        drives: (Q,) bool, the half whose flips and retrievals are known; the other half only measures.
+        drives: (Q,) bool, queries whose flips and retrievals are known; the others only measure.
         prototypes: (C, d) float32. labels: (N,) int64.
-        demand: (N,) float32, how often the driving half's queries retrieved each item from the old system.
+        demand: (N,) float32, how often the driving queries retrieved each item from the old system.
     """
 
     queries: F32
@@ -86,7 +93,7 @@ class World:
 
 @dataclass(frozen=True)
 class Along:
-    """What was seen along one refresh: `nfr` and `recall` at rising `coverage`, of either half; how often it was re-ranked."""
+    """What was seen along one refresh: `nfr` and `recall` at rising `coverage`, of either part; how often it was re-ranked."""
 
     coverage: list[float]
     nfr: dict[str, list[float]]
@@ -120,9 +127,9 @@ def run(*, say: Say | None = None, folder: Path = FOLDER, seeds: Sequence[int] =
     found: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for arm in CHOSEN:
         for seed in seeds:
-            world = trained_world(root, folder / root.name, arm, seed)
-            for name, figures in measure(world, seed).items():
-                found.setdefault(arm, {}).setdefault(name, []).append(figures)
+            for kind, world in trained_worlds(root, folder / root.name, arm, seed).items():
+                for name, figures in measure(world, seed).items():
+                    found.setdefault(f"{arm}, {kind}", {}).setdefault(name, []).append(figures)
             tell(f"{arm}, seed {seed}: simulated, {time.monotonic() - started:.0f} s")
     document = result.document(
         "reorder", rows_of(found), seeds=list(seeds), batches=BATCHES, code=root.name, figures=found
@@ -133,49 +140,85 @@ def run(*, say: Say | None = None, folder: Path = FOLDER, seeds: Sequence[int] =
     return document
 
 
-def trained_world(root: Path, folder: Path, arm_name: str, seed: int) -> World:
-    """The vectors of one arm; its adapter is fitted on training pictures alone."""
+def trained_worlds(root: Path, folder: Path, arm_name: str, seed: int) -> dict[str, World]:
+    """Both worlds of one arm; its adapter is fitted on training pictures alone."""
     arm, data = ARMS[arm_name], pictures(DATA)
     job = Job(folder, DATA, SPLIT, seed, f"arm-{arm_name}")
     old, new = (Job(root, DATA, SPLIT, seed, part).folder for part in ("old", f"encoder-{arm.trained}"))
     adapter = picture_jobs._adapter(job, arm, old, new)
     stored, renewed = build.load(old, "gallery"), build.load(new, "gallery")
-    base = leading(stored, renewed.shape[1]) if adapter is None else adapter.transform(stored)[0]
-    return world_of(
-        build.load(old, "queries"),
-        stored,
-        build.load(new, "queries"),
-        base,
-        renewed,
-        data.relevance,
-        load_prototypes(new)[0],
-        data.gallery.numbers,
-        seed,
+    given = Given(
+        old_queries=build.load(old, "queries"),
+        queries=build.load(new, "queries"),
+        stored=stored,
+        base=leading(stored, renewed.shape[1]) if adapter is None else adapter.transform(stored)[0],
+        new=renewed,
+        asked=np.asarray(data.queries.labels),
+        labels=np.asarray(data.gallery.labels),
+        prototypes=load_prototypes(new)[0],
+    )
+    return dict(zip(WORLDS, (in_halves(given, seed), asked_twice(given, seed)), strict=True))
+
+
+@dataclass(frozen=True)
+class Given:
+    """Vectors of queries and items (n, d), by the old and the new model, `base` stored or adapted; the class of each."""
+
+    old_queries: F32
+    queries: F32
+    stored: F32
+    base: F32
+    new: F32
+    asked: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.str_]
+    prototypes: F32
+
+
+def in_halves(given: Given, seed: int) -> World:
+    """The queries dealt in two halves, at random: one drives, one measures."""
+    drives = np.zeros(len(given.queries), np.bool_)
+    drives[np.random.default_rng(seed).permutation(len(drives))[: len(drives) // 2]] = True
+    return world_of(given, drives)
+
+
+def asked_twice(given: Given, seed: int) -> World:
+    """All queries drive; one item of each class that is asked for and has others leaves the gallery and measures."""
+    rng = np.random.default_rng(seed)
+    rows = (np.flatnonzero(given.labels == name) for name in np.unique(given.asked))
+    taken = np.array([rng.choice(some) for some in rows if len(some) > 1], np.int64)
+    left = np.setdiff1d(np.arange(len(given.labels)), taken)
+    more = replace(
+        given,
+        old_queries=np.concatenate([given.old_queries, given.stored[taken]]),
+        queries=np.concatenate([given.queries, given.new[taken]]),
+        asked=np.concatenate([given.asked, given.labels[taken]]),
+        stored=given.stored[left],
+        base=given.base[left],
+        new=given.new[left],
+        labels=given.labels[left],
+    )
+    return world_of(more, np.arange(len(more.queries)) < len(given.queries))
+
+
+def world_of(given: Given, drives: npt.NDArray[np.bool_]) -> World:
+    """What a simulation needs."""
+    relevance = Relevance.from_labels(given.asked.tolist(), given.labels.tolist())
+    retrieved = top_k(given.old_queries, given.stored, min(RETRIEVED, len(given.stored)))[1]
+    return World(
+        given.queries,
+        given.base,
+        given.new,
+        relevance,
+        relevance.hits(retrieved[:, :1]) & relevance.answerable,
+        drives,
+        given.prototypes,
+        np.unique(given.labels, return_inverse=True)[1].astype(np.int64),
+        np.bincount(retrieved[drives].ravel(), minlength=len(given.base)).astype(np.float32),
     )
 
 
-def world_of(
-    old_queries: F32,
-    old_gallery: F32,
-    queries: F32,
-    base: F32,
-    new: F32,
-    relevance: Relevance,
-    prototypes: F32,
-    labels: npt.NDArray[np.int64],
-    seed: int,
-) -> World:
-    """A world whose queries are dealt in two halves, at random by the seed."""
-    retrieved = top_k(old_queries, old_gallery, min(RETRIEVED, len(old_gallery)))[1]
-    drives = np.zeros(len(queries), np.bool_)
-    drives[np.random.default_rng(seed).permutation(len(queries))[: len(queries) // 2]] = True
-    demand = np.bincount(retrieved[drives].ravel(), minlength=len(base)).astype(np.float32)
-    right = relevance.hits(retrieved[:, :1]) & relevance.answerable
-    return World(queries, base, new, relevance, right, drives, prototypes, labels, demand)
-
-
 def measure(world: World, seed: int) -> dict[str, dict[str, Any]]:
-    """Every order: mean NFR and area of both halves, and what was seen along the way."""
+    """Every order: mean NFR and area of both parts, and what was seen along the way."""
     known = world.relevance.answerable
     old_old = {half: float(world.old_right[rows].mean()) for half, rows in halves(world, known).items()}
     found = {}
@@ -235,7 +278,7 @@ def refresh(world: World, row_of: plan.U32, follows: str | None) -> Along:
 
 
 def rows_of(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> list[result.Row]:
-    """A row an arm and an order: mean NFR of the held-out half, against the static order on the same half."""
+    """A row an arm, world and order: mean NFR of the held-out queries, against the static order on the same queries."""
     rows = []
     for arm, orders in found.items():
         static = statistics.mean(each["mean_nfr_held_out"] for each in orders[STATIC])
@@ -248,11 +291,11 @@ def rows_of(found: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> l
             rows.append(
                 result.Row(
                     row=0,
-                    name=f"{arm}: {name}; mean NFR of each seed {', '.join(f'{v:.4f}' for v in held)}; driving half "
+                    name=f"{arm}: {name}; mean NFR of each seed {', '.join(f'{v:.4f}' for v in held)}; driving "
                     f"{statistics.mean(driving):.4f}; area {_mean(areas)}; "
                     f"{statistics.mean(each['revisions'] for each in figures):.0f} revisions",
                     value=round(value, 4),
-                    unit="mean NFR, held-out half",
+                    unit="mean NFR, held-out queries",
                     against=f"{STATIC} {static:.4f}",
                     ratio=round(value / static, 3) if static else None,
                 )

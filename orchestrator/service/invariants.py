@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection
@@ -26,7 +27,7 @@ from orchestrator.ledger.queries import recount as recount_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, RolloutRow
 from orchestrator.service.poison import MAX_ATTEMPTS
-from orchestrator.serving.matrix import adapted_table, load_matrix, plan_rows, read_batch, rows_of_ranks
+from orchestrator.serving.matrix import adapted_table, load_matrix, plan_rows, read_batch
 from orchestrator.serving.queries import serving_path
 from orchestrator.serving.replica import Replica
 
@@ -150,8 +151,11 @@ def _planned(connection: Connection, gallery: GalleryRow, rollouts: list[Rollout
         newest = plan_queries.newest_revision(connection, row.id)
         if chunks and (row_of != plan_rows(connection, row, 0 if newest is None else newest.no)).any():
             wrong.append(f"rollout {row.id}: the plan in the ledger is not the one beside the extents")
+        by_revision: dict[int, Any] = {}
         for first, n, revision in recount_queries.planned_batches(connection, row.id, row.plan_items):
-            if (rows_of_ranks(connection, row, first, n, revision) != row_of[first : first + n]).any():
+            if revision not in by_revision:
+                by_revision[revision] = plan_rows(connection, row, revision)
+            if (by_revision[revision][first : first + n] != row_of[first : first + n]).any():
                 wrong.append(f"rollout {row.id} at rank {first}: revision {revision} has other rows there")
     return Finding("I3", gallery.name, not wrong, "; ".join(wrong[:3]) or "plans are permutations")
 

@@ -9,13 +9,13 @@ import pytest
 
 from bench import reorder
 from orchestrator.core import plan
-from orchestrator.core.metrics import Relevance, top_k
+from orchestrator.core.metrics import top_k
 
 CLASSES, ITEMS, DIM = 30, 12, 24
 
 
 @pytest.fixture
-def world():
+def given():
     """An upgrade as compatible training leaves it: new vectors are better, and new-to-new scores higher than new-to-old."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CLASSES, DIM))
@@ -26,11 +26,26 @@ def world():
         found = centres[classes] + noise * rng.standard_normal((len(classes), DIM)) + shift
         return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
-    relevance = Relevance.from_labels(asked.tolist(), labels.tolist())
-    return reorder.world_of(
-        vectors(asked, 0.9), vectors(labels, 0.9), vectors(asked, 0.6, 0.6), vectors(labels, 0.9), vectors(labels, 0.6, 0.6),
-        relevance, centres.astype(np.float32), labels, seed=0,
+    stored = vectors(labels, 0.9)
+    return reorder.Given(
+        old_queries=vectors(asked, 0.9), queries=vectors(asked, 0.6, 0.6), stored=stored, base=stored,
+        new=vectors(labels, 0.6, 0.6), asked=asked.astype(str), labels=labels.astype(str), prototypes=centres.astype(np.float32),
     )  # fmt: skip
+
+
+@pytest.fixture
+def world(given):
+    return reorder.in_halves(given, seed=0)
+
+
+def test_a_class_that_is_asked_for_twice_is_measured_by_an_item_that_left_the_gallery(given):
+    world = reorder.asked_twice(given, seed=0)
+    assert (world.drives.sum(), (~world.drives).sum()) == (4 * CLASSES, CLASSES)
+    assert len(world.base) == len(world.new) == len(world.labels) == CLASSES * (ITEMS - 1)
+    assert (world.relevance.counts == ITEMS - 1).all()
+    asks_again = world.queries[~world.drives]
+    assert (asks_again[:, None] == given.new[None]).all(axis=2).any(axis=1).all()
+    assert not (asks_again[:, None] == world.new[None]).all(axis=2).any()
 
 
 def static_plan(world):
