@@ -17,9 +17,9 @@ from cli import (
     bench,
     config,
     db,
+    demand,
     demo,
     doctor,
-    gallery,
     init,
     ledger,
     model,
@@ -47,7 +47,7 @@ for name, group in (
     ("config", config),
     ("db", db),
     ("model", model),
-    ("gallery", gallery),
+    ("gallery", demand),  # adds to the commands of cli.gallery
     ("queryset", queryset),
     ("rollout", rollout_settings),  # adds to the commands of cli.rollout
     ("ledger", ledger),

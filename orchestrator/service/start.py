@@ -41,6 +41,8 @@ class StartRequest:
     Attributes:
         strategy: name of a row of `core.strategies`; None: the usual one for the adapter.
         order: name of a backfill order (`core.orders`).
+        demand_base: the order whose scores the order demand weights.
+        reorder: what revisions of the plan follow while it is worked on (`core.healing.MEASURES`); None: it stays.
         prototypes: auto, head (the new model's), classes (means by label) or clusters (k-means).
         temperature: of the softmax over prototypes.
         lane: which rollout workers take first: urgent, backfill or repair.
@@ -59,6 +61,8 @@ class StartRequest:
     lease_s: float | None = None
     lane: str = "backfill"
     supersede: bool = False
+    demand_base: str = "entropy"
+    reorder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         NotCertifiedError: the pair of models was never measured, or was refused.
         InconclusiveError: it was measured on too little.
         UsageError: an order that a rollout, or this one, cannot use.
+        ConflictError: an order that follows demand, and there is none.
     """
     gallery = item_queries.lock_gallery(connection, find_gallery(connection, request.gallery).id)
     new = find_model(connection, request.to_model)
@@ -132,11 +137,20 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
     if running is not None:
         _certify_the_rest(connection, gallery, new, running)
     if strategy.reembeds:
-        check_order(context, request.order, adapter if strategy.lifts else None)
+        check_order(
+            context,
+            connection,
+            request.order,
+            adapter if strategy.lifts else None,
+            gallery,
+            request.demand_base,
+        )
     gates = resolved_gates(context.settings.gate)
     config = {
         "prototypes": request.prototypes,
         "temperature": request.temperature,
+        "demand_base": request.demand_base,
+        "reorder": request.reorder,
         "seed": request.seed,
         "lease_s": request.lease_s or context.settings.lease_s,
         "rollback_window_s": ROLLBACK_WINDOW.total_seconds(),

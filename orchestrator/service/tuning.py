@@ -10,6 +10,7 @@ from typing import Any
 
 from orchestrator import gates, throttles
 from orchestrator.context import Context
+from orchestrator.core.healing import MEASURES
 from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.database import transaction
@@ -59,6 +60,12 @@ def _lane(text: str) -> str:
     return text
 
 
+def _measure(text: str) -> str | None:
+    if text != "none" and text not in MEASURES:
+        raise ValueError(f"it must be one of {', '.join(MEASURES)}, none")
+    return None if text == "none" else text
+
+
 def _tables(name: str, resolved: Callable[[Any], Any]) -> Callable[[str], Any]:
     """Reads the tables of one name out of a TOML file."""
 
@@ -83,6 +90,7 @@ SETTINGS = {
     "lane": Setting(_lane, "which rollout workers take first: urgent, backfill, repair"),
     "failure_budget": Setting(_number(0, 1), "the part of the last 1,000 items that may go into quarantine"),
     "lease_s": Setting(_number(0.5, 86_400), "seconds of a batch's lease; for batches claimed from now on"),
+    "reorder": Setting(_measure, "what the items that wait follow: flips, demand, flips+demand, or none"),
     "throttles": Setting(
         _tables("throttle", throttles.resolved), "a TOML file with [[throttle]] tables, or none"
     ),
@@ -144,4 +152,10 @@ def set_values(context: Context, name: str | int, values: dict[str, Any]) -> Rol
 
 def current(row: RolloutRow) -> dict[str, Any]:
     """Every setting and resolved value of a rollout."""
-    return {"order": row.order_name, "batch_size": row.batch_size, "window": None, **row.config}
+    return {
+        "order": row.order_name,
+        "batch_size": row.batch_size,
+        "window": None,
+        "reorder": None,
+        **row.config,
+    }

@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.core.churn import Churn, ChurnTracker
 from orchestrator.core.flips import FlipCounts, FlipEvent, FlipStage, FlipTracker
+from orchestrator.core.healing import flip_credit
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import top_k
 from orchestrator.core.relevance import RelevanceKind
@@ -56,6 +57,7 @@ class QuerySetEvaluator:
         self._tables = CLICKS if self.relevance is RelevanceKind.CLICKS else FLIPS
         self.items = 0
         self._part = -1
+        self._relevance = queries.relevance
         ks = [] if self.relevance is RelevanceKind.NONE else sorted({*ks, 1})
         deepest = max([*ks, churn_k])
         scores, rows = top_k(old, before, deepest)
@@ -88,6 +90,22 @@ class QuerySetEvaluator:
         self._settled[rows] = self._settled[kept] = True
         self.items += len(rows)
         return self._update(changed)
+
+    def credit(self) -> npt.NDArray[np.float64]:
+        """(N,) float64: the expected flips that refreshing each row heals, at every k together (`core.healing`); clicks give none."""
+        found = self._answers.top()[1]
+        total = np.zeros(len(self._settled))
+        if not self.relevance.known:
+            return total
+        for k, tracker in self._trackers.items():
+            flipped = np.flatnonzero(tracker.old_right & ~tracker.right)
+            total += flip_credit(found[flipped, :k], flipped, self._relevance, self._settled)
+        return total
+
+    @property
+    def waiting(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: the rows whose vectors may still change."""
+        return ~self._settled
 
     def _update(self, changed: npt.NDArray[np.int64]) -> Stages:
         scores, found = self._answers.top()
@@ -231,6 +249,9 @@ class Evaluator:
             assert rollout is not None, f"no rollout {rollout_id}"
             self.rollout = rollout
             self.stale = False
+            self.reordered_at: int | None = (
+                None  # items that were committed when a revision of the plan was last thought of
+            )
             self.seen_seq = log_queries.last_seq(connection, rollout.gallery_id)
             self.n_rows = gallery_queries.gallery_by_id(connection, rollout.gallery_id).n_items
             self.seq = log_queries.deployed_seq(connection, rollout_id)
@@ -303,11 +324,15 @@ class Evaluator:
             return entry.seq > self.seen_seq
         if entry.kind != "batch" or entry.rollout_id != self._holder.id:
             return False
-        rows = rows_of_ranks(connection, self._holder, entry.first_rank, entry.n)
+        rows = rows_of_ranks(connection, self._holder, entry.first_rank, entry.n, entry.plan_revision)
         return bool(rows.max(initial=-1) >= self.n_rows)
 
     def _items(self) -> list[int]:
         return [each.items for each in self._sets]
+
+    def healing(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+        """(N,) bool, the rows that wait, and (N,) float64, the expected flips of all query sets that refreshing each heals."""
+        return self._sets[0].waiting, np.sum([each.credit() for each in self._sets], axis=0)
 
     def _record(self, seq: int, items: Sequence[int], stages: Sequence[Stages]) -> None:
         with transaction(self._context.engine) as connection:

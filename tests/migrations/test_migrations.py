@@ -14,7 +14,7 @@ from orchestrator.ledger.queries.reporting import VIEWS, read_view
 COLUMNS = {
     "rollout_status": "id gallery kind from_model to_model adapter state sub_state reason total pending leased committed "
     "quarantined rate_per_s eta_s coverage started_at last_progress_at paused_s actor throttle_reason throttle_value "
-    "throttle_limit strategy",
+    "throttle_limit strategy plan_revision",
     "queue_status": "rollout band queue_state depth leased oldest_age_s",
     "worker_health": "worker host pid device version last_heartbeat expected_interval_s live success_count error_count "
     "last_error",
@@ -215,3 +215,25 @@ def test_a_downgrade_is_refused_while_a_strategy_serves_that_the_release_before_
     with pytest.raises(DBAPIError, match="roll it back"):
         database.downgrade(engine, "0004")
     assert database.current(engine) == database.HEAD
+
+
+def test_a_downgrade_is_refused_while_a_plan_is_held_that_was_reranked(engine):
+    database.upgrade(engine, "0004")
+    _rollout_of_before(engine, adapter=False)
+    database.upgrade(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO plan_revision (rollout_id, no, file, measure, batches, items, committed_items, automatic, actor) "
+            "VALUES (1, 1, 'rows.1.u32', 'flips', 1, 2, 0, false, 'me')"
+        )
+        assert connection.exec_driver_sql("SELECT plan_revision FROM reporting.rollout_status").one()[0] == 1
+    with pytest.raises(DBAPIError, match="was re-ranked"):
+        database.downgrade(engine, "0006")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE rollout SET state = 'rolled_back'")
+    database.downgrade(engine, "0006")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET ROLE hotrefresh_dashboard")
+        connection.exec_driver_sql("SELECT strategy FROM reporting.rollout_status").one()
+        connection.exec_driver_sql("SELECT * FROM reporting.queue_status")
+    database.upgrade(engine)

@@ -19,7 +19,8 @@ WITH allowed AS (
     SELECT id, gallery_id FROM rollout WHERE id = :rollout AND generation = :generation AND late_revision = :late_revision
        AND state IN ('backfilling', 'finalized') FOR NO KEY UPDATE
 ), mine AS (
-    SELECT b.rollout_id, b.first_rank, b.n, b.band, a.gallery_id FROM batch b JOIN allowed a ON a.id = b.rollout_id
+    SELECT b.rollout_id, b.first_rank, b.n, b.band, a.gallery_id FROM batch b
+    JOIN allowed a ON a.id = b.rollout_id AND b.plan_revision = :plan_revision
     WHERE b.first_rank = :first_rank AND b.fence = :fence AND b.state = 'leased' FOR NO KEY UPDATE OF b
 ), gone AS (
     SELECT array_agg((s.rank - mine.first_rank)::integer ORDER BY s.rank) AS places FROM mine JOIN superseded s
@@ -80,10 +81,11 @@ def claim_batch(connection: Connection, rollout_id: int, owner: str, lease_s: fl
                ON CONFLICT (rollout_id) DO UPDATE SET leases = e.leases + 1
            )
            UPDATE batch SET state = 'leased', fence = fence + 1, attempt = attempt + 1, lease_owner = :owner,
-                  lease_until = clock_timestamp() + make_interval(secs => :lease_s), claimed_at = clock_timestamp()
+                  lease_until = clock_timestamp() + make_interval(secs => :lease_s), claimed_at = clock_timestamp(),
+                  claimed_revision = batch.plan_revision
            FROM best, allowed WHERE batch.rollout_id = :rollout AND batch.first_rank = best.first_rank
            RETURNING batch.rollout_id, batch.first_rank, batch.n, batch.fence, allowed.generation, allowed.late_revision,
-                     batch.attempt, batch.band, batch.error""",
+                     batch.attempt, batch.band, batch.error, batch.plan_revision""",
         rollout=rollout_id,
         owner=owner,
         lease_s=lease_s,
@@ -118,7 +120,7 @@ def commit_batch(
     store_s: float = 0.0,
     previous_commit_s: float | None = None,
 ) -> Committed | None:
-    """Flip one batch to committed under its fence, generation and revision.
+    """Flip one batch to committed under its fence, generation and revisions.
 
     Args:
         crc: of the bytes under the claim's fence; None where every place is a hole and there are no bytes.
@@ -134,6 +136,7 @@ def commit_batch(
         rollout=claim.rollout_id,
         generation=claim.generation,
         late_revision=claim.late_revision,
+        plan_revision=claim.plan_revision,
         first_rank=claim.first_rank,
         fence=claim.fence,
         crc=crc,
@@ -205,10 +208,10 @@ def split_batch(connection: Connection, claim: Claim) -> bool:
                UPDATE batch SET n = :lower, state = 'pending', attempt = 0, lease_owner = NULL, lease_until = NULL,
                       available_at = NULL
                WHERE rollout_id = :rollout AND first_rank = :first_rank AND fence = :fence AND state = 'leased'
-               RETURNING band, uncertainty, error
+               RETURNING band, uncertainty, error, plan_revision
            ), added AS (
-               INSERT INTO batch (rollout_id, first_rank, n, band, fence, uncertainty, error)
-               SELECT :rollout, :second, :upper, band, :fence, uncertainty, error FROM kept RETURNING band
+               INSERT INTO batch (rollout_id, first_rank, n, band, fence, uncertainty, error, plan_revision)
+               SELECT :rollout, :second, :upper, band, :fence, uncertainty, error, plan_revision FROM kept RETURNING band
            ), banded AS (
                UPDATE band_progress p SET batches = batches + 1 FROM added
                WHERE p.rollout_id = :rollout AND p.band = added.band
@@ -228,7 +231,8 @@ def cut_anew(connection: Connection, rollout_id: int, batch_size: int, plan_item
     """Cut the batches that wait into batches of another size; returns how many wait now. The rollout must be locked.
 
     Only neighbours of one band that were never tried are joined; leased, failed and committed ones stay as they are. The
-    new ones take over the highest fence of the old: no address that was written to before is used again.
+    new ones take over the highest fence of the old: no address that was written to before is used again. They take over the
+    newest revision of the plan, too: what it left alone has the same rows in it.
     """
     return int(
         execute(
@@ -236,7 +240,7 @@ def cut_anew(connection: Connection, rollout_id: int, batch_size: int, plan_item
             "cut_anew",
             """WITH waiting AS (
                    DELETE FROM batch WHERE rollout_id = :rollout AND state = 'pending' AND attempt = 0
-                   RETURNING first_rank, n, band, fence, uncertainty
+                   RETURNING first_rank, n, band, fence, uncertainty, plan_revision
                ), marked AS (
                    SELECT *, first_rank <> lag(first_rank + n) OVER w OR band <> lag(band) OVER w
                           OR first_rank = :plan_items AS begins
@@ -245,11 +249,12 @@ def cut_anew(connection: Connection, rollout_id: int, batch_size: int, plan_item
                    SELECT *, count(*) FILTER (WHERE begins OR begins IS NULL) OVER (ORDER BY first_rank) AS run FROM marked
                ), runs AS (
                    SELECT band, min(first_rank) AS first_rank, sum(n) AS n, max(fence) AS fence,
+                          max(plan_revision) AS plan_revision,
                           sum(uncertainty * n) / nullif(sum(n) FILTER (WHERE uncertainty IS NOT NULL), 0) AS uncertainty
                    FROM numbered GROUP BY run, band
                ), added AS (
-                   INSERT INTO batch (rollout_id, first_rank, n, band, fence, uncertainty)
-                   SELECT :rollout, at, least(:size, r.first_rank + r.n - at), r.band, r.fence, r.uncertainty
+                   INSERT INTO batch (rollout_id, first_rank, n, band, fence, uncertainty, plan_revision)
+                   SELECT :rollout, at, least(:size, r.first_rank + r.n - at), r.band, r.fence, r.uncertainty, r.plan_revision
                    FROM runs r CROSS JOIN LATERAL generate_series(r.first_rank, r.first_rank + r.n - 1, :size) AS at
                    RETURNING band
                ), change AS (
