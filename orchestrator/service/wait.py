@@ -10,6 +10,7 @@ from typing import Any
 from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, WaitTimeoutError
+from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries.flips import WHOLE
 from orchestrator.ledger.queries.reporting import read_view
@@ -54,7 +55,7 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
     Raises:
         NotFoundError: no such rollout.
     """
-    with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+    with snapshot(context.engine) as connection:
         rows = read_view(connection, "rollout_status", id=rollout_id)
         if not rows:
             raise NotFoundError(
