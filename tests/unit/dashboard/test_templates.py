@@ -18,11 +18,12 @@ HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
 COMMON = {
     "path": "/", "signed_in": True, "needs_sign_in": True, "form_token": "f" * 64, "now": NOW, "version": "0.1.0",
 }  # fmt: skip
+PAGES = environment()
 VOID = {"meta", "link", "input", "img", "br", "option", "hr"}
 
 
 def render(template, **values):
-    return environment().get_template(template).render(**{**COMMON, **values})
+    return PAGES.get_template(template).render(**{**COMMON, **values})
 
 
 class Outline(HTMLParser):
