@@ -76,7 +76,9 @@ def test_a_verb_is_confirmed_done_and_audited_and_the_page_tells_of_it(world, ru
     assert state(world, running) == "rolled_back"
     assert [row["actor"].endswith(" via dashboard") for row in audit_of(world, running)[-3:]] == [True] * 3
     with world.engine.connect() as connection:
-        (now,) = [row for row in read_view(connection, "serving_history", gallery="pics") if row["valid_to"] is None]
+        (now,) = [
+            row for row in read_view(connection, "serving_history", gallery="pics") if row["valid_to"] is None
+        ]
     assert (now["model"], now["actor"]) == ("old", f"{world.actor} via dashboard")
     assert "Nothing can be done with it any more" in client.get(path).text
 
@@ -102,7 +104,8 @@ def test_what_the_state_does_not_allow_is_one_clear_message(world, running, clie
     refused = send(client, f"/rollouts/{running.id}/finalize", page=f"/rollouts/{running.id}/pause")
     assert refused.status_code == 409
     assert "open_items: 240 of 240 items are not re-embedded yet" in refused.text
-    assert "This is not possible while the rollout is backfilling" in client.get(f"/rollouts/{running.id}/finalize").text
+    page = client.get(f"/rollouts/{running.id}/finalize").text
+    assert "This is not possible while the rollout is backfilling" in page
     first = send(client, "/rollouts/1/rollback", page=f"/rollouts/{running.id}/pause")
     assert first.status_code == 409
     assert "first embedding" in first.text
@@ -202,7 +205,9 @@ def proxied(world, running):
             yield opened, proxy
 
 
-READ = ("/", "/rollouts/2", "/rollouts/2/flips", "/items?gallery=pics", "/serving", "/certificates", "/audit", "/rollouts/2/pause")
+READ = (
+    "/", "/rollouts/2", "/rollouts/2/flips", "/items?gallery=pics", "/serving", "/certificates", "/audit", "/rollouts/2/pause",
+)  # fmt: skip
 
 
 def test_without_the_ledger_every_page_says_so_and_is_back_with_it(proxied):
