@@ -131,6 +131,14 @@ def test_no_path_in_a_request_is_ever_read(client, key):
         assert "root:" not in answer.text
 
 
+def test_not_even_the_path_of_a_picture_that_is_there(world, client):
+    path = world.settings.data_dir.parent / "pictures" / "class-03" / "0.png"
+    assert path.is_file()
+    for key in (str(path), f"file:{path}", f"file://{path}"):
+        for address, more in (("/pictures/item", {}), ("/pictures/query", {"queryset": "asked"})):
+            assert client.get(address, params={"gallery": "pics", "key": key, **more}).status_code == 404
+
+
 def test_static_files_are_ours_only(client):
     assert client.get("/static/dashboard.css").status_code == 200
     for path in (
