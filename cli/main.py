@@ -16,6 +16,7 @@ import typer
 from cli import (
     bench,
     config,
+    dashboard,
     db,
     demand,
     demo,
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
     epilog="Begin with: hotrefresh demo --fast",
 )
-for group in (demo, init, doctor, worker, serve, version):
+for group in (demo, init, doctor, worker, serve, dashboard, version):
     group.register(app)
 for name, group in (
     ("config", config),

@@ -64,28 +64,29 @@ def _checked(token: str, where: str) -> str:
     return token
 
 
-def check_binding(host: str, token: str | None) -> None:
-    """Refuse to listen beyond this machine without a token.
+def check_binding(host: str, token: str | None, what: str = "the API") -> None:
+    """Refuse to listen beyond this machine without a token. `what`: who would listen, for the message.
 
     Raises:
         UsageError: it would be open to everybody.
     """
-    if token or _is_loopback(host):
+    if token or is_loopback(host):
         return
     raise UsageError(
-        f"the API will not listen on {host} without a token: set HOTREFRESH_API_TOKEN or HOTREFRESH_API_TOKEN_FILE, or "
+        f"{what} will not listen on {host} without a token: set HOTREFRESH_API_TOKEN or HOTREFRESH_API_TOKEN_FILE, or "
         "listen on 127.0.0.1."
     )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def _host_name(request: Request) -> str:
+def host_name(request: Request) -> str:
     """The host that was asked for, without its port."""
     asked = request.headers.get("host", "")
     return asked[1:].partition("]")[0] if asked.startswith("[") else asked.partition(":")[0]
@@ -136,7 +137,7 @@ class Guard:
     def _is_trusted(self, request: Request) -> bool:
         if self._token is None:
             # A page in the user's browser may send to this machine, or name it by a host of its own: not as us.
-            return _is_loopback(_host_name(request)) and "origin" not in request.headers
+            return is_loopback(host_name(request)) and "origin" not in request.headers
         given = request.headers.get("authorization", "")
         return hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode())
 

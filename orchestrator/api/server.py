@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable
 
 import uvicorn
+from starlette.applications import Starlette
 
 from orchestrator.api.app import make_app
 from orchestrator.api.log import log, use_json_lines
@@ -43,11 +44,16 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 def make_server(context: Context, token: str | None) -> uvicorn.Server:
     """The server on an open context, not yet running; give it a socket."""
+    return server_of(make_app(context, token), context)
+
+
+def server_of(app: Starlette, context: Context) -> uvicorn.Server:
+    """A server of an application; statements on the context's ledger are limited from now on."""
     limit_statements(context.engine, STATEMENT_S)
     use_json_lines()
     return uvicorn.Server(
         uvicorn.Config(
-            make_app(context, token),
+            app,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -61,10 +67,14 @@ def serve(
     context: Context, listening: socket.socket, token: str | None, ready: Callable[[str], None]
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; requests at hand are finished first."""
+    run(make_server(context, token), listening, ready)
+
+
+def run(server: uvicorn.Server, listening: socket.socket, ready: Callable[[str], None]) -> None:
+    """Run a server until SIGTERM or Ctrl-C. `ready` is called with its URL."""
     host, port = listening.getsockname()[:2]
     # uvicorn raises the signal again when it is done. Ours is to return and give everything back.
     before = signal.signal(signal.SIGTERM, lambda *_: None)
-    server = make_server(context, token)
     ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     log("server.started", host=host, port=port)
     try:

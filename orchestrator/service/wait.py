@@ -10,7 +10,9 @@ from typing import Any
 from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, WaitTimeoutError
+from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import gates as gate_queries
 from orchestrator.ledger.queries.flips import WHOLE
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service.background import live_workers
@@ -59,7 +61,7 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
     Raises:
         NotFoundError: no such rollout.
     """
-    with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+    with snapshot(context.engine) as connection:
         rows = read_view(connection, "rollout_status", id=rollout_id)
         if not rows:
             raise NotFoundError(
@@ -75,7 +77,7 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
             workers_alive=len(live_workers(context)),
             coverage=tuple(read_view(connection, "coverage_by_model", gallery=gallery.name)),
             flips=tuple(newest_rows(connection, sets, "flip_summary", k=1, **whole)),
-            gates=tuple(read_view(connection, "gate_decisions", rollout=rollout_id, newest=True)),
+            gates=tuple(gate_queries.answers_shown(connection, [rollout_id])),
             churn=tuple(newest_rows(connection, sets, "churn_summary", **whole)),
             clicks=tuple(newest_rows(connection, sets, "click_summary", k=1, **whole)),
         )

@@ -92,7 +92,7 @@ class QuerySetEvaluator:
         return self._update(changed)
 
     def credit(self) -> npt.NDArray[np.float64]:
-        """(N,) float64: the expected flips that refreshing each row heals, at every k together (`core.healing`); clicks give none."""
+        """(N,) float64: the expected flips that refreshing each row heals, at every k together (`core.healing`); 0 of clicks."""
         found = self._answers.top()[1]
         total = np.zeros(len(self._settled))
         if not self.relevance.known:

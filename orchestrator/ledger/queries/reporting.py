@@ -58,8 +58,7 @@ def read_view(
     """Rows of a reporting view; filters with value None are left out.
 
     Args:
-        newest: only the last row in the view's order (with its filters); of a view that says itself which rows are the newest,
-            those.
+        newest: only the last row in the view's order (with its filters).
 
     Raises:
         UsageError: no such view, or a column that may not filter it.
@@ -72,12 +71,10 @@ def read_view(
         raise UsageError(
             f"view {view} cannot be filtered by {', '.join(sorted(unknown))}; use {', '.join(sorted(allowed))}."
         )
-    if newest and "newest" in allowed:
-        given["newest"] = True
-    elif newest:
+    where = " AND ".join(f'"{name}" = :{name}' for name in given) or "true"
+    if newest:
         order = ", ".join(f"{column} DESC" for column in order.split(", "))
         limit = 1
-    where = " AND ".join(f'"{name}" = :{name}' for name in given) or "true"
     ordered = f"ORDER BY {order}" if order else ""
     sql = f"SELECT * FROM reporting.{view} WHERE {where} {ordered} LIMIT :row_limit OFFSET :row_offset"  # noqa: S608
     result = execute(connection, f"read_view.{view}", sql, row_limit=limit, row_offset=offset, **given)

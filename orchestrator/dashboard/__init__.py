@@ -1,0 +1,1 @@
+"""The built-in dashboard: pages over the reporting views, and the verbs of a rollout behind a confirmation."""

@@ -1,0 +1,106 @@
+"""The charts of a rollout: recall as it was measured against what other orders would give, and open flips by cause. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from orchestrator.dashboard.charts import Chart, Series, line_chart
+from orchestrator.dashboard.words import decimal, percent
+
+Row = dict[str, Any]
+CAUSES = {"mixed_stage": "mixed stage", "model": "the new model"}
+
+
+def recall_charts(measured: Sequence[Row], others: Sequence[Row], order: str) -> list[Chart]:
+    """A chart for each query set and k.
+
+    Args:
+        measured: rows of `measured_points`, in their order.
+        others: rows of `refresh_curve` of simulated orders.
+        order: the order in which the rollout re-embeds.
+    """
+    charts = []
+    sets = {row["queryset"] for row in measured}
+    for (queryset, k), group in groupby(measured, key=lambda row: (row["queryset"], row["k"])):
+        rows = [row for row in group if row["recall"] is not None and row["coverage"] is not None]
+        if not rows:
+            continue
+        old = rows[-1]["old_recall"]
+        series = [
+            Series(f"measured, order {order}", "measured", _points(rows, "recall"), stepped=True),
+            *_simulated(others, f"recall_at_{k}", queryset if len(sets) > 1 else None),
+            Series("old system", "old", [(0.0, old), (1.0, old)]),
+        ]
+        now = rows[-1]
+        summary = (
+            f"Recall at {k} on {queryset}: {decimal(now['recall'])} at {percent(now['coverage'])} of the gallery, "
+            f"{decimal(rows[0]['recall'])} at the start; the old system had {decimal(old)}."
+        )
+        charts.append(line_chart(f"Recall at {k} on {queryset}", summary, f"recall at {k}", series))
+    return charts
+
+
+def _points(rows: Sequence[Row], column: str) -> list[tuple[float, float]]:
+    return [(float(row["coverage"]), float(row[column])) for row in rows]
+
+
+def _simulated(others: Sequence[Row], metric: str, queryset: str | None) -> list[Series]:
+    """`queryset`: only curves that say they are of this one; None where there is but one."""
+    of_metric = [row for row in others if row["metric"] == metric and queryset in (None, row.get("queryset"))]
+    return [
+        Series(
+            f"simulated, order {name}",
+            "random" if name == "random" else "other",
+            _points(sorted(group, key=lambda row: row["coverage"]), "value"),
+        )
+        for name, group in groupby(
+            sorted(of_metric, key=lambda row: str(row["against_order"])),
+            key=lambda row: str(row["against_order"]),
+        )
+    ]
+
+
+def open_by_cause(
+    points: Sequence[Row], changes: Sequence[Row], seqs: Sequence[int]
+) -> dict[str, list[tuple[float, float]]]:
+    """Cause → (coverage, open negative flips) at each of a query set's points.
+
+    Args:
+        points: its rows of `measured_points`, rising.
+        changes: its rows of `flips_by_cause`, whose places count in `seqs`.
+    """
+    found = {}
+    for cause in CAUSES:
+        of_cause = {int(row["place"]): int(row["change"]) for row in changes if row["cause"] == cause}
+        counts, open_now = {}, 0
+        for place, seq in enumerate(seqs):
+            open_now += of_cause.get(place, 0)
+            counts[seq] = open_now
+        found[cause] = [(float(row["coverage"]), float(counts[row["seq"]])) for row in points]
+    return found
+
+
+def cause_charts(measured: Sequence[Row], changes: Sequence[Row]) -> list[Chart]:
+    """A chart for each query set: open negative flips against the old system at k = 1, by cause as it is known now."""
+    at_one = [row for row in measured if row["k"] == 1]
+    seqs = sorted({row["seq"] for row in at_one})
+    charts = []
+    for queryset, group in groupby(at_one, key=lambda row: row["queryset"]):
+        points = [row for row in group if row["coverage"] is not None]
+        if not points:
+            continue
+        counts = open_by_cause(points, [row for row in changes if row["queryset"] == queryset], seqs)
+        series = [
+            Series(CAUSES[cause], cause.replace("_", "-"), counts[cause], stepped=True) for cause in CAUSES
+        ]
+        now = {cause: int(counts[cause][-1][1]) for cause in CAUSES}
+        summary = (
+            f"Open negative flips on {queryset}: {now['mixed_stage']} of a mixed stage, which the rest of the refresh may "
+            f"heal, and {now['model']} of the new model."
+        )
+        charts.append(
+            line_chart(f"Open negative flips on {queryset}", summary, "queries", series, whole_numbers=True)
+        )
+    return charts

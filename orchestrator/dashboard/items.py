@@ -1,0 +1,67 @@
+"""`/items`: one item's embedding versions over time, and what serves it now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from orchestrator.context import Context
+from orchestrator.dashboard.lookups import gallery_names, items_shown
+from orchestrator.dashboard.site import Site
+from orchestrator.errors import NotFoundError
+from orchestrator.ledger.database import snapshot
+from orchestrator.ledger.queries import dashboard as dashboard_queries
+from orchestrator.ledger.queries import directory as directory_queries
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.service.names import find_gallery
+
+FIRST_ITEMS = 12
+
+
+def routes(site: Site) -> list[Route]:
+    """The page's address."""
+
+    async def show(request: Request) -> Response:
+        gallery, key = request.query_params.get("gallery") or None, request.query_params.get("key") or None
+        return site.page(request, "items.html", **await site.read(read, site.context, gallery, key))
+
+    return [Route("/items", show)]
+
+
+def read(context: Context, gallery_name: str | None, key: str | None) -> dict[str, Any]:
+    """What the page shows; without a key some to begin with.
+
+    Raises:
+        NotFoundError: no such gallery, or no such item in it.
+    """
+    with snapshot(context.engine) as connection:
+        galleries = gallery_names(connection)
+        base: dict[str, Any] = {
+            "galleries": galleries,
+            "gallery": None,
+            "item": None,
+            "first": [],
+            "key": key,
+        }
+        if gallery_name is None and len(galleries) == 1:
+            gallery_name = galleries[0]
+        if gallery_name is None:
+            return base
+        gallery = find_gallery(connection, gallery_name)
+        base["gallery"] = gallery
+        if key is None:
+            return base | {"first": directory_queries.items_from(connection, gallery.id, 0, FIRST_ITEMS)}
+        item = gallery_queries.item_by_key(connection, gallery.id, key)
+        if item is None:
+            raise NotFoundError(
+                f"gallery {gallery.name!r} has no item {key[:200]!r}; "
+                f"`hotrefresh ledger versions {gallery.name} --items` lists its keys."
+            )
+        return base | {
+            "item": items_shown(connection, gallery.name, gallery.modality, [key])[key],
+            "row": item.row,
+            "history": dashboard_queries.item_history(connection, gallery.id, item.row),
+        }

@@ -1,0 +1,108 @@
+"""From what stands in an address to what the ledger holds: rollouts, galleries, the contents of items and queries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection
+
+from models.errors import ItemError, UsageError
+from orchestrator.context import Context
+from orchestrator.dashboard.words import excerpt
+from orchestrator.errors import NotFoundError
+from orchestrator.ledger.database import snapshot
+from orchestrator.ledger.queries import dashboard as dashboard_queries
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.service import listings
+from orchestrator.service.names import find_gallery
+from orchestrator.service.wait import RolloutStatus, read_status
+
+BIGGEST_ID = 2**63 - 1
+
+
+def status_of(context: Context, rollout_id: int) -> RolloutStatus:
+    """The snapshot of a rollout. Raises NotFoundError."""
+    if rollout_id > BIGGEST_ID:
+        raise NotFoundError(f"there is no rollout {str(rollout_id)[:20]}.")
+    return read_status(context, rollout_id)
+
+
+def gallery_names(connection: Connection) -> list[str]:
+    """All galleries, oldest first."""
+    return [gallery.name for gallery in gallery_queries.list_galleries(connection)]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows of an item or a query.
+
+    Attributes:
+        version: of an item, its row of `embedding_versions`; None for a query, or an item that is not embedded.
+        text: of a text, its beginning; None for a picture.
+        fault: why it cannot be shown; None where it can.
+    """
+
+    key: str
+    label: str | None
+    text: str | None
+    fault: str | None
+    version: dict[str, Any] | None
+
+
+def items_shown(connection: Connection, gallery: str, modality: str, keys: Iterable[str]) -> dict[str, Shown]:
+    """Key → what to show of these items; one that was deleted is named as such."""
+    wanted = sorted(set(keys))
+    found = {row["item"]: row for row in dashboard_queries.items_by_key(connection, gallery, wanted)}
+    return {
+        key: _shown(key, found[key], modality, found[key] if found[key]["model"] else None)
+        if key in found
+        else Shown(key, None, None, "it is not in the gallery any more", None)
+        for key in wanted
+    }
+
+
+def queries_shown(
+    connection: Connection, gallery_id: int, modality: str, asked: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Shown]:
+    """(query set, key) → what to show of these queries."""
+    shown = {}
+    for queryset in sorted({name for name, _ in asked}):
+        keys = sorted({key for name, key in asked if name == queryset})
+        for row in dashboard_queries.queries_by_key(connection, gallery_id, queryset, keys):
+            shown[queryset, row["key"]] = _shown(row["key"], row, modality, None)
+    return shown
+
+
+def _shown(key: str, row: dict[str, Any], modality: str, version: dict[str, Any] | None) -> Shown:
+    text, fault = (None, None) if modality == "image" else beginning(row["uri"])
+    return Shown(key, row["label"], text, fault, version)
+
+
+def beginning(uri: str) -> tuple[str | None, str | None]:
+    """The beginning of a text, or why it cannot be read."""
+    from models.datasets import read_item
+
+    try:
+        content = read_item(uri)
+    except (ItemError, UsageError) as error:
+        return None, str(error)
+    return (excerpt(content), None) if isinstance(content, str) else (None, "it is a picture")
+
+
+def uri_of_item(context: Context, gallery: str, key: str) -> str:
+    """Where an item lies, by the ledger. Raises NotFoundError."""
+    return listings.item_uri(context, gallery, key)
+
+
+def uri_of_query(context: Context, gallery_name: str, queryset: str, key: str) -> str:
+    """Where a query lies, by the ledger. Raises NotFoundError."""
+    with snapshot(context.engine) as connection:
+        gallery = find_gallery(connection, gallery_name)
+        rows = dashboard_queries.queries_by_key(connection, gallery.id, queryset, [key])
+    if not rows:
+        raise NotFoundError(
+            f"query set {queryset[:200]!r} of gallery {gallery.name!r} has no query {key[:200]!r}."
+        )
+    return str(rows[0]["uri"])
