@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 44
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,20 @@ class Chart:
     bottom: int = HEIGHT - BOTTOM
 
 
-def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
+def nice_ticks(low: float, high: float, *, whole_numbers: bool = False, about: int = 4) -> list[float]:
     """Round numbers from at or below `low` to at or above `high`; low < high."""
-    step = 10 ** math.floor(math.log10((high - low) / about))
-    for factor in (1, 2, 2.5, 5, 10):
-        if (high - low) / (step * factor) <= about:
-            step *= factor
-            break
+    size = 10 ** math.floor(math.log10((high - low) / about))
+    steps = [size * factor for factor in (1, 2, 5, 10)]
+    if whole_numbers:
+        steps = [step for step in steps if step >= 1] or [1.0]
+    step = next((step for step in steps if (high - low) / step <= about), steps[-1])
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(step * n, 10) for n in range(first, last + 1)]
+
+
+def tick_text(value: float, step: float) -> str:
+    """A number on an axis, with as many decimals as its neighbours need."""
+    return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
 
 
 def value_at(points: Sequence[tuple[float, float]], x: float) -> float | None:
@@ -91,7 +96,7 @@ def line_chart(
     """A chart of values over coverage 0..1. `whole_numbers`: counts, drawn from 0."""
     values = [y for each in series for _, y in each.points]
     if whole_numbers:
-        ticks = sorted({float(round(t)) for t in nice_ticks(0, max([*values, 4]))})
+        ticks = nice_ticks(0, max([*values, 4]), whole_numbers=True)
     else:
         low, high = min(values), max(values)
         margin = max((high - low) * 0.08, 0.005)
@@ -110,7 +115,7 @@ def line_chart(
         y_label=y_label,
         lines=tuple(_line(each, place) for each in series if each.points),
         x_ticks=tuple(Tick(place(x, low)[0], f"{x:.0%}") for x in (0, 0.25, 0.5, 0.75, 1)),
-        y_ticks=tuple(Tick(place(0, y)[1], f"{y:.0f}" if whole_numbers else f"{y:.4g}") for y in ticks),
+        y_ticks=tuple(Tick(place(0, y)[1], tick_text(y, ticks[1] - ticks[0])) for y in ticks),
         table=_table(series),
         whole_numbers=whole_numbers,
     )

@@ -95,6 +95,9 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
         slices = dashboard_queries.attribute_values(connection, gallery.id, SLICES)
         answers = [key for flip in flips for key in (flip["old_item"], flip["new_item"]) if key is not None]
         items = items_shown(connection, gallery.name, gallery.modality, answers)
+        versions = dashboard_queries.versions_then(
+            connection, gallery.id, [then for flip in flips for then in _compared(flip) if then is not None]
+        )
         queries = queries_shown(
             connection, gallery.id, gallery.modality, [(f["queryset"], f["query"]) for f in flips]
         )
@@ -108,6 +111,7 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
                 "asked": queries.get((flip["queryset"], flip["query"])),
                 "old": items.get(flip["old_item"]),
                 "new": items.get(flip["new_item"]),
+                "versions": [versions.get(then) if then else None for then in _compared(flip)],
             }
             for flip in flips
         ],
@@ -118,3 +122,12 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
         "slices": slices,
         "page": page,
     }
+
+
+def _compared(flip: dict[str, Any]) -> tuple[tuple[str, int, int] | None, tuple[str, int, int] | None]:
+    """For the old and the new answer: which item, and the newest rollout and log entry that it was compared under."""
+    rollout, opened = flip["rollout"], flip["opened_seq"]
+    # The old system is what served before this rollout; the previous stage is this rollout, one log entry ago.
+    before = (rollout - 1, opened) if flip["reference"] == "old_system" else (rollout, opened - 1)
+    old, new = flip["old_item"], flip["new_item"]
+    return (old, *before) if old is not None else None, (new, rollout, opened) if new is not None else None

@@ -14,6 +14,7 @@ from orchestrator.dashboard.paging import Page, number_of
 from orchestrator.dashboard.site import Site
 from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import dashboard as dashboard_queries
+from orchestrator.ledger.queries import gates as gate_queries
 from orchestrator.ledger.queries import metrics as metric_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import guide, listings
@@ -40,7 +41,7 @@ def read(context: Context, page: int) -> dict[str, Any]:
         shown = metric_queries.rollouts_shown(connection, MOST_ROLLOUTS)
         ids = [row["id"] for row in shown]
         summaries = dashboard_queries.newest_summaries(connection, ids)
-        gates = dashboard_queries.newest_gates(connection, ids)
+        gates = gate_queries.answers_shown(connection, ids)
         coverage = read_view(connection, "coverage_by_model")
         earlier = read_view(
             connection,

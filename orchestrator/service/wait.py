@@ -12,6 +12,7 @@ from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, WaitTimeoutError
 from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import gates as gate_queries
 from orchestrator.ledger.queries.flips import WHOLE
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service.background import live_workers
@@ -82,7 +83,7 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
             workers_alive=len(live_workers(context)),
             coverage=tuple(read_view(connection, "coverage_by_model", gallery=gallery.name)),
             flips=tuple(flips),
-            gates=tuple(read_view(connection, "gate_decisions", rollout=rollout_id, newest=True)),
+            gates=tuple(gate_queries.answers_shown(connection, [rollout_id])),
         )
 
 

@@ -26,18 +26,29 @@ function offerTheme() {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
 }
 
-// -- a page that refreshes itself: it is read again, and the sections marked `data-live` that differ are put in place.
+// -- a page that refreshes itself: it is read again, and what differs in the sections marked `data-live` is put in place.
+// Only what differs: focus, a selection, opened details and scrolled tables stay as they are.
+function morph(old, fresh) {
+  if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName || old.id !== fresh.id) return old.replaceWith(fresh);
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.data !== fresh.data) old.data = fresh.data;
+    return;
+  }
+  for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+  const before = [...old.childNodes], after = [...fresh.childNodes];
+  after.forEach((child, place) => { if (place < before.length) morph(before[place], child); else old.append(child); });
+  before.slice(after.length).forEach((child) => child.remove());
+}
+
 function swap(fresh) {
+  const focused = document.activeElement;
   for (const section of document.querySelectorAll("[data-live]")) {
     const newer = fresh.getElementById(section.id);
-    if (!newer || newer.innerHTML === section.innerHTML) continue;
-    const focused = section.contains(document.activeElement) ? document.activeElement : null;
-    const opened = [...section.querySelectorAll("details")].map((each) => each.open);
-    section.innerHTML = newer.innerHTML;
-    section.querySelectorAll("details").forEach((each, place) => { each.open = opened[place] ?? false; });
-    if (focused && focused.id) document.getElementById(focused.id)?.focus({ preventScroll: true });
+    if (newer) morph(section, newer);
   }
-  document.title = fresh.title;
+  if (!focused.isConnected) document.getElementById("content").focus({ preventScroll: true });
+  if (document.title !== fresh.title) document.title = fresh.title;
 }
 
 function refreshEvery(seconds) {

@@ -26,17 +26,6 @@ def newest_summaries(connection: Connection, rollout_ids: Sequence[int]) -> list
     )
 
 
-def newest_gates(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
-    """The newest row of `gate_decisions` of each gate on each query set of these rollouts."""
-    return _rows(
-        connection,
-        "newest_gates",
-        """SELECT * FROM reporting.gate_decisions WHERE rollout = ANY(CAST(:ids AS bigint[])) AND newest
-           ORDER BY rollout, decided_at, gate, queryset""",
-        ids=list(rollout_ids),
-    )
-
-
 def measured_points(connection: Connection, rollout_id: int) -> list[Row]:
     """What was counted along a refresh, a row for each drawn point, and the newest: queryset, k, seq, coverage, recall, counts.
 
@@ -170,6 +159,47 @@ def items_by_key(connection: Connection, gallery: str, keys: Sequence[str]) -> l
         gallery=gallery,
         keys=list(keys),
     )
+
+
+def versions_then(
+    connection: Connection, gallery_id: int, asked: Sequence[tuple[str, int, int]]
+) -> dict[tuple[str, int, int], Row]:
+    """With which embedding an item was compared at an earlier moment: `embedding_version` as of then.
+
+    Args:
+        asked: (key of an item, newest rollout that counts, newest log entry that counts).
+
+    Returns:
+        For each that had one: model, rollout, and adapter where a newer rollout had lifted it.
+    """
+    rows = _rows(
+        connection,
+        "versions_then",
+        """SELECT w.key, w.newest, w.seq, m.name AS model, found.id AS rollout,
+                  (SELECT a.name FROM rollout n JOIN adapter a ON a.id = n.adapter_id
+                   WHERE n.gallery_id = :gallery AND n.id > found.id AND n.id <= w.newest AND n.adapted_uri IS NOT NULL
+                     AND (n.id = w.newest OR n.state <> ALL (:gone)) ORDER BY n.id DESC LIMIT 1) AS adapter
+           FROM unnest(CAST(:keys AS text[]), CAST(:newest AS bigint[]), CAST(:seqs AS bigint[])) AS w (key, newest, seq)
+           JOIN item i ON i.gallery_id = :gallery AND i.key = w.key AND i.deleted_at IS NULL
+           CROSS JOIN LATERAL (
+               SELECT r.id, r.to_model_id FROM rollout r
+               CROSS JOIN LATERAL (SELECT l.rank FROM late_item l WHERE l.rollout_id = r.id AND l.row = i.row
+                                   UNION ALL SELECT rank_of(r.id, i.row)) AS place
+               CROSS JOIN LATERAL (SELECT * FROM batch WHERE batch.rollout_id = r.id AND batch.first_rank <= place.rank
+                                   ORDER BY batch.first_rank DESC LIMIT 1) AS b
+               WHERE r.gallery_id = :gallery AND r.id <= w.newest AND b.seq <= w.seq AND place.rank < b.first_rank + b.n
+                 AND (r.id = w.newest OR r.state <> ALL (:gone))
+                 AND NOT coalesce((place.rank - b.first_rank)::integer = ANY (b.holes), false)
+                 AND NOT coalesce((place.rank - b.first_rank)::integer = ANY (b.superseded), false)
+               ORDER BY r.id DESC LIMIT 1) AS found
+           JOIN model m ON m.id = found.to_model_id""",
+        gallery=gallery_id,
+        gone=["planned", "cancelling", "cancelled", "rolling_back", "rolled_back", "failed"],
+        keys=[key for key, _, _ in asked],
+        newest=[newest for _, newest, _ in asked],
+        seqs=[seq for _, _, seq in asked],
+    )
+    return {(row["key"], row["newest"], row["seq"]): row for row in rows}
 
 
 def item_history(connection: Connection, gallery_id: int, row: int) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -96,3 +97,15 @@ def repeat_decision(
         seq=seq,
         reason=reason,
     )
+
+
+def answers_shown(connection: Connection, rollout_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """The newest row of `gate_decisions` of each gate on each query set of these rollouts."""
+    result = execute(
+        connection,
+        "answers_shown",
+        """SELECT * FROM reporting.gate_decisions WHERE rollout = ANY(CAST(:ids AS bigint[])) AND newest
+           ORDER BY rollout, gate, queryset""",
+        ids=list(rollout_ids),
+    )
+    return [dict(row) for row in result.mappings()]
