@@ -30,7 +30,12 @@ BATCH_SIZE = 128
 def half_way(data_dir: Path) -> Iterator[tuple[Context, int]]:
     """The demo's ledger in `data_dir`/demo, its gallery taken back and refreshed again to the middle; and that rollout's id."""
     settings = Settings(
-        data_dir=data_dir / "demo", batch_size=BATCH_SIZE, lease_s=10.0, heartbeat_s=0.5, flip_ks=[1, 10], gate=GATES
+        data_dir=data_dir / "demo",
+        batch_size=BATCH_SIZE,
+        lease_s=10.0,
+        heartbeat_s=0.5,
+        flip_ks=[1, 10],
+        gate=GATES,
     )
     with open_context(settings) as context:
         worker = background.start_worker(context)
