@@ -15,12 +15,18 @@ PAGES = {
     "confirmation": f"/rollouts/{HALTED}/rollback",
     "items": "/items?gallery=pics",
     "item": "/items?gallery=pics&key=class-00%2F0.png",
-    "torn item": "/items?gallery=pics&key=class-00%2Ftorn.png",
     "hostile items": "/items?gallery=hostile",
     "serving": "/serving",
     "certificates": "/certificates?set=pics%2Fasked",
     "audit": "/audit",
 }
+# One for each template, and both kinds of content.
+DIFFERENT = {
+    name: PAGES[name]
+    for name in (
+        "rollouts", "halted", "flips", "confirmation", "items", "item", "hostile items", "serving", "certificates", "audit"
+    )
+}  # fmt: skip
 # Address → the status of its error page.
 NOWHERE = {
     "/rollouts/99": 404,

@@ -40,6 +40,14 @@ ARGUMENTS = (
 _numbers = itertools.count(1)
 
 
+@dataclass(frozen=True)
+class Served:
+    """A dashboard's address, and its ledger."""
+
+    url: str
+    context: Context
+
+
 def chromium_path() -> str | None:
     """Where the system's browser is."""
     named = os.environ.get("CHROMIUM")
@@ -60,13 +68,33 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
+@pytest.fixture(scope="package")
+def usual(chromium: Browser) -> Iterator[Window]:
+    """The window that most tests share: a new one costs more than most of them."""
+    opened = Window(chromium, "")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def look(usual: Window) -> Iterator[Callable[[Served], Window]]:
+    """Turns the usual window to a dashboard; at the end it may have seen no fault that the test did not expect."""
+
+    def at(served: Served) -> Window:
+        usual.turn_to(served.url)
+        return usual
+
+    yield at
+    assert usual.unexpected() == []
+
+
 @pytest.fixture
 def window(chromium: Browser) -> Iterator[Callable[..., Window]]:
-    """Opens a window on an address; at the end no window may have seen a fault that the test did not expect."""
+    """Opens a window of one's own, with options of Playwright's contexts; it is watched as the usual one is."""
     opened: list[Window] = []
 
-    def open_window(url: str, **options: object) -> Window:
-        opened.append(Window(chromium, url, **options))
+    def open_window(served: Served, **options: object) -> Window:
+        opened.append(Window(chromium, served.url, **options))
         return opened[-1]
 
     yield open_window
@@ -119,14 +147,6 @@ def _copy_of(built: Built, folder: Path) -> Iterator[Context]:
             yield context
     finally:
         _administer(f"{url}/postgres", f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@dataclass(frozen=True)
-class Served:
-    """A dashboard's address, and its ledger."""
-
-    url: str
-    context: Context
 
 
 @pytest.fixture(scope="package")

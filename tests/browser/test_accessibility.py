@@ -25,27 +25,27 @@ def violations(seen):
 
 @pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
 def test_axe_finds_nothing_in_light_and_in_dark(window, shown, path):
-    seen = window(shown.url, color_scheme="light").go(path)
+    seen = window(shown, color_scheme="light").go(path)
     assert violations(seen) == []
     seen.page.emulate_media(color_scheme="dark")
     assert violations(seen) == []
 
 
 @pytest.mark.parametrize("path", ["/sign-in", "/rollouts/1"])
-def test_axe_finds_nothing_where_one_signs_in(window, locked, path):
-    seen = window(locked.url).go(path)
+def test_axe_finds_nothing_where_one_signs_in(look, locked, path):
+    seen = look(locked).go(path)
     assert violations(seen) == []
 
 
 def test_axe_finds_nothing_on_a_page_of_an_error_and_on_a_phone(window, shown):
-    seen = window(shown.url, viewport=PHONE)
+    seen = window(shown, viewport=PHONE)
     seen.expect_fault("404")
     for path in ("/nowhere", PAGES["halted"], PAGES["flips"], PAGES["certificates"]):
         assert violations(seen.go(path)) == [], path
 
 
-def test_axe_does_find_faults(window, shown):
-    seen = window(shown.url).go(PAGES["certificates"])
+def test_axe_does_find_faults(look, shown):
+    seen = look(shown).go(PAGES["certificates"])
     seen.script(
         "() => { document.querySelector('label').remove(); document.documentElement.removeAttribute('lang'); }"
     )
@@ -53,8 +53,8 @@ def test_axe_does_find_faults(window, shown):
 
 
 @pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
-def test_tab_comes_to_every_control_in_order_and_its_place_is_seen(window, shown, path):
-    seen = window(shown.url).go(path)
+def test_tab_comes_to_every_control_in_order_and_its_place_is_seen(look, shown, path):
+    seen = look(shown).go(path)
     found = stops(seen.page)
     places = [stop["place"] for stop in found]
     controls = seen.script("() => window.controls.length")
@@ -67,8 +67,8 @@ def test_tab_comes_to_every_control_in_order_and_its_place_is_seen(window, shown
     assert [(stop["markup"], stop["covered"]) for stop in found if stop["covered"]] == []
 
 
-def test_the_first_tab_offers_to_skip_to_the_content(window, shown):
-    seen = window(shown.url).go("/")
+def test_the_first_tab_offers_to_skip_to_the_content(look, shown):
+    seen = look(shown).go("/")
     seen.page.keyboard.press("Tab")
     seen.page.keyboard.press("Enter")
     assert seen.script("() => document.activeElement.id") == "content"
@@ -78,7 +78,7 @@ def test_the_first_tab_offers_to_skip_to_the_content(window, shown):
 
 def test_text_at_twice_its_size_stays_within_the_page(window, shown):
     """WCAG 1.4.10: what is 1280 wide at 400 % is 320."""
-    seen = window(shown.url, viewport={"width": 320, "height": 640})
+    seen = window(shown, viewport={"width": 320, "height": 640})
     for path in PAGES.values():
         seen.go(path)
         width = seen.script("() => document.scrollingElement.scrollWidth")

@@ -28,8 +28,8 @@ def paused_rows(own, rollout_id=GOES_ON):
     return audit(own, action="rollout.paused", target=str(rollout_id))
 
 
-def test_by_keyboard_alone_a_rollout_is_paused_and_everybody_knows(window, own):
-    seen = window(own.url).go(f"/rollouts/{GOES_ON}")
+def test_by_keyboard_alone_a_rollout_is_paused_and_everybody_knows(look, own):
+    seen = look(own).go(f"/rollouts/{GOES_ON}")
     page = seen.page
     tab_to(page, "#act-pause")
     page.keyboard.press("Enter")
@@ -54,9 +54,9 @@ def test_by_keyboard_alone_a_rollout_is_paused_and_everybody_knows(window, own):
     expect(page.locator("tbody tr")).to_contain_text("via dashboard")
 
 
-def test_a_paused_rollout_is_resumed(window, own):
+def test_a_paused_rollout_is_resumed(look, own):
     rollouts.pause(own.context, GOES_ON)
-    seen = window(own.url).go(f"/rollouts/{GOES_ON}")
+    seen = look(own).go(f"/rollouts/{GOES_ON}")
     seen.page.locator("#act-resume").click()
     assert state(own, GOES_ON) == "paused"
     seen.page.get_by_role("button", name="Resume").click()
@@ -66,8 +66,8 @@ def test_a_paused_rollout_is_resumed(window, own):
     assert len(audit(own, action="rollout.backfilling", target=str(GOES_ON))) == 2
 
 
-def test_a_rollback_says_what_it_takes_back_and_the_old_model_serves_again(window, own):
-    seen = window(own.url).go(f"/rollouts/{HALTED}")
+def test_a_rollback_says_what_it_takes_back_and_the_old_model_serves_again(look, own):
+    seen = look(own).go(f"/rollouts/{HALTED}")
     row = rollouts.reread(own.context, HALTED)
     seen.page.locator("#act-rollback").click()
     card = seen.page.locator(".confirm")
@@ -86,8 +86,8 @@ def test_a_rollback_says_what_it_takes_back_and_the_old_model_serves_again(windo
 
 
 @pytest.mark.parametrize("verb", ["pause", "cancel", "rollback"])
-def test_one_who_leaves_it_as_it_is_changes_nothing(window, own, verb):
-    seen, before = window(own.url).go(f"/rollouts/{GOES_ON}"), audit(own)
+def test_one_who_leaves_it_as_it_is_changes_nothing(look, own, verb):
+    seen, before = look(own).go(f"/rollouts/{GOES_ON}"), audit(own)
     seen.page.locator(f"#act-{verb}").click()
     seen.page.get_by_label("Reason").fill("never mind")
     seen.page.get_by_role("link", name="Leave it as it is").click()
@@ -97,8 +97,8 @@ def test_one_who_leaves_it_as_it_is_changes_nothing(window, own, verb):
     assert audit(own) == before
 
 
-def test_a_confirmation_that_came_too_late_is_refused_and_says_why(window, own):
-    seen = window(own.url).go(f"/rollouts/{GOES_ON}/pause")
+def test_a_confirmation_that_came_too_late_is_refused_and_says_why(look, own):
+    seen = look(own).go(f"/rollouts/{GOES_ON}/pause")
     seen.expect_fault("409")
     rollouts.pause(own.context, GOES_ON, "somebody was faster")
     seen.page.get_by_role("button", name="Pause").click()
@@ -108,16 +108,16 @@ def test_a_confirmation_that_came_too_late_is_refused_and_says_why(window, own):
     expect(seen.page.locator("#state")).to_contain_text("somebody was faster")
 
 
-def test_a_form_that_is_sent_twice_acts_once(window, own):
-    seen = window(own.url).go(f"/rollouts/{GOES_ON}/pause")
+def test_a_form_that_is_sent_twice_acts_once(look, own):
+    seen = look(own).go(f"/rollouts/{GOES_ON}/pause")
     seen.expect_fault("409")
     seen.page.get_by_role("button", name="Pause").dblclick()
     expect(seen.page.get_by_role("heading", level=1)).to_contain_text(re.compile("Rollout|Not possible"))
     assert len(paused_rows(own)) == 1
 
 
-def test_only_verbs_that_are_possible_are_offered(window, own):
-    seen = window(own.url).go(f"/rollouts/{world.TAKEN_BACK}")
+def test_only_verbs_that_are_possible_are_offered(look, own):
+    seen = look(own).go(f"/rollouts/{world.TAKEN_BACK}")
     expect(seen.page.locator("[id^=act-]")).to_have_count(0)
     seen.go(f"/rollouts/{GOES_ON}/resume")
     expect(seen.page.locator("main")).to_contain_text("not possible while the rollout is backfilling")
@@ -125,20 +125,20 @@ def test_only_verbs_that_are_possible_are_offered(window, own):
 
 
 def test_without_scripts_everything_can_be_done(window, own):
-    seen = window(own.url, java_script_enabled=False).go(f"/rollouts/{GOES_ON}")
+    seen = window(own, java_script_enabled=False).go(f"/rollouts/{GOES_ON}")
     seen.page.locator("#act-pause").click()
     seen.page.get_by_role("button", name="Pause").click()
     seen.page.wait_for_url(f"**/rollouts/{GOES_ON}?done=pause")
     assert state(own, GOES_ON) == "paused"
 
 
-def test_a_page_of_a_stranger_changes_nothing(window, own, tmp_path):
+def test_a_page_of_a_stranger_changes_nothing(look, own, tmp_path):
     """The browser sends its own Origin with a form, and our cookie not at all."""
     stranger = tmp_path / "stranger.html"
     stranger.write_text(
         f'<form method="post" action="{own.url}/rollouts/{GOES_ON}/pause"><input name="form_token" value="x"><button>win</button></form>'
     )
-    seen = window(own.url).go("/")
+    seen = look(own).go("/")
     seen.expect_fault("stranger.html|403")
     seen.page.goto(stranger.as_uri())
     seen.page.get_by_role("button", name="win").click()

@@ -28,8 +28,8 @@ def keys_on(page):
     ]
 
 
-def test_filters_show_exactly_the_flips_of_the_ledger(window, shown):
-    seen = window(shown.url).go(PATH)
+def test_filters_show_exactly_the_flips_of_the_ledger(look, shown):
+    seen = look(shown).go(PATH)
     page = seen.page
     assert number_of_flips(page) == len(ledger_flips(shown))
     page.get_by_label("Kind").select_option("negative")
@@ -53,11 +53,11 @@ def test_filters_show_exactly_the_flips_of_the_ledger(window, shown):
         assert cause.replace("_", " ") in shown_pills
 
 
-def test_open_and_healed_are_told_apart(window, shown):
+def test_open_and_healed_are_told_apart(look, shown):
     wanted = ledger_flips(shown, reference="old_system", k=1)
     healed = [row for row in wanted if row["healed_seq"] is not None]
     assert 0 < len(healed) < len(wanted)
-    seen = window(shown.url)
+    seen = look(shown)
     for fate, number in (("healed", len(healed)), ("open", len(wanted) - len(healed))):
         seen.go(f"{PATH}?reference=old_system&k=1&fate={fate}")
         assert number_of_flips(seen.page) == number
@@ -66,8 +66,8 @@ def test_open_and_healed_are_told_apart(window, shown):
         )
 
 
-def test_a_slice_shows_its_own_queries(window, shown):
-    seen = window(shown.url).go(f"{PATH}?kind=negative&reference=old_system&k=1")
+def test_a_slice_shows_its_own_queries(look, shown):
+    seen = look(shown).go(f"{PATH}?kind=negative&reference=old_system&k=1")
     everybody = number_of_flips(seen.page)
     seen.page.get_by_label("Slice").fill("tenant=acme")
     seen.page.get_by_role("button", name="Show").click()
@@ -77,9 +77,9 @@ def test_a_slice_shows_its_own_queries(window, shown):
         assert "tenant = acme" in text
 
 
-def test_pages_hold_every_flip_once(window, shown):
+def test_pages_hold_every_flip_once(look, shown):
     wanted = ledger_flips(shown, kind="negative", reference="old_system", k=1)
-    seen = window(shown.url).go(f"{PATH}?kind=negative&reference=old_system&k=1")
+    seen = look(shown).go(f"{PATH}?kind=negative&reference=old_system&k=1")
     page, found = seen.page, keys_on(seen.page)
     while page.get_by_role("link", name="Next page").count():
         page.get_by_role("link", name="Next page").click()
@@ -95,8 +95,8 @@ def test_pages_hold_every_flip_once(window, shown):
     assert page.url == last
 
 
-def test_every_flip_has_three_pictures_that_are_really_drawn(window, shown):
-    seen = window(shown.url).go(f"{PATH}?kind=negative&reference=old_system&k=1")
+def test_every_flip_has_three_pictures_that_are_really_drawn(look, shown):
+    seen = look(shown).go(f"{PATH}?kind=negative&reference=old_system&k=1")
     assert seen.page.locator("li.flip img").count() == 3 * seen.page.locator("li.flip").count()
     drawn = seen.script(PICTURES)
     assert all(each["width"] > 0 for each in drawn), drawn
@@ -104,8 +104,8 @@ def test_every_flip_has_three_pictures_that_are_really_drawn(window, shown):
 
 
 @pytest.mark.parametrize("place", [0, 7])
-def test_a_flip_shows_what_the_ledger_says_of_it(window, shown, place):
-    seen = window(shown.url).go(f"{PATH}?kind=negative&reference=old_system&k=1")
+def test_a_flip_shows_what_the_ledger_says_of_it(look, shown, place):
+    seen = look(shown).go(f"{PATH}?kind=negative&reference=old_system&k=1")
     card = seen.page.locator("li.flip").nth(place)
     key = card.get_attribute("data-query")
     row = next(
@@ -121,8 +121,8 @@ def test_a_flip_shows_what_the_ledger_says_of_it(window, shown, place):
     expect(seen.page.get_by_role("heading", level=1)).to_have_text(row["old_item"])
 
 
-def test_from_the_rollout_two_keys_lead_to_who_is_hurt_now(window, shown):
-    seen = window(shown.url).go(f"/rollouts/{world.HALTED}")
+def test_from_the_rollout_two_keys_lead_to_who_is_hurt_now(look, shown):
+    seen = look(shown).go(f"/rollouts/{world.HALTED}")
     now = int(seen.page.locator("#flips [data-metric=negative_flips]").first.get_attribute("data-value"))
     seen.page.locator("#to-flips").click()
     seen.page.get_by_label("Open or healed").select_option("open")

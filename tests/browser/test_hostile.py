@@ -28,8 +28,8 @@ def assert_inert(seen):
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
-def test_nothing_runs_on_a_page_that_shows_it(window, shown, path):
-    seen = window(shown.url).go(path)
+def test_nothing_runs_on_a_page_that_shows_it(look, shown, path):
+    seen = look(shown).go(path)
     assert_inert(seen)
     for each in seen.page.locator("main [title], main strong, main b, main li").all()[:40]:
         each.dispatch_event("mouseover")
@@ -37,8 +37,8 @@ def test_nothing_runs_on_a_page_that_shows_it(window, shown, path):
 
 
 @pytest.mark.parametrize("key", world.HOSTILE_KEYS, ids=lambda key: key[:12])
-def test_an_item_of_any_name_has_a_page_that_is_reached_by_a_click(window, shown, key):
-    seen = window(shown.url).go("/items?gallery=hostile")
+def test_an_item_of_any_name_has_a_page_that_is_reached_by_a_click(look, shown, key):
+    seen = look(shown).go("/items?gallery=hostile")
     link = seen.page.get_by_role("link", name=key, exact=True)
     expect(link).to_have_text(key)
     link.click()
@@ -49,8 +49,8 @@ def test_an_item_of_any_name_has_a_page_that_is_reached_by_a_click(window, shown
     assert_inert(seen)
 
 
-def test_flips_of_hostile_queries_show_their_names_and_pictures(window, shown):
-    seen = window(shown.url).go(f"/rollouts/{world.HOSTILE}/flips")
+def test_flips_of_hostile_queries_show_their_names_and_pictures(look, shown):
+    seen = look(shown).go(f"/rollouts/{world.HOSTILE}/flips")
     cards = seen.page.locator("li.flip")
     assert cards.count() > 5
     for card in cards.all():
@@ -63,15 +63,15 @@ def test_flips_of_hostile_queries_show_their_names_and_pictures(window, shown):
     assert_inert(seen)
 
 
-def test_a_reason_is_shown_as_it_was_written(window, shown):
-    seen = window(shown.url).go(f"/rollouts/{world.HOSTILE}")
+def test_a_reason_is_shown_as_it_was_written(look, shown):
+    seen = look(shown).go(f"/rollouts/{world.HOSTILE}")
     expect(seen.page.locator("#state [data-metric=reason]")).to_contain_text(world.SCRIPT)
     expect(seen.page.locator("#history")).to_contain_text(world.SCRIPT)
 
 
-def test_an_update_of_a_live_page_makes_no_element_of_it(window, shown):
+def test_an_update_of_a_live_page_makes_no_element_of_it(look, shown):
     """The page is read again and its sections are put in place as markup."""
-    seen = window(shown.url).go(f"/rollouts/{world.HOSTILE}")
+    seen = look(shown).go(f"/rollouts/{world.HOSTILE}")
     seen.script("() => { document.getElementById('history').innerHTML = 'old'; }")
     expect(seen.page.locator("#history")).to_contain_text(world.SCRIPT)
     assert_inert(seen)
@@ -91,8 +91,8 @@ def test_an_update_of_a_live_page_makes_no_element_of_it(window, shown):
         "/{}",
     ],
 )
-def test_what_stands_in_an_address_is_text_too(window, shown, address):
-    seen = window(shown.url)
+def test_what_stands_in_an_address_is_text_too(look, shown, address):
+    seen = look(shown)
     seen.expect_fault("40[04]")
     for text in ('"><script>window.taken=1</script>', "'><img src=x onerror=window.taken=1>"):
         seen.go(address.replace("{}", quote(text, safe="")))

@@ -17,8 +17,8 @@ def committed(own):
     return rollouts.reread(own.context, world.GOES_ON).committed_items
 
 
-def test_a_page_shows_a_batch_that_is_committed_while_it_is_open(window, own):
-    seen = window(own.url).go(PAGE)
+def test_a_page_shows_a_batch_that_is_committed_while_it_is_open(look, own):
+    seen = look(own).go(PAGE)
     before = committed(own)
     expect(seen.page.locator(COMMITTED)).to_have_attribute("data-value", str(before))
     points = seen.page.locator("#curve polyline.measured, #curves polyline.measured, polyline.measured").first
@@ -32,15 +32,15 @@ def test_a_page_shows_a_batch_that_is_committed_while_it_is_open(window, own):
     assert seen.page.title().startswith(f"{after / 241:.1%}".rstrip("%"))
 
 
-def test_the_first_page_follows_too(window, own):
-    seen = window(own.url).go("/")
+def test_the_first_page_follows_too(look, own):
+    seen = look(own).go("/")
     world.work_some(own.context, world.GOES_ON, 1)
     card = seen.page.locator("[data-gallery=more]")
     expect(card.locator("[data-metric=committed]")).to_have_attribute("data-value", str(committed(own)))
 
 
-def test_an_update_leaves_focus_and_what_was_opened_as_they_are(window, own):
-    seen = window(own.url).go(PAGE)
+def test_an_update_leaves_focus_and_what_was_opened_as_they_are(look, own):
+    seen = look(own).go(PAGE)
     opened = seen.page.locator("details").first
     opened.locator("summary").click()
     seen.page.locator("#act-pause").focus()
@@ -50,8 +50,8 @@ def test_an_update_leaves_focus_and_what_was_opened_as_they_are(window, own):
     assert opened.evaluate("each => each.open")
 
 
-def test_a_state_that_changes_is_said_to_those_who_listen(window, own):
-    seen = window(own.url).go(PAGE)
+def test_a_state_that_changes_is_said_to_those_who_listen(look, own):
+    seen = look(own).go(PAGE)
     spoken = seen.page.locator("#spoken")
     assert spoken.get_attribute("aria-live") == "polite"
     expect(spoken).to_have_text(re.compile("^more is backfilling"))
@@ -63,7 +63,7 @@ def test_a_state_that_changes_is_said_to_those_who_listen(window, own):
 
 
 def test_updates_can_be_stopped(window, own):
-    seen = window(own.url).go(PAGE)
+    seen = window(own).go(PAGE)
     seen.page.get_by_role("button", name="Stop updating").click()
     button = seen.page.get_by_role("button", name="Go on updating")
     expect(button).to_be_visible()
@@ -76,8 +76,8 @@ def test_updates_can_be_stopped(window, own):
     expect(seen.page.locator(COMMITTED)).to_have_attribute("data-value", str(committed(own)))
 
 
-def test_a_server_that_is_away_is_named_and_the_page_goes_on_when_it_is_back(window, own):
-    seen = window(own.url).go(PAGE)
+def test_a_server_that_is_away_is_named_and_the_page_goes_on_when_it_is_back(look, own):
+    seen = look(own).go(PAGE)
     seen.expect_fault("ERR_INTERNET_DISCONNECTED")
     seen.page.context.set_offline(True)
     status = seen.page.locator("#refreshing")
@@ -89,7 +89,7 @@ def test_a_server_that_is_away_is_named_and_the_page_goes_on_when_it_is_back(win
 
 
 def test_a_rollout_that_is_over_is_asked_for_no_more(window, own):
-    seen = window(own.url).go(PAGE)
+    seen = window(own).go(PAGE)
     rollouts.rollback(own.context, world.GOES_ON, "over")
     expect(seen.page.locator("#state .pill").first).to_have_text("rolled back")
     expect(seen.page.locator("#refreshing button")).to_be_hidden()
@@ -102,7 +102,7 @@ def test_a_rollout_that_is_over_is_asked_for_no_more(window, own):
 
 
 def test_without_scripts_the_page_is_the_same_and_reloads_itself(window, own):
-    seen = window(own.url, java_script_enabled=False).go(PAGE)
+    seen = window(own, java_script_enabled=False).go(PAGE)
     before = committed(own)
     expect(seen.page.locator(COMMITTED)).to_have_attribute("data-value", str(before))
     expect(seen.page.locator("#theme")).to_be_hidden()

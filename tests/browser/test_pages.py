@@ -16,8 +16,8 @@ HEADINGS = "() => [...document.querySelectorAll('h1, h2, h3')].map(each => Numbe
 
 
 @pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
-def test_a_page_loads_with_no_fault_and_asks_nothing_of_anybody_else(window, shown, path):
-    seen = window(shown.url).go(path)
+def test_a_page_loads_with_no_fault_and_asks_nothing_of_anybody_else(look, shown, path):
+    seen = look(shown).go(path)
     page = seen.page
     assert page.title().endswith("hotrefresh")
     assert page.locator("main").count() == 1
@@ -31,15 +31,15 @@ def test_a_page_loads_with_no_fault_and_asks_nothing_of_anybody_else(window, sho
 
 @pytest.mark.parametrize("path", PAGES.values(), ids=PAGES)
 def test_nothing_sticks_out_on_a_phone(window, shown, path):
-    seen = window(shown.url, viewport=PHONE, has_touch=True, is_mobile=True).go(path)
+    seen = window(shown, viewport=PHONE, has_touch=True, is_mobile=True).go(path)
     wide = seen.script(
         "() => [document.scrollingElement.scrollWidth, document.scrollingElement.clientWidth, innerWidth]"
     )
     assert wide[0] <= wide[1] == PHONE["width"], wide
 
 
-def test_the_browser_enforces_the_content_security_policy(window, shown):
-    seen = window(shown.url).go("/")
+def test_the_browser_enforces_the_content_security_policy(look, shown):
+    seen = look(shown).go("/")
     seen.expect_fault("Content Security Policy")
     seen.script(
         """() => {
@@ -57,7 +57,7 @@ def test_the_browser_enforces_the_content_security_policy(window, shown):
 
 def test_the_watch_sees_what_goes_wrong(window, shown):
     """Without the policy, which would stop most of it before it begins."""
-    seen = window(shown.url, bypass_csp=True).go("/")
+    seen = window(shown, bypass_csp=True).go("/")
     seen.expect_fault("planted|elsewhere.test|nowhere|console: Failed to load resource")
     with seen.page.expect_event("requestfailed"):
         seen.script("() => { new Image().src = 'http://elsewhere.test/x.png'; }")
@@ -72,8 +72,8 @@ def test_the_watch_sees_what_goes_wrong(window, shown):
 
 
 @pytest.mark.parametrize(("path", "status"), NOWHERE.items(), ids=list(NOWHERE))
-def test_an_error_is_a_page_with_a_way_on(window, shown, path, status):
-    seen = window(shown.url)
+def test_an_error_is_a_page_with_a_way_on(look, shown, path, status):
+    seen = look(shown)
     seen.expect_fault(str(status))
     answer = seen.page.goto(path)
     assert answer is not None
@@ -84,8 +84,8 @@ def test_an_error_is_a_page_with_a_way_on(window, shown, path, status):
     assert seen.page.get_by_role("heading", name="pics").is_visible()
 
 
-def test_every_page_is_reached_by_links_alone(window, shown):
-    seen, left, reached = window(shown.url), ["/"], set()
+def test_every_page_is_reached_by_links_alone(look, shown):
+    seen, left, reached = look(shown), ["/"], set()
     while left:
         path = left.pop()
         seen.go(path)

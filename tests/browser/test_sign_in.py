@@ -18,8 +18,8 @@ def sign_in(seen, token=TOKEN):
     seen.page.get_by_role("button", name="Sign in").click()
 
 
-def test_who_signs_in_comes_to_the_page_that_was_asked_for(window, locked):
-    seen = window(locked.url).go(ASKED)
+def test_who_signs_in_comes_to_the_page_that_was_asked_for(look, locked):
+    seen = look(locked).go(ASKED)
     assert "/sign-in?next=" in seen.page.url
     expect(seen.page.get_by_label("Token")).to_be_focused()
     expect(seen.page.get_by_role("navigation", name="Pages")).to_have_count(0)
@@ -36,8 +36,8 @@ def test_who_signs_in_comes_to_the_page_that_was_asked_for(window, locked):
     )
 
 
-def test_a_wrong_token_is_said_where_it_was_typed(window, locked):
-    seen = window(locked.url).go("/")
+def test_a_wrong_token_is_said_where_it_was_typed(look, locked):
+    seen = look(locked).go("/")
     seen.expect_fault("401")
     sign_in(seen, "wrong")
     expect(seen.page.get_by_role("alert")).to_contain_text("not the token")
@@ -50,8 +50,8 @@ def test_a_wrong_token_is_said_where_it_was_typed(window, locked):
     expect(seen.page.get_by_role("heading", name="pics")).to_be_visible()
 
 
-def test_who_signed_out_sees_nothing_more(window, locked):
-    seen = window(locked.url).go("/")
+def test_who_signed_out_sees_nothing_more(look, locked):
+    seen = look(locked).go("/")
     sign_in(seen)
     seen.page.wait_for_url(f"{locked.url}/")
     seen.page.get_by_role("button", name="Sign out").click()
@@ -64,7 +64,7 @@ def test_who_signed_out_sees_nothing_more(window, locked):
 
 
 def test_an_open_page_asks_for_the_token_when_another_tab_signed_out(window, locked):
-    seen = window(locked.url).go(f"/rollouts/{world.GOES_ON}")
+    seen = window(locked).go(f"/rollouts/{world.GOES_ON}")
     seen.expect_fault("401")
     sign_in(seen)
     seen.page.wait_for_url(f"**/rollouts/{world.GOES_ON}")
@@ -76,8 +76,8 @@ def test_an_open_page_asks_for_the_token_when_another_tab_signed_out(window, loc
     seen.page.wait_for_url("**/sign-in?next=**")
 
 
-def test_a_stranger_gets_no_picture(window, locked):
-    seen = window(locked.url)
+def test_a_stranger_gets_no_picture(look, locked):
+    seen = look(locked)
     for path in (
         "/pictures/item?gallery=pics&key=class-00%2F0.png",
         "/pictures/query?gallery=pics&queryset=asked&key=q0",
@@ -87,14 +87,14 @@ def test_a_stranger_gets_no_picture(window, locked):
         assert "image" not in answer.headers["content-type"]
 
 
-def test_after_signing_in_nobody_is_led_to_another_host(window, locked):
+def test_after_signing_in_nobody_is_led_to_another_host(look, locked):
     for bad in (
         "//elsewhere.test/",
         "https://elsewhere.test/",
         "/\\elsewhere.test",
         "javascript:window.taken=1",
     ):
-        seen = window(locked.url).go(f"/sign-in?next={quote(bad, safe='')}")
+        seen = look(locked).go(f"/sign-in?next={quote(bad, safe='')}")
         sign_in(seen)
         seen.page.wait_for_url(f"{locked.url}/")
         assert seen.script("() => window.taken") is None

@@ -20,7 +20,7 @@ def is_dark(seen):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_is_as_the_system_says_and_follows_it(window, shown, scheme):
-    seen = window(shown.url, color_scheme=scheme).go("/")
+    seen = window(shown, color_scheme=scheme).go("/")
     assert is_dark(seen) == (scheme == "dark")
     other = {"light": "dark", "dark": "light"}[scheme]
     seen.page.emulate_media(color_scheme=other)
@@ -29,7 +29,7 @@ def test_a_page_is_as_the_system_says_and_follows_it(window, shown, scheme):
 
 
 def test_what_somebody_chose_holds_on_every_page_and_whatever_the_system_says(window, shown):
-    seen = window(shown.url, color_scheme="light").go("/")
+    seen = window(shown, color_scheme="light").go("/")
     seen.page.get_by_role("button", name="Switch to dark colours").click()
     assert is_dark(seen)
     seen.page.get_by_role("link", name="Serving").click()
@@ -47,7 +47,7 @@ def test_what_somebody_chose_holds_on_every_page_and_whatever_the_system_says(wi
 
 def test_a_chosen_theme_stands_before_the_first_paint(window, shown):
     """The script that sets it is no deferred one, and stands before the body."""
-    seen = window(shown.url).go("/")
+    seen = window(shown).go("/")
     seen.page.get_by_role("button", name="Switch to dark colours").click()
     seen.page.context.add_init_script(
         "new MutationObserver((_, all) => { if (document.body) { window.first = document.documentElement.dataset.theme; "
@@ -59,7 +59,7 @@ def test_a_chosen_theme_stands_before_the_first_paint(window, shown):
 
 def test_charts_and_pills_differ_from_their_ground_in_forced_colours(window, shown):
     """High contrast: text and lines are drawn with the system's colours, and nothing is lost."""
-    seen = window(shown.url, forced_colors="active").go("/rollouts/3")
+    seen = window(shown, forced_colors="active").go("/rollouts/3")
     expect(seen.page.locator("#state .pill").first).to_be_visible()
     strokes = seen.script(
         "() => [...document.querySelectorAll('polyline.line')].map(e => [getComputedStyle(e).stroke, getComputedStyle(e.closest('.card')).backgroundColor])"

@@ -22,7 +22,9 @@ class Window:
     """A page with cookies and storage of its own.
 
     Attributes:
-        page: Playwright's page; its addresses start at the dashboard's.
+        url: the dashboard that it looks at; a path is one of its paths.
+        page: Playwright's page.
+        status: the status of the last page that was opened.
         faults: console errors and warnings (a breach of the content security policy is one), exceptions, dialogs, answers of
             400 and above, requests that failed, and requests to anywhere else.
     """
@@ -30,10 +32,10 @@ class Window:
     def __init__(
         self, browser: Browser, url: str, *, viewport: dict[str, int] | None = None, **options: Any
     ) -> None:
-        self._url = url
+        self.url, self.status = url, 0
         self._expected: list[str] = []
         self.faults: list[str] = []
-        self._context = browser.new_context(base_url=url, viewport=viewport or DESK, **options)
+        self._context = browser.new_context(viewport=viewport or DESK, **options)
         self._context.set_default_timeout(15_000)
         self._context.on("console", self._said)
         self._context.on("weberror", self._thrown)
@@ -51,13 +53,25 @@ class Window:
         """The faults that no test expected."""
         return [fault for fault in self.faults if not any(re.search(each, fault) for each in self._expected)]
 
+    def turn_to(self, url: str) -> None:
+        """Look at another dashboard, as if newly opened: no cookie, no fault and no expectation is left."""
+        self.page.goto("about:blank")
+        self.page.set_viewport_size(DESK)  # type: ignore[arg-type]
+        self.page.emulate_media(color_scheme="light")
+        self._context.clear_cookies()
+        self.url, self.status = url, 0
+        self._expected.clear()
+        self.faults.clear()
+
     def close(self) -> None:
         """Close it; what is under way then is no fault."""
         self._context.close()
 
     def go(self, path: str) -> Window:
         """Open a path, with everything that it loads."""
-        self.page.goto(path, wait_until="load")
+        answer = self.page.goto(self.url + path, wait_until="load")
+        assert answer is not None
+        self.status = answer.status
         return self
 
     def script(self, source: str) -> Any:
@@ -76,7 +90,7 @@ class Window:
         dialog.dismiss()
 
     def _requested(self, request: Request) -> None:
-        if not request.url.startswith((f"{self._url}/", "data:")):
+        if not request.url.startswith((f"{self.url}/", "data:", "about:")):
             self.faults.append(f"request to elsewhere: {request.url}")
 
     def _failed(self, request: Request) -> None:
