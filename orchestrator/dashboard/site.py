@@ -11,7 +11,9 @@ from urllib.parse import parse_qsl, urlencode
 
 import anyio
 import anyio.to_thread
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
+from jinja2.runtime import Context as Filling
+from markupsafe import Markup
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -130,6 +132,11 @@ def query_string(values: dict[str, Any], **changes: Any) -> str:
     return f"?{urlencode(kept)}" if kept else ""
 
 
+@pass_context
+def _moment(filling: Filling, at: datetime | None) -> Markup:
+    return words.moment(at, filling["now"])
+
+
 def environment() -> Environment:
     """The templates: everything is escaped unless it is markup that `words` made."""
     made = Environment(
@@ -142,7 +149,7 @@ def environment() -> Environment:
     made.globals.update(
         figure=words.figure,
         pill=words.pill,
-        moment=words.moment,
+        moment=_moment,
         instant=words.instant,
         query_string=query_string,
     )

@@ -92,13 +92,13 @@ def since(at: datetime, now: datetime) -> str:
     raise AssertionError("two seconds or more have a unit")
 
 
-def moment(at: datetime | None, now: datetime | None = None) -> Markup:
+def moment(at: datetime | None, now: datetime) -> Markup:
     """A time, relative to now; the absolute one in UTC is in its title and its attribute."""
     if at is None:
         return escape(NOTHING)
     utc = at.astimezone(UTC)
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        utc.isoformat(), f"{utc:%Y-%m-%d %H:%M:%S} UTC", since(at, now or datetime.now(UTC))
+        utc.isoformat(), f"{utc:%Y-%m-%d %H:%M:%S} UTC", since(at, now)
     )
 
 

@@ -96,5 +96,7 @@ function refreshEvery(seconds) {
 
 document.addEventListener("DOMContentLoaded", () => {
   offerTheme();
+  // What a form has done is said once, not again by a reload or a bookmark.
+  if (new URLSearchParams(location.search).has("done")) history.replaceState(null, "", location.pathname);
   if (document.body.dataset.refresh) refreshEvery(Number(document.body.dataset.refresh));
 });

@@ -34,14 +34,21 @@ def measured_points(connection: Connection, rollout_id: int) -> list[Row]:
     return _rows(
         connection,
         "measured_points",
-        """SELECT s.name AS queryset, e.k, e.seq, e.items::double precision / nullif(r.n_items, 0) AS coverage,
+        # The newest of each is looked up by itself: a condition that says "or the newest" would read the whole history.
+        """WITH drawn AS (SELECT query_set_id, k, seq FROM evaluation WHERE rollout_id = :rollout AND point AND slice = 'all'),
+                shown AS (
+               SELECT * FROM drawn UNION
+               SELECT n.query_set_id, n.k, n.seq FROM (SELECT DISTINCT query_set_id, k FROM drawn) d
+               CROSS JOIN LATERAL (SELECT * FROM evaluation
+                                   WHERE rollout_id = :rollout AND query_set_id = d.query_set_id AND k = d.k AND slice = 'all'
+                                   ORDER BY seq DESC LIMIT 1) n)
+           SELECT s.name AS queryset, e.k, e.seq, e.items::double precision / nullif(r.n_items, 0) AS coverage,
                   (e.both_right + e.positive_flips)::double precision / nullif(e.n, 0) AS recall,
                   (e.both_right + e.negative_flips)::double precision / nullif(e.n, 0) AS old_recall,
                   e.negative_flips, e.positive_flips, e.n
-           FROM evaluation e JOIN rollout r ON r.id = e.rollout_id JOIN query_set s ON s.id = e.query_set_id
-           WHERE e.rollout_id = :rollout AND e.slice = 'all' AND (e.point OR e.seq = (
-               SELECT max(n.seq) FROM evaluation n WHERE n.rollout_id = e.rollout_id AND n.query_set_id = e.query_set_id
-                 AND n.k = e.k AND n.slice = 'all'))
+           FROM shown JOIN evaluation e ON e.rollout_id = :rollout AND e.query_set_id = shown.query_set_id AND e.k = shown.k
+             AND e.slice = 'all' AND e.seq = shown.seq
+           JOIN rollout r ON r.id = e.rollout_id JOIN query_set s ON s.id = e.query_set_id
            ORDER BY s.id, e.k, e.seq""",
         rollout=rollout_id,
     )

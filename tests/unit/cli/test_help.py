@@ -68,5 +68,5 @@ def test_the_design_s_commands_are_there():
     for group, verbs in wanted.items():
         for verb in verbs.split():
             assert (group, verb) in COMMANDS
-    for name in ["demo", "init", "doctor", "worker", "bench", "version"]:
+    for name in ["demo", "init", "doctor", "worker", "serve", "dashboard", "bench", "version"]:
         assert (name,) in COMMANDS

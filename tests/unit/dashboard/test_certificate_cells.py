@@ -24,7 +24,9 @@ def test_a_pair_stands_in_its_cell_the_certified_way_first():
     assert [(each["verdict"], each["adapter"], each["value"]) for each in cells["new", "old"]] == [
         ("certified", "lift", 0.9), ("refused", None, 0.1),
     ]  # fmt: skip
-    assert [(each["verdict"], each["value"], each["shade"]) for each in cells["old", "new"]] == [("inconclusive", None, 0)]
+    assert [(each["verdict"], each["value"], each["shade"]) for each in cells["old", "new"]] == [
+        ("inconclusive", None, 0)
+    ]
 
 
 def test_the_diagonal_is_what_was_measured_of_each_model_alone():
@@ -36,10 +38,14 @@ def test_the_diagonal_is_what_was_measured_of_each_model_alone():
 
 
 def test_through_a_query_adapter_nothing_is_said_of_the_new_model_alone():
-    row = certificate("new", "old", "certified", 0.8, adapter="back", adapter_maps="queries", old_old=0.7, new_new=0.8)
+    row = certificate(
+        "new", "old", "certified", 0.8, adapter="back", adapter_maps="queries", old_old=0.7, new_new=0.8
+    )
     assert ("new", "new") not in cells_of(["old", "new"], [row])
 
 
-@pytest.mark.parametrize(("value", "expected"), [(None, 0), (0.0, 0), (0.19, 0), (0.5, 2), (0.99, 4), (1.0, 4)])
+@pytest.mark.parametrize(
+    ("value", "expected"), [(None, 0), (0.0, 0), (0.19, 0), (0.5, 2), (0.99, 4), (1.0, 4)]
+)
 def test_a_deeper_shade_is_a_higher_recall(value, expected):
     assert shade(value) == expected

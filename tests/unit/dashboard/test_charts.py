@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from orchestrator.dashboard.charts import (
@@ -31,7 +33,7 @@ def test_ticks_are_round_and_enclose_the_values(low, high, expected):
     ticks = nice_ticks(low, high)
     assert ticks[0] <= low + 1e-9
     assert ticks[-1] >= high - 1e-9
-    steps = {round(b - a, 9) for a, b in zip(ticks, ticks[1:], strict=False)}
+    steps = {round(b - a, 9) for a, b in itertools.pairwise(ticks)}
     assert len(steps) == 1
     if len(expected) < 7:
         assert ticks == pytest.approx(expected)

@@ -43,7 +43,11 @@ def test_open_flips_are_those_opened_before_and_not_healed_yet():
 def test_there_is_a_chart_for_each_query_set_and_k():
     rows = [point(1, 0.0), point(2, 0.5, 0.9), point(1, 0.0, k=10), point(1, 0.0, queryset="other")]
     charts = recall_charts(rows, [], "entropy")
-    assert [chart.title for chart in charts] == ["Recall at 1 on asked", "Recall at 10 on asked", "Recall at 1 on other"]
+    assert [chart.title for chart in charts] == [
+        "Recall at 1 on asked",
+        "Recall at 10 on asked",
+        "Recall at 1 on other",
+    ]
     assert [line.name for line in charts[0].lines] == ["measured, order entropy", "old system"]
     assert "0.900 at 50.0" in charts[0].summary
     assert [chart.title for chart in cause_charts(rows, [])] == [
@@ -52,7 +56,10 @@ def test_there_is_a_chart_for_each_query_set_and_k():
 
 
 def test_a_random_order_is_drawn_where_one_was_simulated():
-    random = [{"metric": "recall_at_1", "against_order": "random", "coverage": c, "value": v} for c, v in ((1, 1), (0, 0.8))]
+    random = [
+        {"metric": "recall_at_1", "against_order": "random", "coverage": c, "value": v}
+        for c, v in ((1, 1), (0, 0.8))
+    ]
     other = [{"metric": "recall_at_10", "against_order": "random", "coverage": 0, "value": 0.1}]
     (chart,) = recall_charts([point(1, 0.0)], random + other, "entropy")
     assert [(line.name, line.style) for line in chart.lines] == [

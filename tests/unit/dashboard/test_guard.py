@@ -29,7 +29,9 @@ def test_without_a_token_this_machine_is_answered_by_its_own_names(host):
     assert client_of().get("/", headers={"Host": host}).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8081", "127.0.0.1.evil.example", "", "10.0.0.1"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8081", "127.0.0.1.evil.example", "", "10.0.0.1"]
+)
 def test_without_a_token_no_other_name_is_answered(host):
     """A stranger's page may let its own name point to this machine."""
     assert client_of().get("/", headers={"Host": host}).status_code == 403
@@ -92,12 +94,20 @@ def test_a_page_gives_a_cookie_once_that_no_script_reads_and_no_other_site_sends
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= set(given.split("; "))
     assert "Secure" not in given
     assert "set-cookie" not in client.get("/").headers
-    assert "; Secure" in client_of("a" * 16, base_url="https://board.example").get("/sign-in").headers["set-cookie"]
+    assert (
+        "; Secure"
+        in client_of("a" * 16, base_url="https://board.example").get("/sign-in").headers["set-cookie"]
+    )
 
 
 def test_every_answer_forbids_frames_and_foreign_scripts():
     client = client_of("a-token-of-the-tests")
-    for answer in (client.get("/"), client.get("/sign-in"), client.post("/"), client.get("/static/dashboard.js")):
+    for answer in (
+        client.get("/"),
+        client.get("/sign-in"),
+        client.post("/"),
+        client.get("/static/dashboard.js"),
+    ):
         policy = answer.headers["content-security-policy"]
         assert "frame-ancestors 'none'" in policy
         assert "unsafe" not in policy

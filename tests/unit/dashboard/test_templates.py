@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -16,13 +17,19 @@ from orchestrator.ledger.rows import GalleryRow, ItemRow
 NOW = datetime(2026, 11, 28, 12, 0, tzinfo=UTC)
 HOSTILE = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>"
 COMMON = {
-    "path": "/", "signed_in": True, "needs_sign_in": True, "form_token": "f" * 64, "now": NOW, "version": "0.1.0",
-}  # fmt: skip
+    "path": "/",
+    "signed_in": True,
+    "needs_sign_in": True,
+    "form_token": "f" * 64,
+    "now": NOW,
+    "version": "0.1.0",
+}
+PAGES = environment()
 VOID = {"meta", "link", "input", "img", "br", "option", "hr"}
 
 
 def render(template, **values):
-    return environment().get_template(template).render(**{**COMMON, **values})
+    return PAGES.get_template(template).render(**{**COMMON, **values})
 
 
 class Outline(HTMLParser):
@@ -56,57 +63,156 @@ class Outline(HTMLParser):
 def flip(**more):
     shown = Shown(HOSTILE, HOSTILE, HOSTILE, None, {"model": HOSTILE, "adapter": HOSTILE})
     return {
-        "query": HOSTILE, "queryset": HOSTILE, "kind": "negative", "reference": "old_system", "k": 1, "cause": "model",
-        "old_item": HOSTILE, "new_item": HOSTILE, "old_score": 0.9, "new_score": 0.8, "opened_seq": 3, "healed_seq": None,
-        "opened_at": NOW, "healed_at": None, "attributes": {HOSTILE: HOSTILE}, "asked": shown, "old": shown, "new": shown,
-        "versions": [{"model": HOSTILE, "adapter": None}, None], **more,
-    }  # fmt: skip
+        "query": HOSTILE,
+        "queryset": HOSTILE,
+        "kind": "negative",
+        "reference": "old_system",
+        "k": 1,
+        "cause": "model",
+        "old_item": HOSTILE,
+        "new_item": HOSTILE,
+        "old_score": 0.9,
+        "new_score": 0.8,
+        "opened_seq": 3,
+        "healed_seq": None,
+        "opened_at": NOW,
+        "healed_at": None,
+        "attributes": {HOSTILE: HOSTILE},
+        "asked": shown,
+        "old": shown,
+        "new": shown,
+        "versions": [{"model": HOSTILE, "adapter": None}, None],
+        **more,
+    }
 
 
-ROLLOUT = {"id": 7, "gallery": HOSTILE, "from_model": HOSTILE, "to_model": HOSTILE, "state": "paused", "sub_state": None,
-           "reason": HOSTILE, "committed": 3, "total": 9}  # fmt: skip
+ROLLOUT = {
+    "id": 7,
+    "gallery": HOSTILE,
+    "from_model": HOSTILE,
+    "to_model": HOSTILE,
+    "state": "paused",
+    "sub_state": None,
+    "reason": HOSTILE,
+    "committed": 3,
+    "total": 9,
+}
 FLIPS = {
-    "rollout": ROLLOUT, "modality": "image", "flips": [flip(), flip(healed_seq=4, healed_at=NOW, k=10, old=None, old_item=None)],
-    "filters": {"slice": HOSTILE, "queryset": HOSTILE}, "choices": {n: {HOSTILE: HOSTILE} for n in ("kind", "reference", "cause", "fate")},
-    "query_sets": [HOSTILE], "ks": [1, 10], "slices": [HOSTILE], "page": Page(2, 20, more=True, total=70),
-}  # fmt: skip
+    "rollout": ROLLOUT,
+    "modality": "image",
+    "flips": [flip(), flip(healed_seq=4, healed_at=NOW, k=10, old=None, old_item=None)],
+    "filters": {"slice": HOSTILE, "queryset": HOSTILE},
+    "choices": {n: {HOSTILE: HOSTILE} for n in ("kind", "reference", "cause", "fate")},
+    "query_sets": [HOSTILE],
+    "ks": [1, 10],
+    "slices": [HOSTILE],
+    "page": Page(2, 20, more=True, total=70),
+}
 GALLERY = GalleryRow(1, HOSTILE, "text", HOSTILE, 3, NOW, 0)
 ITEM = {
-    "galleries": [HOSTILE], "gallery": GALLERY, "key": HOSTILE, "first": [], "row": 0,
-    "item": Shown(HOSTILE, HOSTILE, HOSTILE, None, {"model": HOSTILE, "adapter": HOSTILE, "rollout": 1, "batch": 0, "committed_at": NOW}),
+    "galleries": [HOSTILE],
+    "gallery": GALLERY,
+    "key": HOSTILE,
+    "first": [],
+    "row": 0,
+    "item": Shown(
+        HOSTILE,
+        HOSTILE,
+        HOSTILE,
+        None,
+        {"model": HOSTILE, "adapter": HOSTILE, "rollout": 1, "batch": 0, "committed_at": NOW},
+    ),
     "history": [
-        {"rollout": 1, "model": HOSTILE, "adapter": HOSTILE, "strategy": "reembed", "state": "finalized", "batch": 0, "rank": 0,
-         "seq": 1, "batch_state": "committed", "superseded": False, "hole": False, "reclaimed": False, "late": True,
-         "uncertainty": 0.5, "committed_at": NOW}
+        {
+            "rollout": 1,
+            "model": HOSTILE,
+            "adapter": HOSTILE,
+            "strategy": "reembed",
+            "state": "finalized",
+            "batch": 0,
+            "rank": 0,
+            "seq": 1,
+            "batch_state": "committed",
+            "superseded": False,
+            "hole": False,
+            "reclaimed": False,
+            "late": True,
+            "uncertainty": 0.5,
+            "committed_at": NOW,
+        }
     ],
-}  # fmt: skip
+}
 AUDIT = {
-    "filters": dict.fromkeys(("actor", "action", "target"), HOSTILE), "page": Page(1, 50, more=True),
-    "rows": [{"at": NOW, "actor": HOSTILE, "action": HOSTILE, "target": HOSTILE, "before": {HOSTILE: HOSTILE}, "after": None}],
-}  # fmt: skip
+    "filters": dict.fromkeys(("actor", "action", "target"), HOSTILE),
+    "page": Page(1, 50, more=True),
+    "rows": [
+        {
+            "at": NOW,
+            "actor": HOSTILE,
+            "action": HOSTILE,
+            "target": HOSTILE,
+            "before": {HOSTILE: HOSTILE},
+            "after": None,
+        }
+    ],
+}
 SERVING = {
-    "gallery": HOSTILE, "galleries": [HOSTILE], "page": Page(1, 50, more=False),
-    "rows": [{"gallery": HOSTILE, "model": HOSTILE, "rollout": 1, "valid_from": NOW, "valid_to": None, "actor": HOSTILE, "reason": HOSTILE}],
-}  # fmt: skip
+    "gallery": HOSTILE,
+    "galleries": [HOSTILE],
+    "page": Page(1, 50, more=False),
+    "rows": [
+        {
+            "gallery": HOSTILE,
+            "model": HOSTILE,
+            "rollout": 1,
+            "valid_from": NOW,
+            "valid_to": None,
+            "actor": HOSTILE,
+            "reason": HOSTILE,
+        }
+    ],
+}
 CELL = {"verdict": "certified", "adapter": HOSTILE, "value": 0.9, "shade": 4}
 CERTIFICATES = {
-    "sets": [(HOSTILE, HOSTILE)], "chosen": (HOSTILE, HOSTILE), "models": [HOSTILE], "cells": {(HOSTILE, HOSTILE): [CELL]},
-    "certificates": [{**CELL, "query_model": HOSTILE, "gallery_model": HOSTILE, "measured": {"new_old": 0.9}, "reason": HOSTILE, "created_at": NOW}],
-}  # fmt: skip
+    "sets": [(HOSTILE, HOSTILE)],
+    "chosen": (HOSTILE, HOSTILE),
+    "models": [HOSTILE],
+    "cells": {(HOSTILE, HOSTILE): [CELL]},
+    "certificates": [
+        {
+            **CELL,
+            "query_model": HOSTILE,
+            "gallery_model": HOSTILE,
+            "measured": {"new_old": 0.9},
+            "reason": HOSTILE,
+            "created_at": NOW,
+        }
+    ],
+}
 HOSTILE_PAGES = {
-    "flips.html": FLIPS, "items.html": ITEM, "audit.html": AUDIT, "serving.html": SERVING, "certificates.html": CERTIFICATES,
+    "flips.html": FLIPS,
+    "items.html": ITEM,
+    "audit.html": AUDIT,
+    "serving.html": SERVING,
+    "certificates.html": CERTIFICATES,
     "error.html": {"title": "Refused", "message": HOSTILE, "path": f"/rollouts/{HOSTILE}/x"},
     "sign_in.html": {"then": HOSTILE, "wrong": True},
-}  # fmt: skip
+}
 NO_PAGE = Page(1, 20, more=False, total=0)
 EMPTY_PAGES = {
-    "rollouts.html": {"galleries": [], "workers_alive": 0, "rollouts": [], "page": NO_PAGE, "next_command": "gallery create NAME SOURCE"},
+    "rollouts.html": {
+        "galleries": [],
+        "workers_alive": 0,
+        "rollouts": [],
+        "page": NO_PAGE,
+        "next_command": "gallery create NAME SOURCE",
+    },
     "items.html": {"galleries": [], "gallery": None, "item": None, "first": [], "key": None},
     "serving.html": {"gallery": None, "galleries": [], "rows": [], "page": NO_PAGE},
     "certificates.html": {"sets": [], "chosen": None, "models": [], "cells": {}, "certificates": []},
     "audit.html": {"filters": dict.fromkeys(("actor", "action", "target")), "rows": [], "page": NO_PAGE},
     "flips.html": {**FLIPS, "flips": [], "filters": {}, "query_sets": [], "slices": [], "page": NO_PAGE},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("template", HOSTILE_PAGES)
@@ -132,7 +238,7 @@ def test_every_page_has_a_title_landmarks_and_headings_in_order(pages):
         assert {"title", "header", "main", "footer"} <= set(outline.tags), template
         assert outline.headings[0] == 1, template
         assert outline.headings.count(1) == 1, template
-        steps = [b - a for a, b in zip(outline.headings, outline.headings[1:], strict=False)]
+        steps = [b - a for a, b in itertools.pairwise(outline.headings)]
         assert max(steps, default=0) <= 1, f"{template}: {outline.headings}"
 
 
@@ -142,7 +248,9 @@ def test_every_table_has_a_caption_and_every_field_a_label():
             outline = Outline(render(template, **values))
             assert outline.tags.count("table") == outline.tags.count("caption"), template
             labelled = {has.get("for") for tag, has in outline.attributes if tag == "label"}
-            fields = [h for t, h in outline.attributes if t in ("input", "select") and h.get("type") != "hidden"]
+            fields = [
+                h for t, h in outline.attributes if t in ("input", "select") and h.get("type") != "hidden"
+            ]
             assert {field["id"] for field in fields} == labelled, template
             assert all("scope" in has for tag, has in outline.attributes if tag == "th"), template
             assert all(has.get("alt") for tag, has in outline.attributes if tag == "img"), template
@@ -158,7 +266,9 @@ def test_nothing_in_the_templates_is_inline_or_from_elsewhere():
 
 
 def test_an_item_without_a_key_is_offered_some():
-    text = render("items.html", **{**ITEM, "item": None, "key": None, "first": [ItemRow(0, HOSTILE, "text:a", None)]})
+    text = render(
+        "items.html", **{**ITEM, "item": None, "key": None, "first": [ItemRow(0, HOSTILE, "text:a", None)]}
+    )
     assert "/items?gallery=" in text
     assert Outline(text).tags.count("script") == 1
 

@@ -86,7 +86,11 @@ def test_a_figure_that_is_missing_is_no_zero():
 
 
 def test_nothing_of_a_name_becomes_markup():
-    for shown in (words.figure("items", 3, HOSTILE, model=HOSTILE), words.pill(HOSTILE), words.pill("paused", HOSTILE)):
+    for shown in (
+        words.figure("items", 3, HOSTILE, model=HOSTILE),
+        words.pill(HOSTILE),
+        words.pill("paused", HOSTILE),
+    ):
         assert "<script" not in shown
         assert '"><' not in shown.replace('"></', "")
 
