@@ -1,4 +1,4 @@
-"""A headless Chromium of the system, and dashboards for it to look at. Without a Chromium the tests are skipped and say how to get one."""
+"""A headless Chromium of the system, and dashboards for it to look at; without a Chromium these tests are skipped."""
 
 from __future__ import annotations
 

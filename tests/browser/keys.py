@@ -37,8 +37,9 @@ def stops(page: Page) -> list[dict[str, Any]]:
             """() => {
               const each = document.activeElement;
               if (!each || each === document.body) return null;
-              const style = getComputedStyle(each), box = each.getBoundingClientRect();
-              const top = document.elementFromPoint(box.left + Math.min(box.width, 40) / 2, box.top + Math.min(box.height, 20) / 2);
+              const style = getComputedStyle(each), box = each.getClientRects()[0];
+              const across = box.left + Math.min(box.width, 40) / 2, down = box.top + Math.min(box.height, 20) / 2;
+              const top = document.elementFromPoint(across, down);
               const seen = top && (each.contains(top) || top.contains(each) || top.closest('label'));
               return {
                 place: window.controls.indexOf(each),

@@ -100,10 +100,11 @@ def test_one_who_leaves_it_as_it_is_changes_nothing(look, own, verb):
 def test_a_confirmation_that_came_too_late_is_refused_and_says_why(look, own):
     seen = look(own).go(f"/rollouts/{GOES_ON}/pause")
     seen.expect_fault("409")
-    rollouts.pause(own.context, GOES_ON, "somebody was faster")
+    rollouts.rollback(own.context, GOES_ON, "somebody was faster")
     seen.page.get_by_role("button", name="Pause").click()
     expect(seen.page.get_by_role("alert")).to_contain_text("pause is not possible")
-    assert len(paused_rows(own)) == 1
+    assert state(own, GOES_ON) == "rolled_back"
+    assert paused_rows(own) == []
     seen.page.get_by_role("link", name="Back to the rollout").click()
     expect(seen.page.locator("#state")).to_contain_text("somebody was faster")
 
@@ -133,13 +134,14 @@ def test_without_scripts_everything_can_be_done(window, own):
 
 
 def test_a_page_of_a_stranger_changes_nothing(look, own, tmp_path):
-    """The browser sends its own Origin with a form, and our cookie not at all."""
+    """The browser says where a form comes from, and sends our cookie not at all."""
     stranger = tmp_path / "stranger.html"
     stranger.write_text(
-        f'<form method="post" action="{own.url}/rollouts/{GOES_ON}/pause"><input name="form_token" value="x"><button>win</button></form>'
+        f'<form method="post" action="{own.url}/rollouts/{GOES_ON}/pause">'
+        '<input name="form_token" value="x"><button>win</button></form>'
     )
     seen = look(own).go("/")
-    seen.expect_fault("stranger.html|403")
+    seen.expect_fault("stranger.html|403|favicon|404")
     seen.page.goto(stranger.as_uri())
     seen.page.get_by_role("button", name="win").click()
     expect(seen.page.locator("body")).to_contain_text("nothing was changed")

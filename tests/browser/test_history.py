@@ -39,7 +39,9 @@ def test_an_item_is_shown_with_its_picture_and_every_rollout_that_touched_it(loo
 
 
 def test_a_picture_that_is_none_is_said_to_be_none(look, shown):
-    seen = look(shown).go("/items?gallery=pics&key=class-00%2Ftorn.png")
+    seen = look(shown)
+    seen.expect_fault("404")
+    seen.go("/items?gallery=pics&key=class-00%2Ftorn.png")
     expect(seen.page.locator("main")).to_contain_text("could not be embedded")
     seen.go(f"/rollouts/{world.HALTED}")
     expect(seen.page.locator("#errors")).to_contain_text("class-00/torn.png")
@@ -56,7 +58,7 @@ def test_every_cell_of_the_heat_map_says_in_words_what_its_colour_says(look, sho
     assert all(any(word in text for word in words) for text in texts), texts
     for new, verdict in (("kin", "certified"), ("stranger", "refused")):
         assert verdict_of(shown, new) == verdict
-        number = seen.page.locator(f".matrix [data-query_model={new}][data-gallery_model=old]")
+        number = seen.page.locator(f"[data-query_model={new}][data-gallery_model=old]")
         expect(seen.page.locator(".matrix td", has=number)).to_contain_text(verdict)
     colours = set(
         seen.script(

@@ -69,7 +69,7 @@ def test_an_open_page_asks_for_the_token_when_another_tab_signed_out(window, loc
     sign_in(seen)
     seen.page.wait_for_url(f"**/rollouts/{world.GOES_ON}")
     other = seen.page.context.new_page()
-    other.goto("/")
+    other.goto(f"{locked.url}/")
     other.get_by_role("button", name="Sign out").click()
     other.wait_for_url("**/sign-in")
     seen.page.bring_to_front()
@@ -82,19 +82,21 @@ def test_a_stranger_gets_no_picture(look, locked):
         "/pictures/item?gallery=pics&key=class-00%2F0.png",
         "/pictures/query?gallery=pics&queryset=asked&key=q0",
     ):
-        answer = seen.page.context.request.get(path)
+        answer = seen.page.context.request.get(locked.url + path)
         assert answer.status == 401
         assert "image" not in answer.headers["content-type"]
 
 
 def test_after_signing_in_nobody_is_led_to_another_host(look, locked):
+    seen = look(locked)
     for bad in (
         "//elsewhere.test/",
         "https://elsewhere.test/",
         "/\\elsewhere.test",
         "javascript:window.taken=1",
     ):
-        seen = look(locked).go(f"/sign-in?next={quote(bad, safe='')}")
+        seen.page.context.clear_cookies()
+        seen.go(f"/sign-in?next={quote(bad, safe='')}")
         sign_in(seen)
         seen.page.wait_for_url(f"{locked.url}/")
         assert seen.script("() => window.taken") is None

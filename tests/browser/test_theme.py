@@ -62,7 +62,8 @@ def test_charts_and_pills_differ_from_their_ground_in_forced_colours(window, sho
     seen = window(shown, forced_colors="active").go("/rollouts/3")
     expect(seen.page.locator("#state .pill").first).to_be_visible()
     strokes = seen.script(
-        "() => [...document.querySelectorAll('polyline.line')].map(e => [getComputedStyle(e).stroke, getComputedStyle(e.closest('.card')).backgroundColor])"
+        """() => [...document.querySelectorAll('polyline.line')].map(
+          line => [getComputedStyle(line).stroke, getComputedStyle(line.closest('.card')).backgroundColor])"""
     )
     assert strokes
     assert all(line != ground for line, ground in strokes), strokes
