@@ -130,6 +130,7 @@ def routes(site: Site) -> list[Route]:
         if reason is not None and (len(reason) > REASON_CHARACTERS or not reason.isprintable()):
             raise UsageError(f"a reason is one line of at most {REASON_CHARACTERS} characters.")
         rollout_id = request.path_params["rollout_id"]
+        await site.read(status_of, site.context, rollout_id)  # raises where there is none
         await site.act(action.does, site.acting, rollout_id, reason)
         then = BackgroundTask(_see_to_a_worker, site.context) if action.verb is Verb.RESUME else None
         return RedirectResponse(f"/rollouts/{rollout_id}?done={name}", status_code=303, background=then)

@@ -22,6 +22,7 @@ def recall_charts(measured: Sequence[Row], others: Sequence[Row], order: str) ->
         order: the order in which the rollout re-embeds.
     """
     charts = []
+    sets = {row["queryset"] for row in measured}
     for (queryset, k), group in groupby(measured, key=lambda row: (row["queryset"], row["k"])):
         rows = [row for row in group if row["recall"] is not None and row["coverage"] is not None]
         if not rows:
@@ -29,7 +30,7 @@ def recall_charts(measured: Sequence[Row], others: Sequence[Row], order: str) ->
         old = rows[-1]["old_recall"]
         series = [
             Series(f"measured, order {order}", "measured", _points(rows, "recall"), stepped=True),
-            *_simulated(others, f"recall_at_{k}"),
+            *_simulated(others, f"recall_at_{k}", queryset if len(sets) > 1 else None),
             Series("old system", "old", [(0.0, old), (1.0, old)]),
         ]
         now = rows[-1]
@@ -45,8 +46,9 @@ def _points(rows: Sequence[Row], column: str) -> list[tuple[float, float]]:
     return [(float(row["coverage"]), float(row[column])) for row in rows]
 
 
-def _simulated(others: Sequence[Row], metric: str) -> list[Series]:
-    of_metric = [row for row in others if row["metric"] == metric]
+def _simulated(others: Sequence[Row], metric: str, queryset: str | None) -> list[Series]:
+    """`queryset`: only curves that say they are of this one; None where there is but one."""
+    of_metric = [row for row in others if row["metric"] == metric and queryset in (None, row.get("queryset"))]
     return [
         Series(
             f"simulated, order {name}",

@@ -18,6 +18,7 @@ from orchestrator.errors import UsageError
 from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import dashboard as dashboard_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.service.names import find_gallery
 
 A_PAGE = 20
@@ -95,8 +96,10 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
         slices = dashboard_queries.attribute_values(connection, gallery.id, SLICES)
         answers = [key for flip in flips for key in (flip["old_item"], flip["new_item"]) if key is not None]
         items = items_shown(connection, gallery.name, gallery.modality, answers)
+        deployed = log_queries.deployed_seq(connection, rollout_id) if flips else 0
+        moments = [compared(flip, deployed) for flip in flips]
         versions = dashboard_queries.versions_then(
-            connection, gallery.id, [then for flip in flips for then in _compared(flip) if then is not None]
+            connection, gallery.id, [then for pair in moments for then in pair if then is not None]
         )
         queries = queries_shown(
             connection, gallery.id, gallery.modality, [(f["queryset"], f["query"]) for f in flips]
@@ -111,9 +114,9 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
                 "asked": queries.get((flip["queryset"], flip["query"])),
                 "old": items.get(flip["old_item"]),
                 "new": items.get(flip["new_item"]),
-                "versions": [versions.get(then) if then else None for then in _compared(flip)],
+                "versions": [versions.get(then) if then else None for then in pair],
             }
-            for flip in flips
+            for flip, pair in zip(flips, moments, strict=True)
         ],
         "filters": filters.asked,
         "choices": CHOICES,
@@ -124,10 +127,19 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
     }
 
 
-def _compared(flip: dict[str, Any]) -> tuple[tuple[str, int, int] | None, tuple[str, int, int] | None]:
-    """For the old and the new answer: which item, and the newest rollout and log entry that it was compared under."""
+Moment = tuple[str, int, int]
+
+
+def compared(flip: dict[str, Any], deployed: int) -> tuple[Moment | None, Moment | None]:
+    """For the old and the new answer: which item, and the newest rollout and log entry that it was compared under.
+
+    Args:
+        deployed: the log entry by which the rollout began to serve.
+    """
     rollout, opened = flip["rollout"], flip["opened_seq"]
-    # The old system is what served before this rollout; the previous stage is this rollout, one log entry ago.
-    before = (rollout - 1, opened) if flip["reference"] == "old_system" else (rollout, opened - 1)
+    # The old system is what served before this rollout. The previous stage is this rollout, one log entry ago; when it was
+    # deployed, it is the old system as well.
+    was_old = flip["reference"] == "old_system" or opened <= deployed
+    before = (rollout - 1, opened) if was_old else (rollout, opened - 1)
     old, new = flip["old_item"], flip["new_item"]
     return (old, *before) if old is not None else None, (new, rollout, opened) if new is not None else None

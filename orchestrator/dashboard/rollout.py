@@ -60,6 +60,7 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
         happened = dashboard_queries.audit_page(
             connection, {"target": str(rollout_id)}, limit=HAPPENED, offset=0
         )
+    recall_charts = curves.recall_charts(measured, others, order)
     return {
         "status": status,
         "rollout": rollout,
@@ -67,9 +68,9 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
         "is_over": status.state in TERMINAL,
         "order": order,
         "offered": offered(status),
-        "recall_charts": curves.recall_charts(measured, others, order),
+        "recall_charts": recall_charts,
         "cause_charts": curves.cause_charts(measured, causes),
-        "has_random": any(row["against_order"] == "random" for row in others),
+        "has_random": any(line.style == "random" for chart in recall_charts for line in chart.lines),
         "errors": errors[:ERRORS],
         "more_errors": len(errors) > ERRORS,
         "workers": workers,

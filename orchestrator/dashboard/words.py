@@ -62,7 +62,7 @@ def duration(seconds: float | None) -> str:
     """Seconds in the two largest units that matter: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
     if seconds is None or not math.isfinite(seconds):
         return NOTHING
-    if seconds < 10:
+    if 0 < seconds < 10:
         return f"{seconds:.1f}{THIN}s"
     whole = round(seconds)
     if whole < MINUTE:
@@ -136,11 +136,16 @@ _TONES = {
 }
 
 
-def pill(word: str, about: str | None = None) -> Markup:
-    """A state in its colour; underscores become spaces. `about`: a metric's name, for machines."""
+def pill(word: str, about: str | None = None, tone: str | None = None) -> Markup:
+    """A state in its colour; underscores become spaces.
+
+    Args:
+        about: a metric's name, for machines.
+        tone: instead of the word's own: good, warn, bad, busy or plain.
+    """
     hook = Markup(' data-metric="{}" data-value="{}"').format(about, word) if about else Markup("")
     return Markup('<span class="pill {}"{}>{}</span>').format(
-        _TONES.get(word, "plain"), hook, word.replace("_", " ")
+        tone or _TONES.get(word, "plain"), hook, word.replace("_", " ")
     )
 
 

@@ -10,6 +10,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from orchestrator.api.metrics import LedgerCollector
 from orchestrator.api.replicas import Replicas
+from orchestrator.dashboard import curves
+from orchestrator.ledger.queries import dashboard as dashboard_queries
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import rollouts
@@ -216,6 +218,31 @@ def test_the_audit_log_is_paged_and_filtered(world, client, view):
     planned = client.get("/audit?action=rollout.planned").text
     assert planned.count('data-label="What"') == len(view("audit", action="rollout.planned")) == 2
     assert "No row fits" in client.get("/audit?actor=nobody").text
+
+
+def test_open_flips_at_each_point_are_those_that_were_open_then(world, view):
+    """The changes that the ledger counts between points, against each flip's own life."""
+    with world.engine.connect() as connection:
+        points = dashboard_queries.measured_points(connection, 2)
+        at_one = [row for row in points if row["k"] == 1]
+        seqs = sorted({row["seq"] for row in at_one})
+        found = curves.open_by_cause(at_one, dashboard_queries.flips_by_cause(connection, 2, seqs), seqs)
+    flips = view("flip_items", rollout=2, kind="negative", reference="old_system", k=1)
+    assert len(seqs) > 5, "the deployment and some batches"
+    for cause, line in found.items():
+        assert [count for _, count in line] == [
+            sum(
+                flip["cause"] == cause
+                and flip["opened_seq"] <= seq
+                and (flip["healed_seq"] is None or flip["healed_seq"] > seq)
+                for flip in flips
+            )
+            for seq in seqs
+        ]
+    sums = [
+        sum(counts) for counts in zip(*([count for _, count in line] for line in found.values()), strict=True)
+    ]
+    assert sums == [row["negative_flips"] for row in at_one]
 
 
 @pytest.mark.parametrize(

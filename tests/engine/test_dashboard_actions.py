@@ -106,6 +106,9 @@ def test_what_the_state_does_not_allow_is_one_clear_message(world, running, clie
     assert "open_items: 240 of 240 items are not re-embedded yet" in refused.text
     page = client.get(f"/rollouts/{running.id}/finalize").text
     assert "This is not possible while the rollout is backfilling" in page
+    for rollout_id in (99, 99_999_999_999_999_999_999):
+        missing = send(client, f"/rollouts/{rollout_id}/pause", page=f"/rollouts/{running.id}/pause")
+        assert missing.status_code == 404
     first = send(client, "/rollouts/1/rollback", page=f"/rollouts/{running.id}/pause")
     assert first.status_code == 409
     assert "first embedding" in first.text

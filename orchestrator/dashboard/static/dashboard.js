@@ -54,6 +54,7 @@ function swap(fresh) {
 function refreshEvery(seconds) {
   const said = document.getElementById("refreshing");
   const text = document.createElement("span");
+  text.setAttribute("role", "status");
   const button = document.createElement("button");
   button.type = "button";
   button.className = "quiet";

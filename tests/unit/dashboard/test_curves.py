@@ -68,6 +68,15 @@ def test_a_random_order_is_drawn_where_one_was_simulated():
     assert chart.table[-1][1][1] == 0.8
 
 
+def test_a_simulated_curve_stands_beside_the_query_set_that_it_is_of():
+    """With several query sets, one that does not say of which it is stands beside none."""
+    rows = [point(1, 0.0), point(1, 0.0, queryset="other")]
+    curve = {"metric": "recall_at_1", "against_order": "random", "coverage": 0, "value": 0.8}
+    for known, drawn in ((curve, [False, False]), ({**curve, "queryset": "other"}, [False, True])):
+        charts = recall_charts(rows, [known], "entropy")
+        assert [any(line.style == "random" for line in chart.lines) for chart in charts] == drawn
+
+
 def test_a_query_set_on_which_nothing_counts_has_no_chart():
     assert recall_charts([point(1, 0.0, recall=None)], [], "entropy") == []
     assert recall_charts([point(1, None)], [], "entropy") == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from starlette.datastructures import QueryParams
 
-from orchestrator.dashboard.flips import Filters
+from orchestrator.dashboard.flips import Filters, compared
 from orchestrator.dashboard.paging import LAST, Page, number_of
 from orchestrator.dashboard.site import query_string
 from orchestrator.errors import UsageError
@@ -52,3 +52,18 @@ def test_an_address_keeps_what_was_chosen_and_is_encoded():
         "?kind=negative&slice=a%26b%3Dc+d&page=2"
     )
     assert query_string({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("reference", "opened", "before"),
+    [
+        ("old_system", 4, ("a", 6, 4)),
+        ("old_system", 9, ("a", 6, 9)),
+        ("previous_stage", 4, ("a", 6, 4)),  # when it was deployed, the stage before was the old system
+        ("previous_stage", 9, ("a", 7, 8)),
+    ],
+)
+def test_the_answer_before_was_compared_under_what_served_then(reference, opened, before):
+    flip = {"rollout": 7, "reference": reference, "opened_seq": opened, "old_item": "a", "new_item": "b"}
+    assert compared(flip, deployed=4) == (before, ("b", 7, opened))
+    assert compared({**flip, "old_item": None, "new_item": None}, deployed=4) == (None, None)
