@@ -12,8 +12,11 @@ from models.errors import ItemError, UsageError
 from orchestrator.context import Context
 from orchestrator.dashboard.words import excerpt
 from orchestrator.errors import NotFoundError
+from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import dashboard as dashboard_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.service import listings
+from orchestrator.service.names import find_gallery
 from orchestrator.service.wait import RolloutStatus, read_status
 
 BIGGEST_ID = 2**63 - 1
@@ -90,16 +93,11 @@ def beginning(uri: str) -> tuple[str | None, str | None]:
 
 def uri_of_item(context: Context, gallery: str, key: str) -> str:
     """Where an item lies, by the ledger. Raises NotFoundError."""
-    from orchestrator.service.listings import item_uri
-
-    return item_uri(context, gallery, key)
+    return listings.item_uri(context, gallery, key)
 
 
 def uri_of_query(context: Context, gallery_name: str, queryset: str, key: str) -> str:
     """Where a query lies, by the ledger. Raises NotFoundError."""
-    from orchestrator.ledger.database import snapshot
-    from orchestrator.service.names import find_gallery
-
     with snapshot(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
         rows = dashboard_queries.queries_by_key(connection, gallery.id, queryset, [key])

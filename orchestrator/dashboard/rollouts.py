@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -49,17 +50,17 @@ def read(context: Context, page: int) -> dict[str, Any]:
             limit=EARLIER_A_PAGE + 1,
             offset=(page - 1) * EARLIER_A_PAGE,
         )
-    newest = {row["gallery"]: row for row in reversed(shown)}
+    status = told_of(shown)
     return {
         "galleries": [
             {
                 **gallery,
                 "live_items": gallery["n_items"] - gallery["n_deleted"],
-                "status": newest.get(gallery["name"]),
-                "is_active": _is_active(newest.get(gallery["name"])),
+                "status": status.get(gallery["name"]),
+                "is_active": _is_active(status.get(gallery["name"])),
                 "coverage": [row for row in coverage if row["gallery"] == gallery["name"]],
-                "flips": _of(summaries, newest.get(gallery["name"])),
-                "gates": _of(gates, newest.get(gallery["name"])),
+                "flips": _of(summaries, status.get(gallery["name"])),
+                "gates": _of(gates, status.get(gallery["name"])),
             }
             for gallery in galleries
         ],
@@ -68,6 +69,18 @@ def read(context: Context, page: int) -> dict[str, Any]:
         "page": Page(page, EARLIER_A_PAGE, more=len(earlier) > EARLIER_A_PAGE),
         "next_command": guide.next_command(context),
     }
+
+
+def told_of(rollouts: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Gallery → the rollout to tell of, out of rows of `rollout_status`, newest first: the one that goes on, or the newest.
+
+    They differ where a newer one was taken back and the older one goes on.
+    """
+    chosen: dict[str, dict[str, Any]] = {}
+    for row in rollouts:
+        if row["gallery"] not in chosen or (_is_active(row) and not _is_active(chosen[row["gallery"]])):
+            chosen[row["gallery"]] = row
+    return chosen
 
 
 def _is_active(row: dict[str, Any] | None) -> bool:

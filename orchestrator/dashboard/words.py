@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import UTC, datetime
 from typing import Any
@@ -151,8 +152,6 @@ def pill(word: str, about: str | None = None, tone: str | None = None) -> Markup
 
 def plain_json(value: Any) -> str:
     """A column of JSON in one line."""
-    import json
-
     return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 
@@ -162,20 +161,3 @@ def excerpt(text: str, limit: int = 280) -> str:
     if len(text) <= limit:
         return text
     return text[:limit].rsplit(" ", 1)[0] + " …"
-
-
-__all__ = [
-    "count",
-    "decimal",
-    "duration",
-    "escape",
-    "excerpt",
-    "figure",
-    "general",
-    "instant",
-    "moment",
-    "percent",
-    "pill",
-    "plain_json",
-    "since",
-]

@@ -139,6 +139,18 @@ def test_the_built_package_ships_sources_and_texts_only(wheel):
     assert endings <= {".py", ".sql", ".typed", ".mako", ".css", ".html", ".js", ".svg"}
 
 
+def test_the_built_package_ships_every_page_of_the_dashboard(wheel):
+    folder = ROOT / "orchestrator" / "dashboard"
+    files = {
+        path.relative_to(ROOT).as_posix()
+        for part in ("templates", "static")
+        for path in (folder / part).iterdir()
+    }
+    assert len(files) > 12
+    with zipfile.ZipFile(wheel) as archive:
+        assert files - set(archive.namelist()) == set()
+
+
 @pytest.mark.parametrize(
     "source",
     [

@@ -13,6 +13,7 @@ from orchestrator.api.replicas import Replicas
 from orchestrator.dashboard import curves
 from orchestrator.ledger.queries import dashboard as dashboard_queries
 from orchestrator.ledger.queries import flips as flip_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import rollouts
 from orchestrator.service.wait import read_status
@@ -119,6 +120,43 @@ def test_the_queue_s_bands_are_the_view_s(client, view):
     depth = {int(labels["band"]): int(value) for value, labels in figures(page, "queue_depth")}
     assert depth == {row["band"]: row["depth"] for row in view("queue_status", rollout=2)}
     assert sum(depth.values()) > 0
+
+
+def test_a_throttle_is_shown_with_value_and_limit(world, client, view):
+    set_throttle(world, "serving_p95", 0.31, 0.25)
+    try:
+        page = client.get(MINE)
+        (row,) = view("rollout_status", id=2)
+        assert row["sub_state"] == "throttled"
+        assert figures(page, "sub_state") == [("throttled", {})]
+        assert "Throttled by <strong>serving_p95</strong>" in page.text
+        for name in ("throttle_value", "throttle_limit"):
+            assert figures(page, name) == [(repr(row[name]), {})]
+    finally:
+        set_throttle(world, None)
+    assert figures(client.get(MINE), "throttle_value") == []
+
+
+def set_throttle(world, *values):
+    with world.engine.begin() as connection:
+        rollout_queries.set_throttle(connection, 2, *values)
+
+
+def test_what_could_not_be_embedded_is_listed_with_its_reason(world, client):
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO quarantine (rollout_id, row, reason, message) SELECT 2, i, 'corrupt', %s FROM generate_series(0, 11) i",
+            (f"cannot be decoded: {HOSTILE}",),
+        )
+    try:
+        page = client.get(MINE).text
+    finally:
+        with world.engine.begin() as connection:
+            connection.exec_driver_sql("DELETE FROM quarantine")
+    assert page.count(html.escape(f"cannot be decoded: {HOSTILE}")) == 8
+    assert HOSTILE not in page
+    assert 'href="/items?gallery=pics&amp;key=class-00%2F0.png"' in page
+    assert "hotrefresh ledger errors --rollout 2" in page
 
 
 def test_the_curve_is_drawn_against_random_and_says_where_there_is_none(world, client):

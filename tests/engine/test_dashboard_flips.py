@@ -86,15 +86,12 @@ def test_the_version_at_a_flip_is_that_of_the_batch_committed_by_then(world, cli
                JOIN batch b ON b.rollout_id = 2 AND p.rank >= b.first_rank AND p.rank < b.first_rank + b.n
                WHERE f.rollout = 2 AND f.k = 1 AND f.reference = 'old_system' ORDER BY f.opened_seq, f.query LIMIT 20"""
         ).all()
-    page = client.get(f"{MINE}/flips?reference=old_system&k=1").text
-    assert {renewed for _, _, renewed in rows} >= {False} or {renewed for _, _, renewed in rows} >= {None}
-    for card in page.split("<article")[1:]:
+    cards = client.get(f"{MINE}/flips?reference=old_system&k=1").text.split("<article")[1:]
+    assert not all(renewed for _, _, renewed in rows), "some were compared before their batch"
+    for (query, key, renewed), card in zip(rows, cards, strict=True):
+        assert f">{query}</h2>" in card
         new = card[card.index("First answer when it flipped") :]
-        key = html.unescape(re.search(r'href="/items\?gallery=pics&amp;key=([^"]*)"', new).group(1)).replace(
-            "%2F", "/"
-        )
-        query = html.unescape(re.search(r"<h2[^>]*>([^<]*)</h2>", card).group(1))
-        (renewed,) = {bool(r) for q, k, r in rows if (q, k) == (query, key)}
+        assert f"key={key.replace('/', '%2F')}" in new
         model = re.search(r"embedded by <strong>(\w+)</strong>", new).group(1)
         assert model == ("bad" if renewed else "old"), (query, key)
 
@@ -132,6 +129,14 @@ def test_no_path_in_a_request_is_ever_read(client, key):
         answer = client.get(address, params={"gallery": "pics", "key": key, **more})
         assert answer.status_code == 404
         assert "root:" not in answer.text
+
+
+def test_not_even_the_path_of_a_picture_that_is_there(world, client):
+    path = world.settings.data_dir.parent / "pictures" / "class-03" / "0.png"
+    assert path.is_file()
+    for key in (str(path), f"file:{path}", f"file://{path}"):
+        for address, more in (("/pictures/item", {}), ("/pictures/query", {"queryset": "asked"})):
+            assert client.get(address, params={"gallery": "pics", "key": key, **more}).status_code == 404
 
 
 def test_static_files_are_ours_only(client):
