@@ -11,6 +11,7 @@ from orchestrator.bootstrap import open_context
 from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.demo import live, story
+from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import background, rollouts
 from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.start import StartRequest, start
@@ -46,16 +47,22 @@ def half_way(data_dir: Path) -> Iterator[tuple[Context, int]]:
 
 
 def _refresh_to_the_middle(context: Context) -> int:
-    from orchestrator.ledger.queries.reporting import read_view
-
     with context.engine.connect() as connection:
         last = read_view(connection, "rollout_status", gallery=story.GALLERY)[0]
     rollouts.rollback(context, last["id"], "search complained about the letter R")
     row = start(context, StartRequest(story.GALLERY, "glyphs-ract", adapter=story.ADAPTER, prototypes="head"))
     until(lambda: _coverage(context, row.id) >= 0.5, seconds=300)
     rollouts.pause(context, row.id, "looking at the flips")
-    evaluate_rollout(context, row.id, {})
+    until(lambda: _is_counted(context, row.id), seconds=120)
     return row.id
+
+
+def _is_counted(context: Context, rollout_id: int) -> bool:
+    """Whether the flips are counted up to the last batch; the worker does, unless it is too late for it."""
+    evaluate_rollout(context, rollout_id, {})
+    with context.engine.connect() as connection:
+        counted = read_view(connection, "flip_summary", newest=True, rollout=rollout_id, k=1, slice="all")
+    return bool(counted) and counted[0]["coverage"] >= _coverage(context, rollout_id)
 
 
 def _coverage(context: Context, rollout_id: int) -> float:
