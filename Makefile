@@ -7,7 +7,7 @@ EXTRAS := cpu,embedded,text,s3,dev
 # A worker and its tests share the cores: one thread a process unless somebody asks for more.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo demo-fast test test-faults check audit bench clean
+.PHONY: help setup demo demo-fast browser test test-faults screenshots check audit bench clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,11 +26,17 @@ demo: $(READY) ## The whole story on real parts, with a report in demo-report/ (
 demo-fast: $(READY) ## The same, small (about 90 seconds)
 	$(BIN)/hotrefresh demo --fast
 
-test: $(READY) check ## All checks and all tests
+browser: ## Install Chromium for the tests of the dashboard where that is possible; otherwise say how
+	@tools/browser.sh
+
+test: $(READY) check browser ## All checks and all tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-faults: $(READY) ## Break everything on purpose and print what came of it (docs/FAULTS.md, about 15 minutes)
 	$(BIN)/python -m pytest -q tests/faults -m "faults or not faults" && $(BIN)/python -m tests.faults.report
+
+screenshots: $(READY) browser ## Take the pictures of docs/dashboard of a real demo run (about 3 minutes)
+	$(BIN)/python -m pytest -q tests/browser/test_screenshots.py -m screenshots
 
 audit: $(READY) ## Known weaknesses of the pins, and the list of parts in reports/sbom.json
 	$(BIN)/python tools/audit.py
