@@ -38,7 +38,8 @@ def set_(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="speed, window, batch_size, lane, failure_budget, lease_s, reorder, throttles, gates, rollback_window_s.",
+            help="speed, window, batch_size, lane, failure_budget, lease_s, reorder, reorder_queryset, throttles, gates, "
+            "rollback_window_s.",
         ),
     ],
     output: Output = Format.TABLE,
@@ -48,7 +49,7 @@ def set_(
     speed=0.25 lets workers encode a quarter of the time; window=8 allows eight batches in flight (none: no limit);
     batch_size=512 cuts the batches that wait anew; lane=urgent|backfill|repair says which rollout comes first;
     failure_budget=0.02 lets 2 % of the last 1,000 items go into quarantine before the rollout is paused;
-    reorder=flips|demand|flips+demand|none says what the items that wait follow;
+    reorder=flips|demand|flips+demand|none says what the items that wait follow, reorder_queryset=NAME (or none) whose flips;
     throttles=FILE.toml (or none) says what holds workers back, gates=FILE.toml (or none) what pauses it or takes it back.
     """
     from orchestrator.service.tuning import current, parse, set_values

@@ -125,7 +125,7 @@ def _priority(context: Context, row: RolloutRow, measure: str, evaluator: Evalua
     """(n,) float32 of at least the planned rows."""
     waiting, credit = np.ones(row.plan_items, np.bool_), None
     if evaluator is not None:
-        waiting, credit = evaluator.healing()
+        waiting, credit = evaluator.healing(row.config.get("reorder_queryset"))
     demand = None
     if "demand" in measure.split("+"):
         with transaction(context.engine) as connection:

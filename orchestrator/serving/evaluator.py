@@ -330,9 +330,15 @@ class Evaluator:
     def _items(self) -> list[int]:
         return [each.items for each in self._sets]
 
-    def healing(self) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
-        """(N,) bool, the rows that wait, and (N,) float64, the expected flips of all query sets that refreshing each heals."""
-        return self._sets[0].waiting, np.sum([each.credit() for each in self._sets], axis=0)
+    def healing(self, only: str | None = None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+        """(N,) bool, the rows that wait, and (N,) float64, the expected flips that refreshing each heals.
+
+        Args:
+            only: the query set whose flips count; None: all of them.
+        """
+        waiting = self._sets[0].waiting
+        found = [each.credit() for each in self._sets if only in (None, each.name)]
+        return waiting, np.sum(found, axis=0) if found else np.zeros(len(waiting))
 
     def _record(self, seq: int, items: Sequence[int], stages: Sequence[Stages]) -> None:
         with transaction(self._context.engine) as connection:

@@ -11,14 +11,14 @@ import pytest
 from cli.main import main
 from orchestrator.core import plan
 from orchestrator.core.metrics import top_k
-from orchestrator.errors import ConflictError, UsageError
+from orchestrator.errors import ConflictError, NotFoundError, UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import locks
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import plans as plan_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import advance, background, demand, rollouts, tuning
+from orchestrator.service import advance, background, demand, galleries, rollouts, tuning
 from orchestrator.service import reorder as reordering
 from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.invariants import check_invariants
@@ -155,6 +155,27 @@ def test_a_rollout_that_follows_nothing_keeps_its_plan_until_it_is_told_to(world
     assert revision(world, row.id).no == 1
     with pytest.raises(UsageError, match=r"reorder cannot be 'best'.*flips\+demand"):
         tuning.parse("reorder=best")
+
+
+def test_only_the_flips_of_the_query_set_that_is_named_move_anything(world, tmp_path):
+    more = platform.draw_pictures(tmp_path / "more", 2, seed=11)
+    galleries.import_query_set(world, "pics", "kept-out", str(more))
+    row = begin(world)
+    with pytest.raises(NotFoundError, match="nowhere"):
+        tuning.set_values(world, row.id, dict([tuning.parse("reorder_queryset=nowhere")]))
+    credit = slow_priority(world, row)
+    with world.engine.connect() as connection:
+        first = plan_rows(connection, row, 0)
+    rank = plan.invert(np.asarray(first))
+    expected = sorted(first.tolist(), key=lambda r: (-np.float32(credit[r] / credit.sum()), rank[r]))
+    plans = []
+    for name in ("none", "asked"):
+        tuning.set_values(world, row.id, dict([tuning.parse(f"reorder_queryset={name}")]))
+        done = reordering.reorder(world, row.id, "flips")
+        with world.engine.connect() as connection:
+            plans.append(plan_rows(connection, row, done.plan_revision).tolist())
+    assert plans[0] != expected, "both sets have flips"
+    assert plans[1] == expected
 
 
 def test_demand_moves_what_is_retrieved_most_and_both_together_weigh_both(world):
