@@ -112,6 +112,7 @@ def certify(
         "simulated_order": "random",
         "sampled_items": len(rows),
         "gallery_items": gallery.n_items,
+        "whole_gallery": len(rows) == int(np.count_nonzero(matrix.version)),
         "unreadable_items": len(failed),
         "seed": request.seed,
     }

@@ -282,11 +282,16 @@ def require_certificate(
 
 
 def simulated_curve(certificate: CertificateRow) -> list[tuple[str, str, float, float]]:
-    """What the certificate saw of a refresh, as points (metric, order, coverage, value) to lay beside its own."""
+    """What the certificate saw of a refresh, as points (metric, order, coverage, value) to lay beside its own.
+
+    None of a sample of the gallery: among fewer items recall is higher, and the two could not be compared.
+    """
     measured = certificate.measured
+    if not measured.get("whole_gallery"):
+        return []
     return [
         (measured["metric"], measured["simulated_order"], point["coverage"], point["value"])
-        for point in measured.get("curve", ())
+        for point in measured["curve"]
         if point["value"] is not None
     ]
 

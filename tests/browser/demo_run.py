@@ -13,6 +13,7 @@ from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.demo import live, story
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import background, rollouts
+from orchestrator.service.certify import CertifyRequest, certify
 from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.start import StartRequest, start
 from orchestrator.settings import Settings
@@ -50,6 +51,10 @@ def _refresh_to_the_middle(context: Context) -> int:
     with context.engine.connect() as connection:
         last = read_view(connection, "rollout_status", gallery=story.GALLERY)[0]
     rollouts.rollback(context, last["id"], "search complained about the letter R")
+    # Of the whole gallery: the random refresh that it simulates stands beside the one that is measured.
+    certify(
+        context, CertifyRequest(story.OLD, "glyphs-ract", story.GALLERY, QUERIES, story.ADAPTER, sample=10**6)
+    )
     row = start(context, StartRequest(story.GALLERY, "glyphs-ract", adapter=story.ADAPTER, prototypes="head"))
     until(lambda: _coverage(context, row.id) >= 0.5, seconds=300)
     rollouts.pause(context, row.id, "looking at the flips")

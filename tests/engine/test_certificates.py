@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
 from cli.main import main
 from orchestrator.core.significance import mcnemar_p
 from orchestrator.errors import ExitCode
-from orchestrator.service import background, listings
+from orchestrator.service import background, galleries, listings
 from orchestrator.service import certify as certify_module
 from orchestrator.service.certify import CertifyRequest, certify
 from tests.engine import platform
@@ -140,3 +142,13 @@ def test_a_rollout_shows_the_random_refresh_that_its_certificate_saw_beside_its_
     ]
     assert len(simulated) > 2
     assert {row["against_order"] for row in rows} == {"random", "measured"}
+
+
+def test_what_was_simulated_on_a_sample_is_not_laid_beside_the_whole_gallery(world, tmp_path):
+    for folder in sorted(platform.draw_pictures(tmp_path / "few", 3, seed=9).iterdir())[20:]:
+        shutil.rmtree(folder)
+    galleries.import_query_set(world, "pics", "few", str(tmp_path / "few"))
+    measured = certified(world, query_set="few", sample=150).measured
+    assert (measured["sampled_items"], measured["gallery_items"]) == (150, 240)
+    rollout = platform.start(world)
+    assert listings.view(world, "refresh_curve", rollout=rollout.id, against_order="random") == []
