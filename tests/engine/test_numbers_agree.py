@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import defaultdict
@@ -35,7 +34,7 @@ GATES = [
     {"measure": "churn", "limit": 0.07, "minimum_n": 20, "effect": "alert"},
     {"measure": "click_loss_rate", "limit": 0.05, "minimum_n": 20, "effect": "alert"},
 ]
-LABELLED, CLICKED = ("asked", "second"), "clicked"
+LABELLED, CLICKED, LOGGED = ("asked", "second"), "clicked", "logged"
 
 # Who tells what; a number that one of them no longer tells is missed, and so is one that is told by nobody.
 STATUS, LEDGER, VIEW, METRIC, API, PAGE, OVERVIEW = EVERYBODY = (
@@ -76,12 +75,12 @@ def settings(settings):
 def rollout(context, tmp_path):
     """A rollout of a worse model, paused half-way, its plan revised, some items quarantined; two workers live.
 
-    Beside `asked` there are `second`, labelled too, and `clicked`. Some pictures of `second` are hard for both models,
-    so that the worse one is right now and then where the better one is not.
+    Beside `asked` there are `second`, labelled too, `clicked`, and `logged` without relevance. Some pictures of `second`
+    are hard for both models, so that the worse one is right now and then where the better one is not.
     """
     platform.embedded_gallery(context, tmp_path)
     _import_blends(context, tmp_path / "second")
-    _import_clicks(context, tmp_path)
+    platform.import_logged(context, tmp_path)
     platform.register_network(context, tmp_path, "poor", seed=0, kept=4)  # four of 32 dimensions
     platform.certify_by_hand(context, "poor")
     for number in range(0, platform.CLASSES, 5):
@@ -122,20 +121,6 @@ def _import_blends(context, folder):
         )
         Image.blend(one, two, 0.5).save(folder / f"class-{label:02d}" / "1.png")
     galleries.import_query_set(context, "pics", "second", str(folder))
-
-
-def _import_clicks(context, tmp_path):
-    pictures = sorted((tmp_path / "queries").rglob("*.png"))
-    for name, columns, rows in (
-        ("log", ("key", "path"), [(f"q{n}", path) for n, path in enumerate(pictures)]),
-        ("clicks", ("query", "item", "count"),
-         [(f"q{n}", f"{path.parent.name}/0.png", 2) for n, path in enumerate(pictures) if n % 4]),
-    ):  # fmt: skip
-        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
-            csv.writer(file).writerows([columns, *rows])
-    galleries.import_query_set(
-        context, "pics", CLICKED, str(tmp_path / "log.csv"), clicks=tmp_path / "clicks.csv"
-    )
 
 
 @pytest.fixture
@@ -312,7 +297,7 @@ def _check_that_much_is_told(numbers):
     assert about["coverage_ratio"] == {("old",), ("poor",)}
     assert about["nfr"] == {(name,) for name in LABELLED}
     assert about["loss_rate"] == {(CLICKED,)}
-    assert about["overlap"] == {(name,) for name in (*LABELLED, CLICKED)}
+    assert about["overlap"] == {(name,) for name in (*LABELLED, CLICKED, LOGGED)}
     assert {numbers[fact] for fact in numbers if fact[0] == "gate_result"} == set(ANSWERS.values())
     assert float(numbers[("plan_revision",)]) == 1
     assert float(numbers[("workers_alive",)]) == 2
