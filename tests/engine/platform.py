@@ -6,6 +6,7 @@ at, without training. `stranger` is another random network of the same dimension
 
 from __future__ import annotations
 
+import csv
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,19 @@ def embedded_gallery(context: Context, tmp_path: Path) -> None:
     register_network(context, tmp_path, "kin", seed=0, moved=0.02)
     assert work(context, embed.embed_gallery(context, "pics", "old").id).state == "finalized"
     certify_pair(context, "old", "kin")
+
+
+def import_logged(context: Context, tmp_path: Path) -> None:
+    """The 120 pictures of `asked` twice more: as `logged` without relevance, and as `clicked`, where 90 have a click."""
+    pictures = sorted((tmp_path / "queries").rglob("*.png"))
+    log, clicks = tmp_path / "log.csv", tmp_path / "clicks.csv"
+    with log.open("w", newline="") as file:
+        csv.writer(file).writerows([("key", "path"), *((f"q{n}", path) for n, path in enumerate(pictures))])
+    clicked = [(f"q{n}", f"{path.parent.name}/0.png", 2) for n, path in enumerate(pictures) if n % 4]
+    with clicks.open("w", newline="") as file:
+        csv.writer(file).writerows([("query", "item", "count"), *clicked])
+    galleries.import_query_set(context, "pics", "logged", str(log), unlabelled=True)
+    galleries.import_query_set(context, "pics", "clicked", str(log), clicks=clicks)
 
 
 def certify_pair(context: Context, old: str, new: str) -> str:

@@ -30,6 +30,34 @@ GATES = [
     {"name": "vetoes", "measure": "sql", "limit": 0, "query": "SELECT 3"},
     {"name": "silent", "measure": "http", "limit": 0, "url": "http://127.0.0.1:1/load"},
 ]
+FIELDS = (
+    "queryset", "measure", "slice", "k", "result", "value", "limit", "sample_n", "effect", "dry_run", "reason",
+)  # fmt: skip
+# No error is borne: gates that are set are also asked about the stages before, a trial about the newest only.
+ALERT = {"minimum_n": 20, "effect": "alert", "error_limit": 0}
+OF_LOGGED = [
+    {"name": "churn", "measure": "churn", "limit": 0.05, **ALERT},
+    {"name": "deep", "measure": "churn", "limit": 1.0, "k": 10, "query_set": "logged", **ALERT},
+    {"name": "too_deep", "measure": "churn", "limit": 0.1, "k": 11, "query_set": "logged", **ALERT},
+    {
+        "name": "sliced",
+        "measure": "churn",
+        "limit": 0.1,
+        "slice": "tenant=acme",
+        "query_set": "logged",
+        **ALERT,
+    },
+    {"name": "clicks", "measure": "click_loss_rate", "limit": 0.01, **ALERT},
+    {"name": "clicks_of_logged", "measure": "click_loss_rate", "limit": 0.1, "query_set": "logged", **ALERT},
+    {"name": "flips", "measure": "negative_flip_rate", "limit": 0.01, **ALERT},
+    {
+        "name": "flips_of_clicked",
+        "measure": "negative_flip_rate",
+        "limit": 0.1,
+        "query_set": "clicked",
+        **ALERT,
+    },
+]
 FILE = """
 [[gate]]
 measure = "negative_flip_rate"
@@ -42,6 +70,18 @@ minimum_n = {minimum_n}
 def poor(context, tmp_path):
     """Half-way to a bad model, and all that is committed is counted. No gate is set."""
     platform.embedded_gallery(context, tmp_path)
+    return half_way_to_a_bad_model(context, tmp_path)
+
+
+@pytest.fixture
+def logged(context, tmp_path):
+    """As `poor`, with query sets of which clicks, and of which nothing is known."""
+    platform.embedded_gallery(context, tmp_path)
+    platform.import_logged(context, tmp_path)
+    return half_way_to_a_bad_model(context, tmp_path)
+
+
+def half_way_to_a_bad_model(context, tmp_path):
     platform.register_network(context, tmp_path, "poor", seed=0, kept=4)
     platform.certify_by_hand(context, "poor")
     row = advance.advance(context, platform.start(context, "poor").id)
@@ -74,21 +114,8 @@ def test_a_trial_gives_the_answers_that_the_gates_give_when_they_are_set(context
     evaluate_rollout(context, poor.id, {})
     with context.engine.connect() as connection:
         judged = read_view(connection, "gate_decisions", rollout=poor.id)
-    fields = (
-        "queryset",
-        "measure",
-        "slice",
-        "k",
-        "result",
-        "value",
-        "limit",
-        "sample_n",
-        "effect",
-        "dry_run",
-        "reason",
-    )
-    given = {each["gate"]: tuple(each[field] for field in fields) for each in judged}
-    assert {each.gate: tuple(getattr(each, field) for field in fields) for each in tried} == given
+    given = {each["gate"]: tuple(each[field] for field in FIELDS) for each in judged}
+    assert {each.gate: tuple(getattr(each, field) for field in FIELDS) for each in tried} == given
 
     answers = {each.gate: (each.result, each.effect) for each in tried}
     assert answers["flips"] == ("fail", "pause")
@@ -98,6 +125,32 @@ def test_a_trial_gives_the_answers_that_the_gates_give_when_they_are_set(context
     assert answers["deep"] == ("inconclusive", "none")
     assert answers["vetoes"] == ("fail", "pause")
     assert answers["silent"] == ("inconclusive", "none")  # three errors are borne
+
+
+def test_a_trial_judges_clicks_and_churn_as_the_gates_do_when_they_are_set(context, logged):
+    before = tables(context)
+    tried = try_gates(context, str(logged.id), OF_LOGGED)
+    assert tables(context) == before
+
+    tuning.set_values(context, logged.id, {"gates": resolved(OF_LOGGED)})
+    evaluate_rollout(context, logged.id, {})
+    with context.engine.connect() as connection:
+        judged = read_view(connection, "gate_decisions", rollout=logged.id)
+    assert len(tried) == len(judged)
+    given = {(each["gate"], each["queryset"]): tuple(each[field] for field in FIELDS) for each in judged}
+    found = {(each.gate, each.queryset): each for each in tried}
+    assert {key: tuple(getattr(each, field) for field in FIELDS) for key, each in found.items()} == given
+
+    answers = {key: each.result for key, each in found.items()}
+    assert answers == {
+        ("churn", "asked"): "fail", ("churn", "logged"): "fail", ("churn", "clicked"): "fail", ("deep", "logged"): "pass",
+        ("too_deep", "logged"): "inconclusive", ("sliced", "logged"): "inconclusive", ("clicks", "clicked"): "fail",
+        ("clicks_of_logged", "logged"): "inconclusive", ("flips", "asked"): "fail",
+        ("flips_of_clicked", "clicked"): "inconclusive",
+    }  # fmt: skip
+    assert (found["clicks", "clicked"].sample_n, found["churn", "logged"].sample_n) == (90, 120)
+    assert 0 < found["clicks", "clicked"].value < 1
+    assert 0 < found["churn", "logged"].value < 1
 
 
 def test_a_trial_says_how_much_the_value_surely_is(context, poor):

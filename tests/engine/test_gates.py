@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -18,6 +20,7 @@ from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.wait import read_status
 from orchestrator.serving.evaluator import Evaluator
 from tests.engine import platform
+from tests.engine.dashboard_server import browser_of, figures
 from workers.drain import drain
 
 FLIPS = {"measure": "negative_flip_rate", "limit": 0.02, "minimum_n": 100}
@@ -104,7 +107,21 @@ def test_a_bad_model_is_halted_within_one_evaluation_and_every_place_tells_the_s
     with world.engine.connect() as connection:
         said = read_view(connection, "audit", action="rollout.paused", target=str(row.id))
     assert [each["actor"] for each in said] == ["gate"]
+    _check_pages(world, halted, value)
     assert drain(world, row.id, owner="test").batches == 0, "no batch is worked on any more"
+
+
+def _check_pages(world, halted, value):
+    """The rollout's page has the numbers with all their digits; both pages say in words why it is halted."""
+    about = {"gate": "negative_flip_rate", "queryset": "asked"}
+    with browser_of(world) as browser:
+        page, overview = browser.get(f"/rollouts/{halted.id}"), browser.get("/")
+    for metric, said in (("result", "fail"), ("value", repr(value)), ("limit", "0.02")):
+        assert figures(page, f"gate_{metric}") == [(said, about)]
+    for shown in (page, overview):
+        assert ("paused", {}) in figures(shown, "state")
+        assert halted.reason in html.unescape(shown.text), "gate, value and limit"
+    assert 'negative_flip_rate on asked: <span class="pill bad">fail</span>' in overview.text
 
 
 def test_a_model_that_harms_nobody_passes_and_can_be_finalized(world):
