@@ -45,7 +45,8 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
     """What the page shows."""
     status = status_of(context, rollout_id)
     rollout = status.rollout
-    order = listings.rollout(context, str(rollout_id)).order_name
+    row = listings.rollout(context, str(rollout_id))
+    order = row.order_name
     with snapshot(context.engine) as connection:
         measured = dashboard_queries.measured_points(connection, rollout_id)
         others = [
@@ -67,6 +68,7 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
         "done": int(rollout["committed"]) + int(rollout["quarantined"]),
         "is_over": status.state in TERMINAL,
         "order": order,
+        "reorder": row.config.get("reorder"),
         "offered": offered(status),
         "recall_charts": recall_charts,
         "cause_charts": curves.cause_charts(measured, causes),
