@@ -71,7 +71,7 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
         "reorder": row.config.get("reorder"),
         "offered": offered(status),
         "recall_charts": recall_charts,
-        "cause_charts": curves.cause_charts(measured, causes),
+        "charts": curves.in_order(recall_charts, curves.cause_charts(measured, causes)),
         "has_random": any(line.style == "random" for chart in recall_charts for line in chart.lines),
         "errors": errors[:ERRORS],
         "more_errors": len(errors) > ERRORS,
