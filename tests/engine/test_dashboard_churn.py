@@ -63,7 +63,9 @@ def test_each_chart_has_the_curve_of_its_own_query_set(watched, refreshed, clien
     """The simulated order is of the certificate's query set; with a second labelled set it must stand beside that one alone."""
     with watched.engine.begin() as connection:
         flip_queries.insert_curve_points(
-            connection, refreshed.id, [("recall_at_1", "random", 0.0, 0.5), ("recall_at_1", "random", 1.0, 0.5)]
+            connection,
+            refreshed.id,
+            [("recall_at_1", "random", 0.0, 0.5), ("recall_at_1", "random", 1.0, 0.5)],
         )
         connection.exec_driver_sql(
             """INSERT INTO query_set (gallery_id, name, relevance, source)
@@ -74,12 +76,19 @@ def test_each_chart_has_the_curve_of_its_own_query_set(watched, refreshed, clien
                FROM evaluation"""
         )
     page = html.unescape(client.get(f"/rollouts/{refreshed.id}").text)
-    charts = dict(re.findall(r'<figcaption id="recall-\d+-title">(.*?)</figcaption>(.*?)</figure>', page, re.DOTALL))
+    charts = dict(
+        re.findall(r'<figcaption id="recall-\d+-title">(.*?)</figcaption>(.*?)</figure>', page, re.DOTALL)
+    )
     assert {"Recall at 1 on asked", "Recall at 1 on second"} <= set(charts)
     has_random = {title for title, drawn in charts.items() if "simulated, order random" in drawn}
     assert has_random == {"Recall at 1 on asked"}
     asked, second = (
-        [row["value"] for row in view(watched, "refresh_curve", against_order="measured", metric="recall_at_1", queryset=name)]
+        [
+            row["value"]
+            for row in view(
+                watched, "refresh_curve", against_order="measured", metric="recall_at_1", queryset=name
+            )
+        ]
         for name in ("asked", "second")
     )
     assert set(second) == {0.0}

@@ -239,7 +239,9 @@ def test_a_downgrade_is_refused_while_a_plan_is_held_that_was_reranked(engine):
     database.upgrade(engine)
 
 
-def test_a_curve_says_of_which_query_set_it_is_and_the_release_before_reads_it_again_after_a_downgrade(engine):
+def test_a_curve_says_of_which_query_set_it_is_and_the_release_before_reads_it_again_after_a_downgrade(
+    engine,
+):
     database.upgrade(engine, "0004")
     _rollout_of_before(engine, adapter=False)
     database.upgrade(engine)
@@ -254,7 +256,9 @@ def test_a_curve_says_of_which_query_set_it_is_and_the_release_before_reads_it_a
         ):
             connection.exec_driver_sql(statement)
         measured, simulated = [("a", 0.5), ("b", 1.0)], (None, 0.25)
-        assert _curve(connection) == [*measured, simulated], "without a certificate nobody knows of which it is"
+        assert _curve(connection) == [*measured, simulated], (
+            "without a certificate nobody knows of which it is"
+        )
         connection.exec_driver_sql(
             "INSERT INTO certificate (query_model_id, gallery_model_id, query_set_id, verdict, reason, measured) "
             "VALUES (2, 1, 2, 'certified', 'x', '{}')"
