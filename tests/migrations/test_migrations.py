@@ -239,20 +239,25 @@ def test_a_downgrade_is_refused_while_a_plan_is_held_that_was_reranked(engine):
     database.upgrade(engine)
 
 
-def test_a_curve_says_of_which_query_set_it_is_and_the_release_before_reads_it_again_after_a_downgrade(
-    engine,
-):
+def test_a_curve_says_of_which_query_set_it_is_until_a_downgrade(engine):
     database.upgrade(engine, "0004")
     _rollout_of_before(engine, adapter=False)
     database.upgrade(engine)
     with engine.begin() as connection:
         for statement in (
-            "INSERT INTO query_set (gallery_id, name, relevance, source) SELECT 1, q, 'label', 'x' FROM unnest(ARRAY['a', 'b']) AS q",
+            (
+                "INSERT INTO query_set (gallery_id, name, relevance, source) "
+                "SELECT 1, q, 'label', 'x' FROM unnest(ARRAY['a', 'b']) AS q"
+            ),
             (
                 "INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, point, both_right, negative_flips, "
-                "positive_flips, both_wrong, n, previous_negative_flips, previous_positive_flips) SELECT 1, s, 1, 7, 1, 'all', true, s, 0, 0, 2 - s, 2, 0, 0 FROM generate_series(1, 2) s"
+                "positive_flips, both_wrong, n, previous_negative_flips, previous_positive_flips) "
+                "SELECT 1, s, 1, 7, 1, 'all', true, s, 0, 0, 2 - s, 2, 0, 0 FROM generate_series(1, 2) s"
             ),
-            "INSERT INTO curve_point (rollout_id, metric, order_name, coverage, value) VALUES (1, 'recall_at_1', 'random', 0, 0.25)",
+            (
+                "INSERT INTO curve_point (rollout_id, metric, order_name, coverage, value) "
+                "VALUES (1, 'recall_at_1', 'random', 0, 0.25)"
+            ),
         ):
             connection.exec_driver_sql(statement)
         measured, simulated = [("a", 0.5), ("b", 1.0)], (None, 0.25)

@@ -27,7 +27,7 @@ def newest_summaries(connection: Connection, rollout_ids: Sequence[int]) -> list
 
 
 def churn_without_relevance(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
-    """The newest row of `churn_summary` of each query set of these rollouts, of galleries in which no query set has labels or pairs."""
+    """The newest row of `churn_summary` of each query set of these rollouts, where no query set has labels or pairs."""
     return _rows(
         connection,
         "churn_without_relevance",
