@@ -73,7 +73,8 @@ def test_each_chart_has_the_curve_of_its_own_query_set(watched, refreshed, clien
                INSERT INTO evaluation (rollout_id, query_set_id, slice, seq, k, items, point, both_right, negative_flips,
                                        positive_flips, both_wrong, n, previous_negative_flips,
                                        previous_positive_flips)
-               SELECT rollout_id, (SELECT id FROM query_set WHERE name = 'second'), slice, seq, k, items, point, 0, 0, 0, n, n, 0, 0
+               SELECT rollout_id, (SELECT id FROM query_set WHERE name = 'second'), slice, seq, k, items, point,
+                      0, 0, 0, n, n, 0, 0
                FROM evaluation"""
         )
     page = html.unescape(client.get(f"/rollouts/{refreshed.id}").text)
