@@ -168,7 +168,7 @@ def curve(
     with open_ledger() as context:
         rollout_id = _rollout_id(context, rollout)
         rows = _view(context, "refresh_curve", limit, rollout=rollout_id, metric=metric)
-    show_rows("curve", rows, ("metric", "against_order", "coverage", "value"), output)
+    show_rows("curve", rows, ("queryset", "metric", "against_order", "coverage", "value"), output)
     _cut(rows, limit)
     next_step(f"ledger flips {rollout_id} --summary")
 

@@ -210,7 +210,7 @@ def screen(status: RolloutStatus) -> Any:
     through = f" through {row['adapter']}" if row["adapter"] else ""
     lines = {
         f"rollout {status.id}": f"{row['gallery']}: {change}{through}",
-        "strategy": row["strategy"],
+        "strategy": row["strategy"] + (f", plan {row['plan_revision']}" if row["plan_revision"] else ""),
         "state": _state(row),
         "progress": _bar(row),
         "rate": "-" if status.state in TERMINAL else _rate(row),

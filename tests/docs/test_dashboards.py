@@ -153,3 +153,15 @@ def test_prometheus_reads_every_expression_of_the_dashboards(promtool, tmp_path)
     path.write_text(json.dumps({"groups": [{"name": "panels", "rules": found}]}))
     assert f"{len(found)} rules found" in promtool("check", "rules", path)
     assert len(found) > 20
+
+
+def test_a_recall_curve_is_drawn_for_each_query_set_by_itself():
+    """Of two that were chosen at once the higher value would stand for both."""
+    drawn = [
+        panel for board in grafana.BOARDS for panel in grafana.panels(board)
+        for target in panel["targets"] if "reporting.refresh_curve" in target.get("rawSql", "")
+    ]  # fmt: skip
+    assert drawn
+    for panel in drawn:
+        assert panel["repeat"] == "queryset", panel["title"]
+        assert all("queryset IN ($queryset)" in target["rawSql"] for target in panel["targets"])

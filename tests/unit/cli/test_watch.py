@@ -21,7 +21,7 @@ def snapshot(**changes):
         "strategy": "transform-then-reembed",
         "state": "backfilling", "sub_state": None, "reason": None, "total": 200, "pending": 100, "leased": 50,
         "committed": 48, "quarantined": 2, "rate_per_s": 12.5, "eta_s": 12.0, "coverage": 0.24, "started_at": at,
-        "last_progress_at": at, "paused_s": 0.0, "actor": "me",
+        "last_progress_at": at, "paused_s": 0.0, "actor": "me", "plan_revision": 0,
     }  # fmt: skip
     band = {"rollout": 3, "band": 0, "queue_state": "active", "depth": 4, "leased": 1, "oldest_age_s": 1.0}
     flips = {
@@ -42,6 +42,13 @@ def test_one_screen_shows_state_and_reason_progress_rate_queue_workers_coverage_
     ):  # fmt: skip
         assert part in shown
     assert len(shown.splitlines()) <= 24
+
+
+def test_a_revision_of_the_plan_is_named_once_there_is_one(capsys):
+    draw(watch.screen(snapshot(plan_revision=3)))
+    assert "transform-then-reembed, plan 3" in capsys.readouterr().out
+    draw(watch.screen(snapshot()))
+    assert ", plan" not in capsys.readouterr().out
 
 
 def test_query_sets_of_which_nobody_knows_what_is_right_have_lines_of_their_own(capsys):
