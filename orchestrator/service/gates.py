@@ -76,7 +76,7 @@ class Gatekeeper:
         self._judged_until: int | None = None
 
     def judge(self, seq: int, recorded: Sequence[Recorded]) -> None:
-        """Judge the gates on what was counted up to a log entry; what was judged before is left alone.
+        """Judge the gates on what was counted up to a log entry; what was judged before, or is long past, is left alone.
 
         An evaluator that begins anew replays a long history: this is asked once what it need not look at.
         """

@@ -33,8 +33,7 @@ GATES = [
 FIELDS = (
     "queryset", "measure", "slice", "k", "result", "value", "limit", "sample_n", "effect", "dry_run", "reason",
 )  # fmt: skip
-# No error is borne: gates that are set are also asked about the stages before, a trial about the newest only.
-ALERT = {"minimum_n": 20, "effect": "alert", "error_limit": 0}
+ALERT = {"minimum_n": 20, "effect": "alert"}
 OF_LOGGED = [
     {"name": "churn", "measure": "churn", "limit": 0.05, **ALERT},
     {"name": "deep", "measure": "churn", "limit": 1.0, "k": 10, "query_set": "logged", **ALERT},
@@ -117,6 +116,8 @@ def test_a_trial_gives_the_answers_that_the_gates_give_when_they_are_set(context
     given = {each["gate"]: tuple(each[field] for field in FIELDS) for each in judged}
     assert {each.gate: tuple(getattr(each, field) for field in FIELDS) for each in tried} == given
 
+    # Both look at where the rollout stands, not at what was before the gates were set.
+    assert {each["times"] for each in judged} == {1}
     answers = {each.gate: (each.result, each.effect) for each in tried}
     assert answers["flips"] == ("fail", "pause")
     assert answers["recall"] == ("fail", "alert")
@@ -137,6 +138,7 @@ def test_a_trial_judges_clicks_and_churn_as_the_gates_do_when_they_are_set(conte
     with context.engine.connect() as connection:
         judged = read_view(connection, "gate_decisions", rollout=logged.id)
     assert len(tried) == len(judged)
+    assert {each["times"] for each in judged} == {1}
     given = {(each["gate"], each["queryset"]): tuple(each[field] for field in FIELDS) for each in judged}
     found = {(each.gate, each.queryset): each for each in tried}
     assert {key: tuple(getattr(each, field) for field in FIELDS) for key, each in found.items()} == given

@@ -47,7 +47,7 @@ TOLD_BY = {
     "pending": {STATUS, VIEW, METRIC, API, PAGE},
     "total": {STATUS, VIEW, API, PAGE, OVERVIEW},
     "coverage": {STATUS, VIEW, API, PAGE, OVERVIEW},
-    "plan_revision": {STATUS, VIEW, API},
+    "plan_revision": {STATUS, VIEW, API, PAGE},
     "workers_alive": {STATUS, VIEW, METRIC, PAGE, OVERVIEW},
     "coverage_ratio": {*COUNTED, PAGE, OVERVIEW},
     "n": {*COUNTED, PAGE},
@@ -59,10 +59,10 @@ TOLD_BY = {
     "gate_value": {*COUNTED, PAGE},
     "gate_limit": {*COUNTED, PAGE},
     "gate_sample_n": {STATUS, LEDGER, VIEW, PAGE},
-    "overlap": COUNTED,
-    "rbo": COUNTED,
-    "loss_rate": COUNTED,
-    "clicks_n": COUNTED,
+    "overlap": {*COUNTED, PAGE},
+    "rbo": {*COUNTED, PAGE},
+    "loss_rate": {*COUNTED, PAGE},
+    "clicks_n": {*COUNTED, PAGE},
 }
 
 
@@ -157,6 +157,7 @@ class Told:
 
 ROLLOUT = "committed quarantined pending total coverage plan_revision"
 FLIPS = "n negative_flips positive_flips nfr pfr"
+CLICKS_ON_PAGE = {"loss_rate": "click_loss_rate", "clicks_n": "click_n"}
 GATE = "result=gate_result value=gate_value limit=gate_limit sample_n=gate_sample_n"
 
 
@@ -234,9 +235,9 @@ def by_pages(told, client, row):
     for name in TOLD_BY:
         about = {"coverage_ratio": ("model",)}.get(name, ())
         about = ("gate", "queryset") if name.startswith("gate_") else about
-        about = ("queryset",) if name in FLIPS.split() else about
+        about = ("queryset",) if name in (*FLIPS.split(), "overlap", "rbo", *CLICKS_ON_PAGE) else about
         for source, shown in ((PAGE, page), (OVERVIEW, overview)):
-            for value, labels in figures(shown, name):
+            for value, labels in figures(shown, CLICKS_ON_PAGE.get(name, name)):
                 if value != "":
                     given = value if name == "gate_result" else float(value)
                     told.say(source, name, given, *(labels[key] for key in about))

@@ -35,13 +35,19 @@ def newest_decision(
 
 
 def judged_until(connection: Connection, rollout_id: int, measures: list[str]) -> int:
-    """The newest log entry that a gate of these measures has judged; 0 before the first."""
+    """The log entry up to which gates of these measures have nothing to judge; 0: nothing is evaluated yet.
+
+    Either it was judged, or a newer stage is evaluated: gates that were set midway look at where the rollout stands. The newest
+    one counts as open, since a process may have died between its evaluation and its gates.
+    """
     return int(
         execute(
             connection,
             "judged_until",
-            """SELECT coalesce(max(seq), 0) FROM gate_decision
-               WHERE rollout_id = :rollout AND measure = ANY(CAST(:measures AS text[]))""",
+            """SELECT greatest((SELECT max(seq) FROM gate_decision
+                                WHERE rollout_id = :rollout AND measure = ANY(CAST(:measures AS text[]))),
+                               (SELECT max(seq) - 1 FROM evaluation WHERE rollout_id = :rollout),
+                               (SELECT max(seq) - 1 FROM churn WHERE rollout_id = :rollout), 0)""",
             rollout=rollout_id,
             measures=measures,
         ).scalar_one()
