@@ -53,6 +53,11 @@ INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, n, both_
     SELECT {rollout}, s.id, n + 2, n, k, slice, {queries}, {queries} - 60, 10, 20, 30, 0, 0, n % ({n} / 200) = 0
     FROM query_set s, generate_series(0, {done} - 1) n, (VALUES (1, 'all'), (10, 'all'), (1, 'tenant=a')) AS each (k, slice)
     WHERE s.gallery_id = {gallery} AND (slice = 'all' OR n % 50 = 0);
+INSERT INTO churn (rollout_id, query_set_id, seq, items, slice, point, n, shared, p)
+    SELECT {rollout}, s.id, n + 2, n, slice, n % ({n} / 200) = 0, {queries},
+           ARRAY(SELECT {queries} * d * 9 / 10 FROM generate_series(1, 10) d)::bigint[], 0.9
+    FROM query_set s, generate_series(0, {done} - 1) n, (VALUES ('all'), ('tenant=a')) AS each (slice)
+    WHERE s.gallery_id = {gallery} AND (slice = 'all' OR n % 50 = 0);
 INSERT INTO flip (rollout_id, query_set_id, query_no, kind, reference, k, opened_seq, healed_seq, old_row, new_row, old_score,
                   new_score, cause)
     SELECT {rollout}, s.id, n % {queries}, CASE n % 2 WHEN 0 THEN 'negative' ELSE 'positive' END, reference, 1, n + 2,
@@ -60,6 +65,8 @@ INSERT INTO flip (rollout_id, query_set_id, query_no, kind, reference, k, opened
            CASE n % 2 WHEN 0 THEN 'mixed_stage' END
     FROM query_set s, generate_series(0, {done} - 1) n, (VALUES ('old_system'), ('previous_stage')) AS each (reference)
     WHERE s.gallery_id = {gallery} AND n % 5 = 0;
+INSERT INTO click_evaluation SELECT * FROM evaluation;
+INSERT INTO click_change SELECT * FROM flip;
 INSERT INTO gate_decision (rollout_id, gate, result, value, "limit", sample_n, effect, query_set, seq)
     SELECT {rollout}, 'flips', CASE n % 2 WHEN 0 THEN 'pass' ELSE 'fail' END, 0.01, 0.05, {queries}, 'none', 'asked', n + 2
     FROM generate_series(0, 999) n;
@@ -114,6 +121,9 @@ def reads(rollout: int) -> Mapping[str, Mapping[str, Any]]:
         "coverage_by_model": {"gallery": "bench"},
         "flip_summary": {**asked, "newest": True},
         "flip_items": {"rollout": rollout, "queryset": "asked", "reference": "old_system", "limit": 100},
+        "churn_summary": {"rollout": rollout, "queryset": "asked", "slice": "all", "newest": True},
+        "click_summary": {**asked, "newest": True},
+        "click_items": {"rollout": rollout, "queryset": "asked", "reference": "old_system", "limit": 100},
         "refresh_curve": {"rollout": rollout, "limit": 10_000},
         "gate_decisions": {"rollout": rollout, "newest": True},
         "serving_history": {"gallery": "bench"},

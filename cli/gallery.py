@@ -47,6 +47,8 @@ def imported(kind: str, result: Imported, output: Format) -> None:
     parts = [f"{kind} {result.name}: {result.taken} taken, {result.labelled} with a label"]
     if result.unanswerable:
         parts.append(f"{result.unanswerable} queries without a relevant item")
+    if result.too_few_clicks:
+        parts.append(f"{result.too_few_clicks} pairs with too few clicks left out")
     if result.rejected:
         parts.append(
             f"{result.rejected} refused ({', '.join(f'{r}: {n}' for r, n in result.reasons.items())})"

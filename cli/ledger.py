@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import ledger_churn
 from cli.options import GalleryName, Limit, RolloutName
 from cli.output import Format, Output, show, show_rows
 from cli.progress import working
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.context import Context
 
 app = typer.Typer(
-    no_args_is_help=True, help="What happened: flips, versions, curves, errors, the audit trail."
+    no_args_is_help=True, help="What happened: flips, churn, versions, curves, errors, the audit trail."
 )
 RolloutOption = Annotated[
     str | None,
@@ -123,6 +125,9 @@ def flips(
     next_step(f"ledger curve {rollout_id}")
 
 
+ledger_churn.add_commands(app)
+
+
 @app.command(epilog="Example: hotrefresh ledger versions photos")
 def versions(
     gallery: GalleryName,
@@ -163,21 +168,66 @@ def curve(
     with open_ledger() as context:
         rollout_id = _rollout_id(context, rollout)
         rows = _view(context, "refresh_curve", limit, rollout=rollout_id, metric=metric)
-    show_rows("curve", rows, ("metric", "against_order", "coverage", "value"), output)
+    show_rows("curve", rows, ("queryset", "metric", "against_order", "coverage", "value"), output)
     _cut(rows, limit)
     next_step(f"ledger flips {rollout_id} --summary")
 
 
-@app.command(epilog="Example: hotrefresh ledger gates photos")
-def gates(rollout: RolloutName, limit: Limit = 1000, output: Output = Format.TABLE) -> None:
-    """Show what the gates decided."""
+@app.command(epilog="Example: hotrefresh ledger gates photos --try gates.toml")
+def gates(
+    rollout: RolloutName,
+    try_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--try",
+            metavar="FILE",
+            help="Judge the [[gate]] tables of this TOML file on the numbers of now, without any effect.",
+        ),
+    ] = None,
+    limit: Limit = 1000,
+    output: Output = Format.TABLE,
+) -> None:
+    """Show what the gates decided. Exit code of --try: 5 when a gate would fail, 6 when one could not tell."""
     with open_ledger() as context:
         rollout_id = _rollout_id(context, rollout)
+        if try_file is not None:
+            _try_gates(context, rollout_id, try_file, output)
+            return
         rows = _view(context, "gate_decisions", limit, rollout=rollout_id)
     columns = ("decided_at", "gate", "queryset", "result", "value", "limit", "sample_n", "effect", "times")
     show_rows("gates", rows, columns, output)
     _cut(rows, limit)
     next_step(f"rollout status {rollout_id}")
+
+
+def _try_gates(context: Context, rollout_id: int, file: Path, output: Format) -> None:
+    from orchestrator.errors import ExitCode
+    from orchestrator.service.gate_trial import try_gates
+    from orchestrator.service.tuning import parse
+
+    _, tables = parse(f"gates={file}")
+    if not tables:
+        raise UsageError(f"{file} holds no [[gate]] table; docs/FLIPS-AND-GATES.md shows one.")
+    found = try_gates(context, str(rollout_id), tables)
+    columns = (
+        "gate",
+        "queryset",
+        "slice",
+        "result",
+        "value",
+        "least",
+        "limit",
+        "sample_n",
+        "effect",
+        "reason",
+    )
+    show_rows("trials", found, columns, output)
+    next_step(f"rollout set {rollout_id} {shlex.quote(f'gates={file}')}")
+    answers = {each.result for each in found}
+    if "fail" in answers:
+        raise typer.Exit(ExitCode.NOT_CERTIFIED)
+    if "inconclusive" in answers:
+        raise typer.Exit(ExitCode.INCONCLUSIVE)
 
 
 @app.command(epilog="Example: hotrefresh ledger errors --gallery photos")

@@ -18,9 +18,9 @@ from cli import (
     config,
     dashboard,
     db,
+    demand,
     demo,
     doctor,
-    gallery,
     init,
     ledger,
     model,
@@ -48,7 +48,7 @@ for name, group in (
     ("config", config),
     ("db", db),
     ("model", model),
-    ("gallery", gallery),
+    ("gallery", demand),  # adds to the commands of cli.gallery
     ("queryset", queryset),
     ("rollout", rollout_settings),  # adds to the commands of cli.rollout
     ("ledger", ledger),

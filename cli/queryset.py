@@ -1,4 +1,4 @@
-"""`hotrefresh queryset`: queries whose right answers are known."""
+"""`hotrefresh queryset`: queries that an upgrade is measured on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from cli.progress import working
 from cli.session import next_step, open_ledger
 
 app = typer.Typer(
-    no_args_is_help=True, help="Queries whose right answers are known: what flips are counted on."
+    no_args_is_help=True,
+    help="Queries an upgrade is measured on: flips where right answers are known, churn and clicks where not.",
 )
 
 
@@ -28,14 +29,37 @@ def import_(
         Path | None,
         typer.Option(help="A CSV file with columns query,item: explicit relevance instead of labels."),
     ] = None,
+    clicks: Annotated[
+        Path | None,
+        typer.Option(
+            help="A CSV file with columns query,item and perhaps count: clicks, weak relevance. Their losses are never flips."
+        ),
+    ] = None,
+    minimum_clicks: Annotated[
+        int, typer.Option(min=1, help="Of --clicks: a pair clicked fewer times is left out.")
+    ] = 1,
+    unlabelled: Annotated[
+        bool,
+        typer.Option("--unlabelled", help="Nothing is known: only churn against the old system is measured."),
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Import queries; relevant are items of equal label, or the explicit pairs."""
+    """Import queries; relevant are items of equal label, the explicit pairs, what was clicked, or nothing known."""
     with open_ledger() as context:
         with working(f"importing {name}"):
             from orchestrator.service.galleries import import_query_set
 
-            result = import_query_set(context, gallery, name, source, split=split, pairs=pairs)
+            result = import_query_set(
+                context,
+                gallery,
+                name,
+                source,
+                split=split,
+                pairs=pairs,
+                clicks=clicks,
+                minimum_clicks=minimum_clicks,
+                unlabelled=unlabelled,
+            )
         from orchestrator.service.guide import next_command
 
         then = next_command(context, gallery)

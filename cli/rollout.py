@@ -13,11 +13,13 @@ from cli.progress import progress, working
 from cli.rollout_options import (
     Adapter,
     BatchSize,
+    DemandBase,
     Force,
     Lane,
     Lease,
     Order,
     Prototypes,
+    Reorder,
     Strategy,
     Supersede,
     Temperature,
@@ -50,6 +52,8 @@ def plan_(
     lease_s: Lease = None,
     lane: Lane = "backfill",
     supersede: Supersede = False,
+    demand_base: DemandBase = "entropy",
+    reorder: Reorder = "none",
     first: Annotated[int, typer.Option(min=0, help="How many of the first items to show.")] = 10,
     output: Output = Format.TABLE,
 ) -> None:
@@ -67,6 +71,8 @@ def plan_(
         lease_s,
         lane,
         supersede,
+        demand_base,
+        reorder,
     )
     with open_ledger() as context, working("planning"):
         from orchestrator.service.plan_preview import preview
@@ -91,6 +97,8 @@ def plan_(
             ("seed", seed, 0),
             ("lease_s", lease_s, None),
             ("lane", lane, "backfill"),
+            ("demand_base", demand_base, "entropy"),
+            ("reorder", reorder, "none"),
         )
         if value != default
     )
@@ -112,6 +120,8 @@ def start(
     lease_s: Lease = None,
     lane: Lane = "backfill",
     supersede: Supersede = False,
+    demand_base: DemandBase = "entropy",
+    reorder: Reorder = "none",
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until every item is re-embedded.")
     ] = False,
@@ -132,6 +142,8 @@ def start(
         lease_s,
         lane,
         supersede,
+        demand_base,
+        reorder,
     )
     with open_ledger() as context:
         current.interrupted = (

@@ -23,6 +23,16 @@ Strategy = Annotated[
     ),
 ]
 Order = Annotated[str, typer.Option(help=f"{', '.join(order_names())}: which items first.")]
+DemandBase = Annotated[
+    str, typer.Option(help="Which order's scores the order demand weights: entropy, class_distance …")
+]
+REORDERS = ("none", "flips", "demand", "flips+demand")
+Reorder = Annotated[
+    str,
+    typer.Option(
+        help="What the items that wait follow while the refresh goes on: flips, demand, flips+demand or none."
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, max=65_536, help="Items in a batch.")]
 Prototypes = Annotated[
     str, typer.Option(help="auto, head (the new model's), classes (means by label) or clusters.")
@@ -49,6 +59,7 @@ Lease = Annotated[float | None, typer.Option("--lease-s", min=0.5, help="A batch
 def start_request(
     gallery: str, to: str, adapter: str | None, strategy: str | None, order: str, batch_size: int | None, prototypes: str,
     temperature: float, seed: int, lease_s: float | None, lane: str, supersede: bool,
+    demand_base: str = "entropy", reorder: str = "none",
 ) -> StartRequest:  # fmt: skip
     """What was asked for, checked as far as it can be without a ledger."""
     from models.errors import UsageError
@@ -59,6 +70,8 @@ def start_request(
         raise UsageError(f"--prototypes {prototypes!r} is not known; choose one of {', '.join(known)}.")
     if lane not in LANES:
         raise UsageError(f"--lane {lane!r} is not known; choose one of {', '.join(LANES)}.")
+    if reorder not in REORDERS:
+        raise UsageError(f"--reorder {reorder!r} is not known; choose one of {', '.join(REORDERS)}.")
     return StartRequest(
         gallery=gallery,
         to_model=to,
@@ -72,4 +85,6 @@ def start_request(
         lease_s=lease_s,
         lane=lane,
         supersede=supersede,
+        demand_base=demand_base,
+        reorder=None if reorder == "none" else reorder,
     )

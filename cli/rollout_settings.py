@@ -8,6 +8,7 @@ import typer
 
 from cli.options import GalleryName, RolloutName, Yes
 from cli.output import Format, Output, show, show_object, show_rows
+from cli.progress import working
 from cli.rollout import app
 from cli.session import confirm, next_step, open_ledger, say
 from cli.watch import start_worker
@@ -37,7 +38,8 @@ def set_(
         list[str],
         typer.Argument(
             metavar="KEY=VALUE...",
-            help="speed, window, batch_size, lane, failure_budget, lease_s, throttles, gates, rollback_window_s.",
+            help="speed, window, batch_size, lane, failure_budget, lease_s, reorder, reorder_queryset, throttles, gates, "
+            "rollback_window_s.",
         ),
     ],
     output: Output = Format.TABLE,
@@ -47,6 +49,7 @@ def set_(
     speed=0.25 lets workers encode a quarter of the time; window=8 allows eight batches in flight (none: no limit);
     batch_size=512 cuts the batches that wait anew; lane=urgent|backfill|repair says which rollout comes first;
     failure_budget=0.02 lets 2 % of the last 1,000 items go into quarantine before the rollout is paused;
+    reorder=flips|demand|flips+demand|none says what the items that wait follow, reorder_queryset=NAME (or none) whose flips;
     throttles=FILE.toml (or none) says what holds workers back, gates=FILE.toml (or none) what pauses it or takes it back.
     """
     from orchestrator.service.tuning import current, parse, set_values
@@ -79,6 +82,35 @@ def get(
         )
     show_object(config if key is None else {key: config[key]}, output)
     next_step(f"rollout status {row.id}")
+
+
+@app.command(epilog="Example: hotrefresh rollout reorder photos --by flips")
+def reorder(
+    rollout: RolloutName,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="flips (what heals most open flips first), demand (what is retrieved most) or flips+demand."
+        ),
+    ] = "flips",
+    output: Output = Format.TABLE,
+) -> None:
+    """Re-rank the items that wait, now and once. What is committed or being worked on stays where it is.
+
+    `rollout start --reorder` or `rollout set GALLERY reorder=flips` let it be done again and again.
+    """
+    with open_ledger() as context, working("looking for what to take first"):
+        from orchestrator.service.reorder import reorder as rerank
+
+        done = rerank(context, rollout, by)
+    if not show(done, output):
+        say(
+            f"rollout {done.rollout_id}: plan revision {done.plan_revision}; {done.items} items in {done.batches} batches have "
+            "another place"
+            if done.items
+            else f"rollout {done.rollout_id}: nothing to move, it stays at plan revision {done.plan_revision}"
+        )
+    next_step(f"rollout status {done.rollout_id}")
 
 
 @app.command(epilog="Example: hotrefresh rollout retry photos --what failed")

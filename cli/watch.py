@@ -174,6 +174,8 @@ def document(status: RolloutStatus) -> dict[str, Any]:
         "coverage_by_model": status.coverage,
         "flips": status.flips,
         "gates": status.gates,
+        "churn": status.churn,
+        "clicks": status.clicks,
     }
 
 
@@ -208,14 +210,15 @@ def screen(status: RolloutStatus) -> Any:
     through = f" through {row['adapter']}" if row["adapter"] else ""
     lines = {
         f"rollout {status.id}": f"{row['gallery']}: {change}{through}",
-        "strategy": row["strategy"],
+        "strategy": row["strategy"] + (f", plan {row['plan_revision']}" if row["plan_revision"] else ""),
         "state": _state(row),
         "progress": _bar(row),
         "rate": "-" if status.state in TERMINAL else _rate(row),
         "queue": _queue(status),
         "workers": f"{status.workers_alive} alive" if status.workers_alive else "none alive",
         "coverage": " · ".join(f"{c['model']} {c['ratio']:.1%}" for c in status.coverage) or "-",
-        "flips": "\n".join(_flips(each) for each in status.flips) or _no_flips(row),
+        "flips": "\n".join(_flips(each) for each in status.flips) or _no_flips(status),
+        **_weaker(status),
         "gates": "\n".join(_gate(each) for each in status.gates) or "none configured, or none judged yet",
         "times": f"started {cell(plain(row['started_at']))}, paused for {row['paused_s']:.0f} s, by {row['actor']}",
     }
@@ -224,9 +227,42 @@ def screen(status: RolloutStatus) -> Any:
     return grid
 
 
-def _no_flips(row: dict[str, Any]) -> str:
+def _weaker(status: RolloutStatus) -> dict[str, str]:
+    """Lines for the query sets of which nobody knows what is right; none where there are none."""
+    lines = {
+        "churn": "\n".join(_churn(each) for each in status.churn if each["relevance"] in ("none", "clicks")),
+        "clicks": "\n".join(_clicks(each) for each in status.clicks),
+    }
+    return {name: text for name, text in lines.items() if text}
+
+
+def _churn(row: dict[str, Any]) -> str:
+    if not row["n"]:
+        return f"{row['queryset']}: no query could be read by both models"
+    return (
+        f"{row['queryset']}: overlap {row['overlap']:.2%} of the first {row['k']}, rank-biased {row['rbo']:.2%}, "
+        f"first answer changed for {row['first_changed']:.2%} of {row['n']} queries" + _at_coverage(row)
+    )
+
+
+def _clicks(row: dict[str, Any]) -> str:
+    share = f" ({row['loss_rate']:.2%}, {row['ci_low']:.2%} to {row['ci_high']:.2%})" if row["n"] else ""
+    return (
+        f"{row['queryset']}: {row['click_losses']} lost{share}, {row['click_gains']} gained, of {row['n']} queries"
+        + _at_coverage(row)
+    )
+
+
+def _at_coverage(row: dict[str, Any]) -> str:
+    return "" if row["coverage"] is None else f", at {row['coverage']:.1%} coverage"
+
+
+def _no_flips(status: RolloutStatus) -> str:
+    row = status.rollout
     if row["from_model"] is None:
         return "-"  # a first embedding replaces no answers
+    if status.churn:
+        return "not counted: no query set has labels or pairs"
     return f"none yet; `hotrefresh queryset list {row['gallery']}` shows what they are counted on"
 
 
@@ -280,5 +316,5 @@ def _flips(row: dict[str, Any]) -> str:
     share = f" ({row['nfr']:.2%}, {row['ci_low']:.2%} to {row['ci_high']:.2%})" if row["n"] else ""
     return (
         f"{row['queryset']}: {row['negative_flips']} negative{share}, {row['positive_flips']} positive, "
-        f"of {row['n']} queries" + ("" if row["coverage"] is None else f", at {row['coverage']:.1%} coverage")
+        f"of {row['n']} queries" + _at_coverage(row)
     )

@@ -34,7 +34,8 @@ BATCH_POINTS = (
 )
 REPLICA_POINTS = ("replica_read", "replica_mid_apply", "replica_applied")
 CONTROL_POINTS = ("before_insert", "inserted", "published", "in_state_change")
-POINTS = frozenset((*BATCH_POINTS, *REPLICA_POINTS, *CONTROL_POINTS))
+PLAN_POINTS = ("revision_written",)  # the file of a plan's revision is there, the ledger does not know it
+POINTS = frozenset((*BATCH_POINTS, *REPLICA_POINTS, *CONTROL_POINTS, *PLAN_POINTS))
 
 
 class InjectedError(RuntimeError):

@@ -12,6 +12,7 @@ from typing import Any
 
 from orchestrator.core.gates import MEASURES, Effect, Gate
 from orchestrator.errors import UsageError
+from orchestrator.settings import CHURN_K
 from orchestrator.table_fields import Fields
 from orchestrator.throttles import KINDS, Probe
 
@@ -55,6 +56,20 @@ def resolved(tables: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [dict(each.table) for each in parse_gates(tables)]
 
 
+def depths(tables: Sequence[Mapping[str, Any]], *, of_churn: bool) -> set[int]:
+    """The k that resolved gates read churn at, or flips and clicks."""
+    return {table["k"] for table in tables if "k" in table and (table["measure"] == "churn") is of_churn}
+
+
+def _depth(fields: Fields, measure: str) -> int:
+    if measure != "churn":
+        return max(1, fields.whole("k", 1))
+    k = fields.whole("k", CHURN_K)
+    if not 1 <= k <= 100:
+        raise fields.wrong("k", f"is {k}; write a whole number from 1 to 100")
+    return k
+
+
 def _parse(table: Any, number: int) -> Configured:
     if not isinstance(table, Mapping):
         raise UsageError(f"gate {number} is no table; write it under [[gate]].")
@@ -80,7 +95,7 @@ def _parse(table: Any, number: int) -> Configured:
         dry_run=fields.truth("dry_run", False),
         query_set=fields.text("query_set", "") if of_queries else "",
         slice=fields.text("slice", "all") if of_queries else "all",
-        k=max(1, fields.whole("k", 1)) if of_queries else 1,
+        k=_depth(fields, measure) if of_queries else 1,
     )
     probe = None if inside else KINDS[measure].build(fields, limit)
     fields.finish()

@@ -22,6 +22,8 @@ from pydantic_settings import (
 from models.errors import UsageError
 
 DEFAULT_FILE = "hotrefresh.toml"
+CHURN_K = 10
+"""A page of answers; of rank-biased overlap with p = 0.9 it has 86 % of the weight."""
 
 
 class Settings(BaseSettings):
@@ -78,6 +80,10 @@ class Settings(BaseSettings):
         min_length=1,
         description="flips are counted at each of these k: right is a relevant item among the k first; 1 is always counted",
     )
+    churn_k: int = Field(
+        CHURN_K, ge=1, le=100, description="churn is measured on so many first answers of each query"
+    )
+    churn_p: float = Field(0.9, gt=0, lt=1, description="p of rank-biased overlap: nearer to 1 looks deeper")
     buffer_size: int = Field(100, ge=10, description="candidates kept for each query by the flip evaluator")
 
     @property

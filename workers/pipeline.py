@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from models.datasets import read_item
@@ -52,6 +53,8 @@ DECODE_TOGETHER = 32
 DECODE_TURNS = 8
 # A batch whose next attempt is due within this time is waited for.
 WAIT_FOR_RETRY_S = 3.0
+# Revisions of the plan whose rows are kept at hand, 4 bytes an item each.
+PLANS_KEPT = 2
 # How often a commit is asked again because ranks were superseded while it was on its way.
 REVISIONS = 10
 
@@ -72,7 +75,7 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self.extents = open_extents(self.rollout.extent_uri, self.encoder.dim)
-        self.row_of = plan_rows(self.rollout)
+        self.plans: dict[int, npt.NDArray[np.uint32]] = {}  # revision → the row of every rank
         with self.context.engine.connect() as connection:
             self.older = unfinished_versions(connection, self.rollout)
         self.lease_s = float(self.rollout.config.get("lease_s", self.context.settings.lease_s))
@@ -83,6 +86,8 @@ class Pipeline:
         self.ready: queue.Queue[Work | None] = queue.Queue(maxsize=1)
         self.encoded: queue.Queue[Work | None] = queue.Queue(maxsize=1)
         self.over = threading.Event()
+        self.commit_s: float | None = None
+        """What the last commit took, until the next one writes it down: no transaction is added for it."""
         self.control = Control(self.context, self.rollout, self.hurry, self.over.set)
 
     def run(self) -> None:
@@ -178,11 +183,7 @@ class Pipeline:
         """Read and preprocess a batch's items; what cannot be read becomes a hole with its reason."""
         started = time.monotonic()
         with transaction(self.context.engine) as connection:
-            if claim.first_rank < self.rollout.plan_items:
-                place = slice(claim.first_rank, claim.first_rank + claim.n)
-                rows = np.asarray(self.row_of[place], np.int64)
-            else:
-                rows = rows_of_ranks(connection, self.rollout, claim.first_rank, claim.n)
+            rows = self._rows_of(connection, claim)
             uris = gallery_queries.uris_of_rows(connection, self.rollout.gallery_id, rows.tolist())
         together = max(DECODE_TOGETHER, len(uris) // (DECODE_TURNS * self.context.settings.decode_threads))
         slices = [uris[at : at + together] for at in range(0, len(uris), together)]
@@ -194,6 +195,17 @@ class Pipeline:
                 prepared.append(outcome)
                 places.append(at)
         return Work(claim, rows, prepared, places, holes, time.monotonic() - started)
+
+    def _rows_of(self, connection: Connection, claim: Claim) -> npt.NDArray[np.int64]:
+        """The rows of a claimed batch, by the revision of the plan that its claim names: none is read twice."""
+        revision = claim.plan_revision
+        if claim.first_rank >= self.rollout.plan_items:
+            return rows_of_ranks(connection, self.rollout, claim.first_rank, claim.n, revision)
+        if revision not in self.plans:
+            if len(self.plans) == PLANS_KEPT:
+                self.plans.pop(min(self.plans))
+            self.plans[revision] = plan_rows(connection, self.rollout, revision)
+        return np.asarray(self.plans[revision][claim.first_rank : claim.first_rank + claim.n], np.int64)
 
     def _prepare_items(self, uris: Sequence[str | None]) -> list[Any]:
         return [self._prepare_item(uri) for uri in uris]
@@ -289,16 +301,23 @@ class Pipeline:
 
     def _commit(self, work: Work, crc: int | None, store_s: float) -> Committed | None:
         times = {"decode_s": work.decode_s, "encode_s": work.encode_s, "store_s": store_s}
+        if self.commit_s is not None:
+            times["previous_commit_s"] = self.commit_s
         for _ in range(REVISIONS):
+            started = time.monotonic()
             try:
                 reach("in_commit")
                 done = self._commit_once(work, crc, times)
             except (UnreachableError, OSError):
+                self.commit_s = None  # it may be written down
                 # The answer was lost, the commit may have landed: ask, never redo blindly.
                 with transaction(self.context.engine) as connection:
                     return batch_queries.reread_commit(connection, work.claim)
-            if done is not None or not self._learn_revision(work):
+            if done is not None:
+                self.commit_s = time.monotonic() - started
                 return done
+            if not self._learn_revision(work):
+                return None
         return None
 
     def _commit_once(self, work: Work, crc: int | None, times: dict[str, float]) -> Committed | None:

@@ -82,6 +82,20 @@ def modality_of(path: Path) -> str:
     return "text" if _content_column(path, _columns(path)) == "text" else "image"
 
 
+def read_table(path: Path, column: str) -> Iterator[dict[str, Any]]:
+    """The rows of any CSV or Parquet file that has `column`; texts, whole numbers and yes or no of a Parquet file.
+
+    Raises:
+        UsageError: the file cannot be read, or lacks the column.
+    """
+    columns = _columns(path)
+    if column not in columns:
+        raise UsageError(
+            f"{path} needs the column {column}; it has {', '.join(map(str, columns))[:500] or 'none'}."
+        )
+    return _rows(path)
+
+
 def _word(value: Any) -> str:
     if isinstance(value, bytes):  # Parquet written without a string type
         value = value.decode("utf-8", "backslashreplace")

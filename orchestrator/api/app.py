@@ -24,7 +24,10 @@ from orchestrator.api.query import Bodies, content_of, parse
 from orchestrator.api.replicas import Replicas, ServedReplica
 from orchestrator.context import Context
 from orchestrator.errors import ExitCode, HotrefreshError, NotFoundError
+from orchestrator.ledger.database import transaction
 from orchestrator.service import listings
+from orchestrator.service.demand import add_counts
+from orchestrator.serving.retrievals import RetrievalCounter
 
 _STATUS = {
     ExitCode.USAGE: 400,
@@ -42,8 +45,10 @@ def make_app(context: Context, token: str | None) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         server.replicas.start()
+        server.retrievals.start()
         yield
         await run_in_threadpool(server.replicas.close)
+        await run_in_threadpool(server.retrievals.close)
 
     app = Starlette(
         routes=[
@@ -99,6 +104,7 @@ class _Server:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.replicas = Replicas(context)
+        self.retrievals = RetrievalCounter(self._write_retrievals)
         self._health = Health(context, self.replicas)
         self._bodies = Bodies()
         self._registry, self._searches = make_registry(context, self.replicas)
@@ -148,11 +154,16 @@ class _Server:
         async with self._bodies.read(request, large=replica.gallery.modality == "image") as body:
             return JSONResponse(await run_in_threadpool(self._search, replica, body))
 
+    def _write_retrievals(self, gallery_id: int, counts: dict[int, int]) -> None:
+        with transaction(self._context.engine) as connection:
+            add_counts(connection, gallery_id, counts)
+
     def _search(self, replica: ServedReplica, body: bytes) -> dict[str, Any]:
         asked = parse(body)
         with self._searches.time():
             content = content_of(replica, asked)
             answer = replica.search([content], asked.k)[0]
+        self.retrievals.count(replica.gallery.id, [hit.row for hit in answer.hits])
         return {
             "schema_version": 1,
             "gallery": replica.gallery.name,

@@ -68,6 +68,8 @@ class LedgerCollector(Collector):
             ledger = [
                 *rollout_metrics(rollouts, datetime.now(UTC)),
                 *queue_metrics(metric_queries.queues_shown(connection, ids)),
+                lease_metric(metric_queries.lease_expiries(connection, ids)),
+                window_metric(metric_queries.rollback_windows(connection)),
                 *worker_metrics(read_view(connection, "worker_health", live=True)),
                 *coverage_metrics(read_view(connection, "coverage_by_model")),
                 *flip_metrics(
@@ -75,6 +77,10 @@ class LedgerCollector(Collector):
                     metric_queries.newest_evaluations(connection, upgrades),
                 ),
                 *gate_metrics(metric_queries.newest_decisions(connection, ids)),
+                *churn_metrics(
+                    metric_queries.newest_churn(connection, upgrades),
+                    metric_queries.newest_clicks(connection, upgrades),
+                ),
             ]
             self._timings.read(connection)
         return [*ledger, self._timings.family(), lag_metric(self._replicas.lags())]
@@ -145,6 +151,26 @@ def queue_metrics(rows: list[Row]) -> list[Metric]:
     return [depth, oldest]
 
 
+def lease_metric(rows: list[Row]) -> Metric:
+    """Batches whose worker was not heard of in time, and that another one got."""
+    expired = CounterMetricFamily("hotrefresh_lease_expired", "Leases that ran out", labels=["rollout"])
+    for row in rows:
+        expired.add_metric([str(row["rollout"])], row["leases"])
+    return expired
+
+
+def window_metric(rows: list[Row]) -> Metric:
+    """Absent where a rollout is not finalized, or can no longer go back whatever the time."""
+    closes = GaugeMetricFamily(
+        "hotrefresh_rollback_window_closes_timestamp_seconds",
+        "Until then a finalized rollout can go back",
+        labels=["rollout"],
+    )
+    for row in rows:
+        closes.add_metric([str(row["rollout"])], row["closes_at"].timestamp())
+    return closes
+
+
 def worker_metrics(rows: list[Row]) -> list[Metric]:
     """Of `worker_health`: the workers that are not signed off long ago."""
     beat = GaugeMetricFamily(
@@ -210,6 +236,37 @@ def gate_metrics(rows: list[Row]) -> list[Metric]:
             if number is not None:
                 metric.add_metric(gate, number)
     return [state, value, limit]
+
+
+def churn_metrics(churn: list[Row], clicks: list[Row]) -> list[Metric]:
+    """Query sets beside the old system: answers in common, clicked items lost. Absent where nothing is compared."""
+    labels = ["queryset"]
+    overlap = GaugeMetricFamily(
+        "hotrefresh_overlap_ratio", "First answers as in the old system", labels=labels
+    )
+    rbo = GaugeMetricFamily("hotrefresh_rbo_ratio", "Rank-biased overlap with the old system", labels=labels)
+    lost = GaugeMetricFamily(
+        "hotrefresh_click_loss_ratio",
+        "Queries whose clicked item is no longer the first answer",
+        labels=labels,
+    )
+    count = GaugeMetricFamily("hotrefresh_click_loss_ratio_count", "Queries with clicks", labels=labels)
+    for row in _newest_first(churn):
+        overlap.add_metric([_queryset(row)], row["overlap"])
+        rbo.add_metric([_queryset(row)], row["rbo"])
+    for row in _newest_first(clicks):
+        lost.add_metric([_queryset(row)], row["click_losses"] / row["n"])
+        count.add_metric([_queryset(row)], row["n"])
+    return [overlap, rbo, lost, count]
+
+
+def _newest_first(rows: list[Row]) -> Iterator[Row]:
+    """Of each query set the row of its newest rollout that compared anything; they come newest rollout first."""
+    seen: set[str] = set()
+    for row in rows:
+        if row["n"] and _queryset(row) not in seen:
+            seen.add(_queryset(row))
+            yield row
 
 
 def make_registry(context: Context, replicas: Replicas) -> tuple[CollectorRegistry, Histogram]:

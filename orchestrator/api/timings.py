@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 from orchestrator.ledger.queries import metrics as metric_queries
 
-STAGES = ("decode", "encode", "store")
+STAGES = ("decode", "encode", "store", "commit")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 # Batches read in one scrape; what is more waits for the next one.
 AT_ONCE = 2000

@@ -15,6 +15,7 @@ from enum import StrEnum
 from scipy.stats import beta  # type: ignore[import-untyped]
 
 from orchestrator.core.flips import FlipCounts
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.core.significance import mcnemar_p
 
 
@@ -42,12 +43,15 @@ class Sample:
     Attributes:
         against_old, against_previous: flips of the queries the gate is about.
         embedded, quarantined: items of the rollout so far.
+        churn: the mean over `compared` queries of the part of their first answers that the old system did not give.
     """
 
     against_old: FlipCounts
     against_previous: FlipCounts
     embedded: int = 0
     quarantined: int = 0
+    churn: float | None = None
+    compared: int = 0
 
 
 @dataclass(frozen=True)
@@ -141,10 +145,32 @@ def quarantine_rate(sample: Sample, confidence: float) -> Measured:
     return _share(sample.quarantined, sample.embedded + sample.quarantined, confidence)
 
 
+def churn(sample: Sample, confidence: float) -> Measured:
+    """The part of the queries' first answers that the old system did not give, `1 - overlap@k`: the mean over the queries."""
+    if sample.churn is None or not sample.compared:
+        return Measured(None, 0, None)
+    return Measured(sample.churn, sample.compared, least_mean(sample.churn, sample.compared, confidence))
+
+
+def click_loss_rate(sample: Sample, confidence: float) -> Measured:
+    """Queries that found a clicked item in the old system and do not now, as a share of those with clicks."""
+    return _share(sample.against_old.negative_flips, sample.against_old.n, confidence)
+
+
 MEASURES: dict[str, Callable[[Sample, float], Measured]] = {
-    each.__name__: each for each in (negative_flip_rate, stage_flip_rate, recall_loss, quarantine_rate)
+    each.__name__: each
+    for each in (negative_flip_rate, stage_flip_rate, recall_loss, quarantine_rate, churn, click_loss_rate)
 }
 """Name in the configuration -> measure."""
+
+_KNOWN = frozenset(kind for kind in RelevanceKind if kind.known)
+NEEDS: dict[str, frozenset[RelevanceKind]] = {
+    "negative_flip_rate": _KNOWN,
+    "stage_flip_rate": _KNOWN,
+    "recall_loss": _KNOWN,
+    "click_loss_rate": frozenset({RelevanceKind.CLICKS}),
+}
+"""Measures that are about some query sets only: what is lost of clicks is no flip."""
 
 
 def _share(count: int, n: int, confidence: float) -> Measured:
@@ -156,6 +182,31 @@ def _share(count: int, n: int, confidence: float) -> Measured:
 def least_share(count: int, n: int, confidence: float) -> float:
     """The one-sided lower bound of Clopper and Pearson (1934) for `count` of `n`: exact, and never too high."""
     return 0.0 if count == 0 else float(beta.ppf(1 - confidence, count, n - count + 1))
+
+
+def least_mean(mean: float, n: int, confidence: float) -> float:
+    """A one-sided lower bound for the expectation of a value in 0..1, of which `n` independent draws have this mean.
+
+    Hoeffding (1963), Theorem 1: a mean of `m` or more has at most the chance exp(-n KL(m, e)) where the expectation is e < m,
+    with KL(m, e) = m ln(m / e) + (1 - m) ln((1 - m) / (1 - e)), whatever the distribution is. The bound is the e at which that
+    is 1 - confidence: below the exact bound of a share, and never too high.
+    """
+    if mean <= 0:
+        return 0.0
+    enough = -math.log(1 - confidence) / n
+    low, high = 0.0, mean
+    while low < (middle := (low + high) / 2) < high:
+        if _divergence(mean, middle) > enough:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _divergence(mean: float, expected: float) -> float:
+    """Kullback and Leibler's, of two coins; 0 < expected <= mean <= 1."""
+    rest = 0.0 if mean >= 1 else (1 - mean) * math.log((1 - mean) / (1 - expected))
+    return mean * math.log(mean / expected) + rest
 
 
 def outside(value: float | None, problem: str = "") -> Measured:

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.core import keys
-from orchestrator.core.metrics import insert, similarities, top_keys
+from orchestrator.core.metrics import QUERY_BLOCK, insert, pairs_above, top_keys
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-_BLOCK_SCORES = 2**22
+_NEWCOMERS = 2**20
+"""Keys that wait to be merged into the buffers: 8 MB."""
+_SEARCHED_TOGETHER = 32
 
 
 class IncrementalTopK:
@@ -67,11 +69,10 @@ class IncrementalTopK:
         before = self._buffer[:, : self.k].copy()
         self._gallery[rows] = vectors
         self._drop(rows)
-        for at in range(0, len(self._queries), max(1, _BLOCK_SCORES // len(rows))):
-            self._insert(at, min(len(self._queries), at + max(1, _BLOCK_SCORES // len(rows))), rows, vectors)
-        lacking = np.flatnonzero(self._buffer[:, self.k - 1] == keys.EMPTY)
-        self._search(lacking)
-        self.searched_again += len(lacking)
+        self._insert(rows, vectors)
+        if (again := self._lacking()).any():
+            self._search(np.flatnonzero(again))
+            self.searched_again += int(again.sum())
         return np.flatnonzero((before != self._buffer[:, : self.k]).any(axis=1))
 
     def _checked(self, rows: npt.NDArray[np.integer], vectors: F32) -> tuple[I64, F32]:
@@ -94,15 +95,42 @@ class IncrementalTopK:
         kept.sort(axis=1)
         self._buffer[touched] = kept
 
-    def _insert(self, start: int, stop: int, rows: I64, vectors: F32) -> None:
-        scores = similarities(self._queries[start:stop], vectors)
-        tau = self._tau[start:stop]
-        # The scores alone first (a few of millions pass), then the keys, which know ties. NaN is EMPTY: all may enter.
-        queries, columns = np.divmod(np.flatnonzero(~(scores < keys.scores_of(tau)[:, None])), len(rows))
-        new = keys.pack(scores[queries, columns], rows[columns])
-        better = new < tau[queries]
-        dropped = insert(self._buffer[start:stop], queries[better], new[better])
-        np.minimum(tau, dropped, out=tau)
+    def _insert(self, rows: I64, vectors: F32) -> None:
+        limit = keys.scores_of(self._tau)
+        waiting: list[tuple[I64, keys.Keys]] = []
+        held = 0
+        for at in range(0, len(self._queries), QUERY_BLOCK):
+            some = slice(at, at + QUERY_BLOCK)
+            # The scores alone first (a few of thousands pass), then the keys, which know ties.
+            lines, columns, scores = pairs_above(self._queries[some], vectors, limit[some], ties=True)
+            queries, new = lines + at, keys.pack(scores, rows[columns])
+            better = new < self._tau[queries]
+            waiting.append((queries[better], new[better]))
+            held += len(waiting[-1][0])
+            if held > _NEWCOMERS:
+                self._merge(waiting)
+                waiting, held = [], 0
+        self._merge(waiting)
+
+    def _merge(self, waiting: list[tuple[I64, keys.Keys]]) -> None:
+        """Take newcomers, by rising queries, into the buffers; tau rises to the best that found no room."""
+        if waiting:
+            queries, new = (np.concatenate(each) for each in zip(*waiting, strict=True))
+            np.minimum(self._tau, insert(self._buffer, queries, new), out=self._tau)
+
+    def _lacking(self) -> npt.NDArray[np.bool_]:
+        """(Q,) bool: queries with fewer than k rows left, and along with them the next that would run dry.
+
+        A search reads the whole gallery, and costs next to nothing more for a few queries than for one.
+        """
+        lacking: npt.NDArray[np.bool_] = self._buffer[:, self.k - 1] == keys.EMPTY
+        spare = -int(lacking.sum()) % _SEARCHED_TOGETHER
+        if spare:
+            held = (self._buffer != keys.EMPTY).sum(axis=1)
+            held[lacking] = self._size
+            emptiest = np.argsort(held, kind="stable")[:spare]
+            lacking[emptiest[held[emptiest] < self._size // 2]] = True
+        return lacking
 
     def _search(self, queries: I64) -> None:
         """Fill the buffers of `queries` from the whole gallery."""

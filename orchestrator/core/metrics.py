@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -20,8 +21,9 @@ I64 = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 
 _SCORES_BYTES = 128 * 2**20
-_QUERY_BLOCK = 1024
-_GALLERY_BLOCK = 32_768
+# A block of scores (at most 256 x 4,096) is looked through while it still lies in the processor's cache.
+QUERY_BLOCK = 256
+_GALLERY_BLOCK = 4096
 _SMALLEST_SIDE = 16
 
 
@@ -90,12 +92,18 @@ class Relevance:
     def hits(self, found: npt.NDArray[np.integer], queries: I64 | None = None) -> Bools:
         """(n,) bool: does any of `found` (n, k) rows answer its query? `queries`: (n,), default 0..n-1."""
         who = np.arange(len(found), dtype=np.int64) if queries is None else queries
-        width = max(int(self.rows.max(initial=0)), int(found.max(initial=0))) + 1
-        pairs = np.repeat(np.arange(len(self), dtype=np.int64), self.counts) * width + self.rows
-        asked = who[:, None] * width + found.astype(np.int64)
-        place = np.minimum(np.searchsorted(pairs, asked), max(len(pairs) - 1, 0))
-        hit: Bools = (pairs[place] == asked).any(axis=1) if len(pairs) else np.zeros(len(found), np.bool_)
+        pairs, width = self._pairs
+        if not len(pairs):
+            return np.zeros(len(found), np.bool_)
+        asked = who[:, None] * width + np.minimum(found.astype(np.int64), width - 1)
+        hit: Bools = (pairs[np.minimum(np.searchsorted(pairs, asked), len(pairs) - 1)] == asked).any(axis=1)
         return hit
+
+    @cached_property
+    def _pairs(self) -> tuple[I64, int]:
+        """Rising numbers `query * width + row` of all pairs, and the width; no pair has a row width - 1."""
+        width = int(self.rows.max(initial=0)) + 2
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.counts) * width + self.rows, width
 
 
 @dataclass(frozen=True)
@@ -164,34 +172,52 @@ def top_keys(queries: F32, gallery: F32, k: int) -> keys.Keys:
     best = np.full((len(queries), k), keys.EMPTY, np.uint64)
     if k == 0:
         return best
-    for at in range(0, len(queries), _QUERY_BLOCK):
-        block = queries[at : at + _QUERY_BLOCK]
+    for at in range(0, len(queries), QUERY_BLOCK):
+        block, found = queries[at : at + QUERY_BLOCK], best[at : at + QUERY_BLOCK]
         for start, stop in _gallery_blocks(len(gallery), k):
-            scores = similarities(block, gallery[start:stop])
-            _keep_best(best[at : at + len(block)], scores, start)
+            _keep_best(found, block, gallery[start:stop], start)
     return best
 
 
 def _gallery_blocks(n: int, k: int) -> Iterator[tuple[int, int]]:
-    """A short first block gives every query a threshold, so that the long ones yield few candidates."""
-    first = min(n, max(1024, 2 * k))
-    yield 0, first
-    for start in range(first, n, _GALLERY_BLOCK):
-        yield start, min(n, start + _GALLERY_BLOCK)
+    """Short blocks first: what they hold gives every query a threshold, so that the long ones yield few candidates."""
+    start, size = 0, min(_GALLERY_BLOCK, max(1024, 2 * k))
+    while start < n:
+        yield start, min(n, start + size)
+        start += size
+        size = min(_GALLERY_BLOCK, start)
 
 
-def _keep_best(best: keys.Keys, scores: F32, first_row: int) -> None:
-    """Merge a block's scores into `best` (n, k), in place."""
-    k = best.shape[1]
-    if k == 1:
+def _keep_best(best: keys.Keys, queries: F32, vectors: F32, first_row: int) -> None:
+    """Merge the scores of a block of the gallery into `best` (n, k), in place."""
+    if best.shape[1] == 1:
+        scores = similarities(queries, vectors)
         column = scores.argmax(axis=1)
         value = scores[np.arange(len(scores)), column]
         np.minimum(best[:, 0], keys.pack(value, column + first_row), out=best[:, 0])
         return
-    worst = keys.scores_of(best[:, -1])
-    # Rows rise from block to block, so an equal score loses; NaN (nothing found yet) lets everything in.
-    queries, columns = np.divmod(np.flatnonzero(~(scores <= worst[:, None])), scores.shape[1])
-    insert(best, queries, keys.pack(scores[queries, columns], columns + first_row))
+    # Rows rise from block to block, so an equal score loses.
+    lines, columns, scores = pairs_above(queries, vectors, keys.scores_of(best[:, -1]), ties=False)
+    insert(best, lines, keys.pack(scores, columns + first_row))
+
+
+def pairs_above(queries: F32, gallery: F32, limit: F32, *, ties: bool) -> tuple[I64, I64, F32]:
+    """Every pair whose score is above its query's limit: queries (m,), rising, their gallery rows (m,), scores (m,).
+
+    Args:
+        queries: (Q, d) float32; QUERY_BLOCK at once are fastest.
+        gallery: (N, d) float32, N >= 1.
+        limit: (Q,) float32; NaN lets everything in.
+        ties: whether a score equal to the limit counts.
+    """
+    scores = similarities(queries, gallery)
+    fails = np.less if ties else np.less_equal
+    # The best of each line first: one quick pass, and few lines are left for the comparison of every score.
+    lines = np.flatnonzero(~fails(torch.from_numpy(scores).amax(dim=1).numpy(), limit))
+    if len(lines) < len(scores):
+        scores, limit = scores[lines], limit[lines]
+    places, columns = np.divmod(np.flatnonzero(~fails(scores, limit[:, None])), len(gallery))
+    return lines[places], columns, scores[places, columns]
 
 
 def insert(best: keys.Keys, queries: I64, new: keys.Keys) -> keys.Keys:

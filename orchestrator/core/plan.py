@@ -65,6 +65,25 @@ def invert(row_of: U32) -> U32:
     return inverse
 
 
+def rerank(row_of: U32, ranks: npt.NDArray[np.int64], priority: npt.NDArray[np.float32], first: U32) -> U32:
+    """The plan with the rows at `ranks` in another order: by falling priority, equal ones as the first plan has them.
+
+    Args:
+        row_of: (n,) uint32, the plan as it is.
+        ranks: (m,) int64, without doubles, in the order in which they are taken. All other ranks keep their rows.
+        priority: (n,) float32, of every row.
+        first: (n,) uint32, the rank that every row has in the first plan.
+
+    Raises ValueError for a NaN among the priorities of the rows that may move.
+    """
+    rows = row_of[ranks]
+    rows = rows[np.argsort(first[rows])]
+    new = row_of.copy()
+    # Equal priorities go by place, and the places are those of the first plan.
+    new[ranks] = rows[order_rows(np.ascontiguousarray(priority[rows]))]
+    return new
+
+
 def to_chunks(rank_of: U32) -> list[bytes]:
     """The permutation as little-endian u32 in chunks of `CHUNK` entries; the last may be shorter, n = 0 has none."""
     return [

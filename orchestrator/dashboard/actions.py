@@ -44,8 +44,8 @@ class Action:
 
 
 _RETURN = (
-    "{gallery} serves {from_model} with its old vectors again, at once. {committed} of {total} re-embedded items are no "
-    "longer used."
+    "{gallery} serves {from_model} with its old vectors again, at once. The {committed} embeddings made so far (of {total}) are "
+    "no longer used."
 )
 ACTIONS = {
     "pause": Action(

@@ -7,7 +7,7 @@ from pathlib import Path
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
@@ -59,6 +59,7 @@ def make_app(context: Context, token: str | None) -> Starlette:
         routes=[
             *(route for page in PAGES for route in page.routes(site)),
             Route("/livez", _livez),
+            Route("/favicon.ico", _favicon),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         exception_handlers={
@@ -76,6 +77,11 @@ def make_app(context: Context, token: str | None) -> Starlette:
 
 async def _livez(request: Request) -> Response:
     return PlainTextResponse("ok\n")
+
+
+async def _favicon(request: Request) -> Response:
+    """A browser asks for it where an answer is no page that names its icon."""
+    return RedirectResponse("/static/icon.svg", status_code=308)
 
 
 class _Errors:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 480, 250
-LEFT, RIGHT, TOP, BOTTOM = 52, 24, 12, 44
+LEFT, RIGHT, TOP, BOTTOM = 52, 26, 12, 44
 
 
 @dataclass(frozen=True)

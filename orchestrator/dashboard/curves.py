@@ -104,3 +104,10 @@ def cause_charts(measured: Sequence[Row], changes: Sequence[Row]) -> list[Chart]
             line_chart(f"Open negative flips on {queryset}", summary, "queries", series, whole_numbers=True)
         )
     return charts
+
+
+def in_order(recall: Sequence[Chart], causes: Sequence[Chart]) -> list[tuple[str, Chart]]:
+    """(an id of its own, the chart) as a page shows them: a first recall, then who is hurt, then the rest."""
+    named = [[(f"{name}-{n}", chart) for n, chart in enumerate(charts, 1)]
+             for name, charts in (("recall", recall), ("cause", causes))]  # fmt: skip
+    return [*named[0][:1], *named[1], *named[0][1:]]

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.context import Context
-from orchestrator.dashboard.lookups import gallery_names, items_shown
+from orchestrator.dashboard.lookups import gallery_names, items_shown, with_fault
 from orchestrator.dashboard.site import Site
 from orchestrator.errors import NotFoundError
 from orchestrator.ledger.database import snapshot
@@ -60,8 +60,9 @@ def read(context: Context, gallery_name: str | None, key: str | None) -> dict[st
                 f"gallery {gallery.name!r} has no item {key[:200]!r}; "
                 f"`hotrefresh ledger versions {gallery.name} --items` lists its keys."
             )
+        shown = items_shown(connection, gallery.name, gallery.modality, [key])[key]
         return base | {
-            "item": items_shown(connection, gallery.name, gallery.modality, [key])[key],
+            "item": with_fault(shown, item.uri) if gallery.modality == "image" else shown,
             "row": item.row,
             "history": dashboard_queries.item_history(connection, gallery.id, item.row),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -78,6 +78,17 @@ def queries_shown(
 def _shown(key: str, row: dict[str, Any], modality: str, version: dict[str, Any] | None) -> Shown:
     text, fault = (None, None) if modality == "image" else beginning(row["uri"])
     return Shown(key, row["label"], text, fault, version)
+
+
+def with_fault(shown: Shown, uri: str) -> Shown:
+    """Of a picture that cannot be read: the same with its fault. It is decoded, so only for one at a time."""
+    from orchestrator.dashboard.pictures import thumbnail
+
+    try:
+        thumbnail(uri)
+    except (ItemError, UsageError) as error:
+        return replace(shown, fault=str(error).rstrip("."))
+    return shown
 
 
 def beginning(uri: str) -> tuple[str | None, str | None]:

@@ -45,7 +45,8 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
     """What the page shows."""
     status = status_of(context, rollout_id)
     rollout = status.rollout
-    order = listings.rollout(context, str(rollout_id)).order_name
+    row = listings.rollout(context, str(rollout_id))
+    order = row.order_name
     with snapshot(context.engine) as connection:
         measured = dashboard_queries.measured_points(connection, rollout_id)
         others = [
@@ -67,9 +68,10 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
         "done": int(rollout["committed"]) + int(rollout["quarantined"]),
         "is_over": status.state in TERMINAL,
         "order": order,
+        "reorder": row.config.get("reorder"),
         "offered": offered(status),
         "recall_charts": recall_charts,
-        "cause_charts": curves.cause_charts(measured, causes),
+        "charts": curves.in_order(recall_charts, curves.cause_charts(measured, causes)),
         "has_random": any(line.style == "random" for chart in recall_charts for line in chart.lines),
         "errors": errors[:ERRORS],
         "more_errors": len(errors) > ERRORS,

@@ -42,6 +42,7 @@ def read(context: Context, page: int) -> dict[str, Any]:
         shown = metric_queries.rollouts_shown(connection, MOST_ROLLOUTS)
         ids = [row["id"] for row in shown]
         summaries = dashboard_queries.newest_summaries(connection, ids)
+        churn = dashboard_queries.churn_without_relevance(connection, ids)
         gates = gate_queries.answers_shown(connection, ids)
         coverage = read_view(connection, "coverage_by_model")
         earlier = read_view(
@@ -60,6 +61,7 @@ def read(context: Context, page: int) -> dict[str, Any]:
                 "is_active": _is_active(status.get(gallery["name"])),
                 "coverage": [row for row in coverage if row["gallery"] == gallery["name"]],
                 "flips": _of(summaries, status.get(gallery["name"])),
+                "churn": _of(churn, status.get(gallery["name"])),
                 "gates": _of(gates, status.get(gallery["name"])),
             }
             for gallery in galleries

@@ -159,6 +159,7 @@ def environment() -> Environment:
         decimal=words.decimal,
         general=words.general,
         duration=words.duration,
+        rate=words.rate,
         excerpt=words.excerpt,
         plain_json=words.plain_json,
     )

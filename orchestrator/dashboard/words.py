@@ -150,8 +150,17 @@ def pill(word: str, about: str | None = None, tone: str | None = None) -> Markup
     )
 
 
+def rate(per_s: float | None) -> str:
+    """Items in a second: 12.5; from 100 on whole, 1,777."""
+    if per_s is None or not math.isfinite(per_s):
+        return NOTHING
+    return f"{per_s:.1f}" if per_s < 99.95 else count(per_s)
+
+
 def plain_json(value: Any) -> str:
-    """A column of JSON in one line."""
+    """A column of JSON in one line; what is null is left out."""
+    if isinstance(value, dict):
+        value = {name: each for name, each in value.items() if each is not None} or None
     return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 

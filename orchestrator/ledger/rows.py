@@ -71,6 +71,16 @@ class QueryRow:
 
 
 @dataclass(frozen=True)
+class DemandRow:
+    """What a gallery's query log sums up to: `retrievals` of all items since `since`."""
+
+    gallery_id: int
+    retrievals: int
+    since: datetime
+    updated_at: datetime
+
+
+@dataclass(frozen=True)
 class QuerySetRow:
     id: int
     gallery_id: int
@@ -166,7 +176,7 @@ class ServingRow:
 @dataclass(frozen=True)
 class Claim:
     """A leased batch, the ranks [first_rank, first_rank + n): its fence and generation are handed back at commit and must
-    still be the newest."""
+    still be the newest. `plan_revision`: the one that gave the batch its rows; they stay while it is leased."""
 
     rollout_id: int
     first_rank: int
@@ -177,6 +187,40 @@ class Claim:
     attempt: int
     band: int
     error: str | None
+    plan_revision: int = 0
+
+
+@dataclass(frozen=True)
+class WaitingBatch:
+    """A batch that nobody holds."""
+
+    first_rank: int
+    n: int
+    plan_revision: int
+
+
+@dataclass(frozen=True)
+class PlanRevisionRow:
+    """A revision of a rollout's plan.
+
+    Attributes:
+        file: where its inverse plan is, beside the extents.
+        measure: what it followed: flips, demand, or both.
+        batches, items: how many have other rows, another rank.
+        committed_items: of the rollout when it was written.
+        automatic: written by the evaluator, not by an operator's word.
+    """
+
+    rollout_id: int
+    no: int
+    file: str
+    measure: str
+    batches: int
+    items: int
+    committed_items: int
+    automatic: bool
+    actor: str
+    at: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -194,6 +238,7 @@ class LogEntry:
     Attributes:
         kind: batch, deployed, finalized, reset, deleted.
         first_rank, n, fence, crc, holes, superseded: of batches; `fence` is part of the bytes' address.
+        plan_revision: of batches: the one that gave them their rows.
         rows: of deletions.
     """
 
@@ -207,6 +252,7 @@ class LogEntry:
     holes: tuple[int, ...] = ()
     superseded: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
+    plan_revision: int = 0
 
 
 @dataclass(frozen=True)
@@ -250,3 +296,16 @@ class EvaluationRow:
     both_wrong: int
     previous_negative_flips: int
     previous_positive_flips: int
+
+
+@dataclass(frozen=True)
+class ChurnRow:
+    """The churn of one slice of a query set at one place of the log; see `core.churn.Churn`. `p`: of rank-biased overlap."""
+
+    seq: int
+    items: int
+    slice: str
+    point: bool
+    n: int
+    shared: tuple[int, ...]
+    p: float

@@ -24,7 +24,7 @@ from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.scoring import ADAPT_CHUNK, score_items
 from orchestrator.service.wakeups import relay, request_wakeup
 from orchestrator.serving.matrix import adapted_table, load_matrix
-from orchestrator.store import ADAPTED, ROWS, write_array
+from orchestrator.store import ADAPTED, ROWS, SCORES, write_array
 
 Progress = Callable[[int, int], None]
 
@@ -138,6 +138,7 @@ def write_plan(context: Context, rollout_id: int) -> None:
     sizes = np.diff(np.append(starts, row.plan_items))
     means = np.add.reduceat(scores[row_of].astype(np.float64), starts) / sizes
     write_array(row.extent_uri, ROWS, row_of)
+    write_array(row.extent_uri, SCORES, scores)  # for the batches of a later revision of the plan
     with transaction(context.engine) as connection:
         row = locked(connection, rollout_id)
         if not _wants_plan(row):

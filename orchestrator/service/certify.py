@@ -11,12 +11,13 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
-from orchestrator.errors import ConflictError, NotCertifiedError
+from orchestrator.core.relevance import RelevanceKind
+from orchestrator.errors import ConflictError, NotCertifiedError, UsageError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow
+from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, QuerySetRow
 from orchestrator.service.names import find_adapter, find_gallery, find_model, find_query_set
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.matrix import GalleryMatrix, load_matrix
@@ -59,6 +60,7 @@ def certify(
     Raises:
         ConflictError: the gallery does not hold the old model's embeddings.
         NotCertifiedError: dimensions that differ, and no adapter.
+        UsageError: a query set of clicks, or without relevance.
     """
     from orchestrator.core.certificate import judge
     from orchestrator.core.metrics import top_k
@@ -67,7 +69,7 @@ def certify(
     with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         old, new = find_model(connection, request.old), find_model(connection, request.new)
         gallery = find_gallery(connection, request.gallery)
-        query_set = load_query_set(connection, find_query_set(connection, gallery, request.query_set))
+        query_set = load_query_set(connection, _known_relevance(connection, gallery, request.query_set))
         adapter = find_adapter(connection, request.adapter) if request.adapter else None
         matrix, of_old = _stored_by(connection, gallery, old)
         rng = np.random.default_rng(request.seed)
@@ -135,6 +137,23 @@ def certify(
             connection, gallery.id, new.id, old.id, adapter.id if adapter else None
         )
     assert row is not None
+    return row
+
+
+def _known_relevance(connection: Connection, gallery: GalleryRow, name: str | None) -> QuerySetRow:
+    """The query set to measure on; without a name, the only one whose relevance is known."""
+    if name is None:
+        sets = gallery_queries.query_sets_of_gallery(connection, gallery.id)
+        known = [row for row in sets if RelevanceKind(row.relevance).known]
+        if len(known) == 1:
+            return known[0]
+    row = find_query_set(connection, gallery, name)
+    if not RelevanceKind(row.relevance).known:
+        what = "clicks" if row.relevance == RelevanceKind.CLICKS else "no relevance"
+        raise UsageError(
+            f"query set {row.name!r} has {what}: nothing can be certified on it, because nobody knows which answers are right. "
+            f"Import queries with labels or --pairs: `hotrefresh queryset import {gallery.name} NAME SOURCE`."
+        )
     return row
 
 

@@ -1,4 +1,4 @@
-"""Bringing a rollout's flips to the log's end, and its gates with them."""
+"""Bringing a rollout's flips to the log's end, its gates with them, and what is refreshed next."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from orchestrator.ledger.queries import locks
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.service.gates import Gatekeeper, Tell, tell_nobody
+from orchestrator.service.reorder import reorder_if_due
 from orchestrator.serving.evaluator import Evaluator, served_before
 
 
@@ -42,6 +43,7 @@ def evaluate_rollout(
                     kept[rollout_id] = Evaluator(context, rollout_id, gatekeeper.judge)
                 done += kept[rollout_id].catch_up()
                 gatekeeper.ask_outside()
+                reorder_if_due(context, rollout_id, kept[rollout_id], tell)
             except BaseException:
                 # It may have applied what it could not write: only a new one, replaying the log, knows the last stage.
                 kept.pop(rollout_id, None)

@@ -6,15 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection
-
 from orchestrator.context import Context
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, QuerySetRow
 from orchestrator.service.names import find_gallery
+from orchestrator.service.relevance_files import PairsRead, read_clicks, read_pairs
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Imported:
     reasons: dict[str, int]
     labelled: int
     unanswerable: int = 0
+    too_few_clicks: int = 0
 
 
 def check_name(kind: str, name: str) -> None:
@@ -98,8 +99,17 @@ def import_query_set(
     *,
     split: str | None = None,
     pairs: Path | None = None,
+    clicks: Path | None = None,
+    minimum_clicks: int = 1,
+    unlabelled: bool = False,
 ) -> Imported:
-    """Import queries with relevance by equal label, or by explicit (query key, item key) pairs from a CSV file.
+    """Import queries with relevance by equal label, unless it is said otherwise.
+
+    Args:
+        pairs: a CSV file of (query key, item key) pairs that are right.
+        clicks: a CSV file of pairs that were clicked: weak relevance, see `core.relevance`.
+        minimum_clicks: pairs clicked fewer times are left out.
+        unlabelled: nobody knows what is right; labels of the source are not looked at.
 
     Raises:
         UsageError: nothing usable in it, other modality than the gallery's, or no query has a relevant item.
@@ -108,6 +118,7 @@ def import_query_set(
     from models.datasets import list_items, modality_of, storable
 
     check_name("query set", name)
+    kind = _relevance_kind(pairs, clicks, unlabelled=unlabelled)
     with transaction(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
     if modality_of(source) != gallery.modality:
@@ -119,12 +130,16 @@ def import_query_set(
         raise UsageError(f"{source!r} holds no usable query ({len(listing.rejected)} refused).")
     numbers = {item.key: no for no, item in enumerate(listing.items)}
     with transaction(context.engine) as connection:
-        relevant, bad = _read_pairs(connection, gallery, pairs, numbers) if pairs else ([], [])
+        read = PairsRead()
+        if pairs is not None:
+            read = read_pairs(connection, gallery, pairs, numbers)
+        elif clicks is not None:
+            read = read_clicks(connection, gallery, clicks, numbers, minimum_clicks)
         query_set_id = gallery_queries.insert_query_set(
             connection,
             gallery_id=gallery.id,
             name=name,
-            relevance="pairs" if pairs else "label",
+            relevance=kind.value,
             source=storable(source if split is None else f"{source}:{split}"),
         )
         if query_set_id is None:
@@ -135,65 +150,55 @@ def import_query_set(
             connection,
             query_set_id,
             ((no, i.key, i.uri, i.label, i.attributes) for no, i in enumerate(listing.items)),
-            relevant,
+            read.pairs,
         )
-        rejected = [(r.key, r.uri, r.reason) for r in listing.rejected] + bad
+        rejected = [(r.key, r.uri, r.reason) for r in listing.rejected] + read.bad
         gallery_queries.copy_rejected(connection, gallery.id, query_set_id, rejected)
         answerable = len({no for no, _ in gallery_queries.relevant_pairs(connection, query_set_id)})
-        if answerable == 0:
+        if answerable == 0 and kind is not RelevanceKind.NONE:
             raise UsageError(
-                f"no query of {source!r} has a relevant item in gallery {gallery.name!r}: "
-                + (
-                    "the pairs name none."
-                    if pairs
-                    else "no label is shared. Give explicit pairs with --pairs FILE.csv."
-                )
+                f"no query of {source!r} has a relevant item in gallery {gallery.name!r}: {_why_none(kind, read)}"
             )
         rollout_queries.write_audit(
             connection,
             actor=context.actor,
             action="queryset.imported",
             target=f"{gallery.name}/{name}",
-            after={"queries": taken},
+            after={"queries": taken, "relevance": kind.value},
         )
     labelled = sum(item.label is not None for item in listing.items)
     return Imported(
-        name, taken, len(rejected), _counted(r for _, _, r in rejected), labelled, taken - answerable
+        name,
+        taken,
+        len(rejected),
+        _counted(r for _, _, r in rejected),
+        labelled,
+        0 if kind is RelevanceKind.NONE else taken - answerable,
+        read.too_few,
     )
 
 
-def _read_pairs(
-    connection: Connection, gallery: GalleryRow, path: Path, numbers: dict[str, int]
-) -> tuple[list[tuple[int, int]], list[tuple[str, str, str]]]:
-    """(query no, item row) pairs of a CSV with columns query,item; and the lines that name nothing known."""
-    import csv
-
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            if not {"query", "item"} <= set(reader.fieldnames or ()):
-                raise UsageError(
-                    f"{path} needs the columns query,item; it has {', '.join(reader.fieldnames or ['none'])}."
-                )
-            lines = [(line["query"], line["item"]) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+def _relevance_kind(pairs: Path | None, clicks: Path | None, *, unlabelled: bool) -> RelevanceKind:
+    if (pairs is not None) + (clicks is not None) + unlabelled > 1:
         raise UsageError(
-            f"pairs file {path} cannot be read: {error}. Write it again as UTF-8 with the columns query,item."
-        ) from error
-    rows = gallery_queries.rows_of_keys(connection, gallery.id, sorted({item for _, item in lines}))
-    good, bad = set(), []
-    for query, item in lines:
-        if query in numbers and item in rows:
-            good.add((numbers[query], rows[item]))
-        else:
-            bad.append(
-                (
-                    str(query),
-                    str(item),
-                    "pair names an unknown query" if query not in numbers else "pair names an unknown item",
-                )
-            )
-    return sorted(good), bad
+            "a query set has one kind of relevance: give --pairs, --clicks or --unlabelled, and import another set for another."
+        )
+    if pairs is not None:
+        return RelevanceKind.PAIRS
+    if clicks is not None:
+        return RelevanceKind.CLICKS
+    return RelevanceKind.NONE if unlabelled else RelevanceKind.LABEL
+
+
+def _why_none(kind: RelevanceKind, read: PairsRead) -> str:
+    if kind is RelevanceKind.LABEL:
+        return (
+            "no label is shared. Give explicit pairs with --pairs FILE.csv, clicks with --clicks FILE.csv, or say --unlabelled "
+            "where nothing is known."
+        )
+    if read.too_few:
+        return f"all {read.too_few} clicked pairs have fewer clicks than --minimum-clicks."
+    return f"the {kind.value} name none."
 
 
 def _counted(reasons: Iterable[str]) -> dict[str, int]:

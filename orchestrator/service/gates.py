@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.churn import Churn
+from orchestrator.core.flips import FlipCounts
 from orchestrator.core.gates import (
     MEASURES,
+    NEEDS,
     Decision,
     Effect,
     Gate,
@@ -21,6 +24,7 @@ from orchestrator.core.gates import (
     decide,
     outside,
 )
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.core.states import RolloutState, Verb
 from orchestrator.gates import parse_gates
 from orchestrator.ledger.database import transaction
@@ -35,6 +39,11 @@ from orchestrator.serving.evaluator import Recorded
 from orchestrator.throttles import Probe, ProbeError, Surroundings
 
 ACTOR = "gate"
+CountsOf = Callable[[int, str], tuple[FlipCounts, FlipCounts] | None]
+"""Of a query set: k and slice → counts against the old system and against the previous stage; None: not counted."""
+ChurnOf = Callable[[str], Churn | None]
+"""Of a query set: slice → churn against the old system; None: not measured."""
+_NO_FLIPS = FlipCounts(0, 0, 0, 0)
 Tell = Callable[..., None]
 """Writes a log line: event, level, keywords."""
 
@@ -46,6 +55,15 @@ def tell_nobody(event: str, **keywords: object) -> None:
 _GOING_ON = (RolloutState.DEPLOYED, RolloutState.BACKFILLING)
 _WORDS = {Result.PASS: "passed", Result.FAIL: "failed", Result.INCONCLUSIVE: "inconclusive"}
 _SEVERITY = (Effect.NONE, Effect.ALERT, Effect.PAUSE, Effect.ROLLBACK)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What a query set counts at one stage."""
+
+    relevance: RelevanceKind
+    counts_of: CountsOf
+    churn_of: ChurnOf
 
 
 class Gatekeeper:
@@ -69,10 +87,14 @@ class Gatekeeper:
             return
         row = reread(self._context, self._rollout_id)
         gates = [each.gate for each in parse_gates(row.config.get("gates") or []) if each.probe is None]
+        counted = {
+            each.query_set: Counted(each.relevance, each.stages.counts, each.stages.churn.get)
+            for each in recorded
+        }
         readings = [
             (gate, query_set, measured)
             for gate in gates
-            for query_set, measured in _measured(gate, recorded, row)
+            for query_set, measured in measured_of(gate, counted, row)
         ]
         self._decide(seq, readings)
 
@@ -85,7 +107,7 @@ class Gatekeeper:
                 seq = log_queries.last_seq(connection, row.gallery_id)
                 now = now_there(connection)
             around = Surroundings(self._context.engine, now)
-            self._decide(seq, [(each.gate, "", _read(each.probe, around)) for each in asked], again=True)
+            self._decide(seq, [(each.gate, "", read_probe(each.probe, around)) for each in asked], again=True)
 
     def _decide(
         self, seq: int, readings: Sequence[tuple[Gate, str, Measured]], *, again: bool = False
@@ -131,7 +153,7 @@ def _carry_out(connection: Connection, row: RolloutRow, answer: Answer) -> None:
         take_back(connection, row, Verb.ROLLBACK, ACTOR, reason)
 
 
-def _read(probe: Probe | None, around: Surroundings) -> Measured:
+def read_probe(probe: Probe | None, around: Surroundings) -> Measured:
     """An outside number; whatever goes wrong is an answer that is missing."""
     assert probe is not None
     try:
@@ -140,20 +162,58 @@ def _read(probe: Probe | None, around: Surroundings) -> Measured:
         return outside(None, str(error))
 
 
-def _measured(gate: Gate, recorded: Sequence[Recorded], row: RolloutRow) -> Iterator[tuple[str, Measured]]:
-    """What a gate reads of each query set that it is about; a missing one is a number that is missing."""
-    about = [each for each in recorded if gate.query_set in ("", each.query_set)]
+def measured_of(
+    gate: Gate, counted: Mapping[str, Counted], row: RolloutRow
+) -> Iterator[tuple[str, Measured]]:
+    """What a gate reads of each query set that it is about; a missing one is a number that is missing.
+
+    Args:
+        counted: what each query set of the gallery counts, by its name.
+    """
+    named = {name: each for name, each in counted.items() if gate.query_set in ("", name)}
+    about = {
+        name: each for name, each in named.items() if each.relevance in NEEDS.get(gate.measure, RelevanceKind)
+    }
     if not about:
-        what = f"query set {gate.query_set!r}" if gate.query_set else "query set"
-        yield gate.query_set, Measured(None, 0, None, f"the gallery has no {what}")
-    for each in about:
-        counts = each.stages.counts(gate.k, gate.slice)
-        if counts is None:
-            where = f"k = {gate.k}" + (f" in slice {gate.slice!r}" if gate.slice != WHOLE else "")
-            yield each.query_set, Measured(None, 0, None, f"no flips are counted at {where}")
-            continue
-        sample = Sample(*counts, embedded=row.committed_items, quarantined=row.quarantined_items)
-        yield each.query_set, MEASURES[gate.measure](sample, gate.confidence)
+        yield gate.query_set, Measured(None, 0, None, _nothing_to_judge(gate, bool(named)))
+    for name, each in about.items():
+        sample = _sample(gate, each, row)
+        if isinstance(sample, str):
+            yield name, Measured(None, 0, None, sample)
+        else:
+            yield name, MEASURES[gate.measure](sample, gate.confidence)
+
+
+def _nothing_to_judge(gate: Gate, others: bool) -> str:
+    what = f"query set {gate.query_set!r}" if gate.query_set else "query set"
+    if not others:
+        return f"the gallery has no {what}"
+    lacks = "clicks" if gate.measure == "click_loss_rate" else "relevance by label or pairs"
+    return f"{what} has no {lacks}" if gate.query_set else f"no query set of the gallery has {lacks}"
+
+
+def _sample(gate: Gate, counted: Counted, row: RolloutRow) -> Sample | str:
+    """What a gate reads of a query set, or why there is nothing to read."""
+    where = f"k = {gate.k}" + (f" in slice {gate.slice!r}" if gate.slice != WHOLE else "")
+    counts, churned, compared = (_NO_FLIPS, _NO_FLIPS), None, 0
+    if gate.measure == "churn":
+        churn = counted.churn_of(gate.slice)
+        if churn is None or gate.k > churn.k:
+            return f"no churn is measured at {where}"
+        churned, compared = churn.churn(gate.k), churn.n
+    elif gate.measure != "quarantine_rate":
+        found = counted.counts_of(gate.k, gate.slice)
+        if found is None:
+            what = "clicks" if gate.measure == "click_loss_rate" else "flips"
+            return f"no {what} are counted at {where}"
+        counts = found
+    return Sample(
+        *counts,
+        embedded=row.committed_items,
+        quarantined=row.quarantined_items,
+        churn=churned,
+        compared=compared,
+    )
 
 
 def _judged(
@@ -171,7 +231,7 @@ def _judged(
     if newest is not None and newest.seq >= seq and not again:
         return None
     decision = decide(gate, measured)
-    effect, _ = act(gate, decision, _tally(newest))
+    effect, _ = act(gate, decision, tally_until(connection, row.id, newest))
     same = newest is not None and (newest.result, newest.error, newest.dry_run) == (
         decision.result, decision.error, gate.dry_run,
     )  # fmt: skip
@@ -207,13 +267,14 @@ def _judged(
     return Answer(gate, query_set, decision, effect, not same)
 
 
-def _tally(newest: GateDecisionRow | None) -> Tally:
-    """How often the newest answer was given in a row: the ledger remembers it, a process may die."""
+def tally_until(connection: Connection, rollout_id: int, newest: GateDecisionRow | None) -> Tally:
+    """How often such answers were given in a row up to the newest one: the ledger remembers it, a process may die."""
     if newest is None or newest.result == Result.PASS:
         return Tally()
     if newest.result == Result.FAIL:
         return Tally(failures=newest.times)
-    return Tally(errors=newest.times) if newest.error else Tally(inconclusives=newest.times)
+    chances, errors = gate_queries.inconclusive_in_row(connection, rollout_id, newest.gate, newest.query_set)
+    return Tally(inconclusives=chances, errors=errors)
 
 
 def _say(tell: Tell, row: RolloutRow, answer: Answer) -> None:

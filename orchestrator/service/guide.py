@@ -7,6 +7,7 @@ import shlex
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.core.states import RolloutState
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
@@ -46,8 +47,10 @@ def next_command(context: Context, gallery_name: str | None = None) -> str:
         serving = rollout_queries.serving_now(connection, gallery.id)
         if serving is None:
             return _before_embedding(gallery, models)
-        if not gallery_queries.query_sets_of_gallery(connection, gallery.id):
-            return f"queryset import {gallery.name} queries {_QUERIES.get(gallery.source, 'SOURCE')}"
+        sets = gallery_queries.query_sets_of_gallery(connection, gallery.id)
+        if not any(RelevanceKind(each.relevance).known for each in sets):  # nothing could be certified
+            name = "queries" if all(each.name != "queries" for each in sets) else "labelled"
+            return f"queryset import {gallery.name} {name} {_QUERIES.get(gallery.source, 'SOURCE')}"
         holder = rollout_queries.newest_holder(connection, gallery.id)
         assert holder is not None, "a gallery that is served has vectors"
         return _towards_upgrade(connection, gallery, serving.model_id, holder.to_model_id, models)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core import plan
 from orchestrator.core.states import ACTIVE, RolloutState
 from orchestrator.errors import HotrefreshError
 from orchestrator.ledger.queries import batches as batch_queries
@@ -20,11 +22,12 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import plans as plan_queries
 from orchestrator.ledger.queries import recount as recount_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, RolloutRow
 from orchestrator.service.poison import MAX_ATTEMPTS
-from orchestrator.serving.matrix import adapted_table, load_matrix, read_batch
+from orchestrator.serving.matrix import adapted_table, load_matrix, plan_rows, read_batch
 from orchestrator.serving.queries import serving_path
 from orchestrator.serving.replica import Replica
 
@@ -61,6 +64,7 @@ def _check_gallery(context: Context, gallery: GalleryRow) -> Iterator[Finding]:
             "I1": lambda: _replica(context, connection, gallery),
             "I2": lambda: _complete(connection, gallery, rollouts),
             "I3": lambda: _once(connection, gallery, rollouts),
+            "I3 plan": lambda: _planned(connection, gallery, kept),
             "I5": lambda: _one_active(gallery, rollouts),
             "I7": lambda: _served(connection, gallery),
             "I8": lambda: _bytes(connection, gallery, kept),
@@ -72,7 +76,7 @@ def _check_gallery(context: Context, gallery: GalleryRow) -> Iterator[Finding]:
             try:
                 yield check()
             except HotrefreshError as error:  # what is damaged cannot be looked at further
-                yield Finding(name, gallery.name, False, str(error))
+                yield Finding(name.split()[0], gallery.name, False, str(error))
 
 
 def _one_active(gallery: GalleryRow, rollouts: list[RolloutRow]) -> Finding:
@@ -131,6 +135,29 @@ def _once(connection: Connection, gallery: GalleryRow, rollouts: list[RolloutRow
         uncovered == 0 and gaps == 0,
         f"{uncovered} ranks in no batch or in two, {gaps} places of the log missing or doubled",
     )
+
+
+def _planned(connection: Connection, gallery: GalleryRow, rollouts: list[RolloutRow]) -> Finding:
+    """Each plan is a permutation, and the ledger and the files beside the extents say the same of it: of the newest revision
+    at all ranks, of the one that a batch names at the ranks of that batch."""
+    wrong = []
+    for row in rollouts:
+        chunks = rollout_queries.plan_chunks(connection, row.id)
+        try:
+            row_of = plan.invert(plan.from_chunks(chunks))
+        except ValueError as error:
+            wrong.append(f"rollout {row.id}: {error}")
+            continue
+        newest = plan_queries.newest_revision(connection, row.id)
+        if chunks and (row_of != plan_rows(connection, row, 0 if newest is None else newest.no)).any():
+            wrong.append(f"rollout {row.id}: the plan in the ledger is not the one beside the extents")
+        by_revision: dict[int, Any] = {}
+        for first, n, revision in recount_queries.planned_batches(connection, row.id, row.plan_items):
+            if revision not in by_revision:
+                by_revision[revision] = plan_rows(connection, row, revision)
+            if (by_revision[revision][first : first + n] != row_of[first : first + n]).any():
+                wrong.append(f"rollout {row.id} at rank {first}: revision {revision} has other rows there")
+    return Finding("I3", gallery.name, not wrong, "; ".join(wrong[:3]) or "plans are permutations")
 
 
 def _bytes(connection: Connection, gallery: GalleryRow, rollouts: list[RolloutRow]) -> Finding:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from sqlalchemy import Connection
+
 from orchestrator.context import Context
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.errors import NotFoundError
 from orchestrator.ledger.database import current, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.ledger.rows import RolloutRow
+from orchestrator.ledger.rows import QuerySetRow, RolloutRow
 from orchestrator.service.names import find_gallery, find_model, find_query_set, find_rollout
 
 Row = dict[str, Any]
+_COUNTED_IN = {
+    "flip_summary": {kind for kind in RelevanceKind if kind.known},
+    "click_summary": {RelevanceKind.CLICKS},
+}
 
 
 def models(context: Context) -> list[Row]:
@@ -145,6 +153,35 @@ def rollout(context: Context, name: str) -> RolloutRow:
     """A rollout by its id, GALLERY or GALLERY@latest."""
     with transaction(context.engine) as connection:
         return find_rollout(connection, name)
+
+
+def rollouts_query_set(context: Context, row: RolloutRow, name: str) -> QuerySetRow:
+    """A query set of a rollout's gallery by name, or NotFoundError naming those there are."""
+    with transaction(context.engine) as connection:
+        return find_query_set(connection, gallery_queries.gallery_by_id(connection, row.gallery_id), name)
+
+
+def newest_of_query_sets(
+    context: Context, name: str, rollout_id: int, query_set: str | None = None, **filters: Any
+) -> list[Row]:
+    """The newest row of a reporting view for each query set of a rollout's gallery that has one, or for a single set."""
+    with transaction(context.engine) as connection:
+        row = find_rollout(connection, str(rollout_id))
+        sets = gallery_queries.query_sets_of_gallery(connection, row.gallery_id)
+        wanted = [each for each in sets if query_set in (None, each.name)]
+        return newest_rows(connection, wanted, name, rollout=rollout_id, **filters)
+
+
+def newest_rows(
+    connection: Connection, query_sets: Sequence[QuerySetRow], name: str, **filters: Any
+) -> list[Row]:
+    """The newest row of a reporting view for each of these query sets that has one."""
+    rows: list[Row] = []
+    for each in query_sets:
+        # A set that the view never holds would be looked for among all rows of the rollout.
+        if RelevanceKind(each.relevance) in _COUNTED_IN.get(name, RelevanceKind):
+            rows += read_view(connection, name, newest=True, queryset=each.name, **filters)
+    return rows
 
 
 def view(

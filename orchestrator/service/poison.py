@@ -41,7 +41,7 @@ def isolate(context: Context, claim: Claim) -> bool:
         if done is None:  # paused meanwhile
             batch_queries.give_back(connection, claim)
             return False
-        items = rows_of_ranks(connection, row, claim.first_rank, 1).tolist()
+        items = rows_of_ranks(connection, row, claim.first_rank, 1, claim.plan_revision).tolist()
         message = claim.error or "every worker that tried it ended without a word: it may kill the process"
         quarantine(connection, row, claim, done, [(items[0], "poison", message)], owner="")
         trip_breaker(connection, row, context.actor)

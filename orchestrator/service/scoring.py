@@ -12,20 +12,32 @@ from orchestrator.context import Context
 from orchestrator.errors import UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
-from orchestrator.ledger.rows import AdapterRow, RolloutRow
+from orchestrator.ledger.rows import AdapterRow, GalleryRow, RolloutRow
+from orchestrator.service.demand import read_counts, require_demand
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 ADAPT_CHUNK = 65_536
 
 
-def check_order(context: Context, name: str, adapter: AdapterRow | None) -> None:
-    """Whether a rollout through `adapter` can use the order.
+def check_order(
+    context: Context,
+    connection: Connection,
+    name: str,
+    adapter: AdapterRow | None,
+    gallery: GalleryRow,
+    demand_base: str,
+) -> None:
+    """Whether a rollout of the gallery through `adapter` can use the order.
+
+    Args:
+        demand_base: the order that demand weights.
 
     Raises:
         UsageError: there is no such order, it is for simulations only, or it reads an uncertainty that nothing predicts.
+        ConflictError: it follows demand, and nothing of the gallery was retrieved yet.
     """
-    from orchestrator.core.orders import ORDERS, Input, real_orders
+    from orchestrator.core.orders import ORDERS, Input, demand_bases, real_orders
 
     real = ", ".join(real_orders())
     if name not in ORDERS:
@@ -35,6 +47,12 @@ def check_order(context: Context, name: str, adapter: AdapterRow | None) -> None
         raise UsageError(
             f"order {name!r} is for simulations only: {order.simulation_only}. Choose one of {real}."
         )
+    if Input.DEMAND in order.needs:
+        if demand_base not in demand_bases():
+            raise UsageError(
+                f"order {name!r} cannot weight {demand_base!r}; --demand-base is one of {', '.join(demand_bases())}."
+            )
+        require_demand(connection, gallery.id, gallery.name)
     if Input.LOG_VARIANCE not in order.needs:
         return
     if adapter is None:
@@ -63,15 +81,19 @@ def score_items(
         vectors: reads what is stored (adapted, where there is an adapter), (plan_items, d) float32; called only if needed.
         old_vectors: reads what the adapter was given, (plan_items, d_old) float32, zero where there is none; likewise.
     """
-    from orchestrator.core.orders import Input, needs_of, order_scores
+    from orchestrator.core.orders import DEFAULT_BASE, Input, needs_of, order_scores
 
-    needs = needs_of(row.order_name)
+    base = str(row.config.get("demand_base", DEFAULT_BASE))
+    needs = needs_of(row.order_name, base)
     rng = np.random.default_rng(int(row.config.get("seed", 0)))
+    demand = _demand(connection, row) if Input.DEMAND in needs else None
     if Input.EMBEDDINGS not in needs:
         variance = (
             _log_variance(context, connection, row, old_vectors()) if Input.LOG_VARIANCE in needs else None
         )
-        return order_scores(row.order_name, n=row.plan_items, rng=rng, log_variance=variance)
+        return order_scores(
+            row.order_name, n=row.plan_items, rng=rng, log_variance=variance, demand=demand, base=base
+        )
     stored = vectors()
     return order_scores(
         row.order_name,
@@ -83,7 +105,15 @@ def score_items(
         labels=choose_labels(connection, row, stored, rng) if Input.LABELS in needs else None,
         temperature=float(row.config["temperature"]),
         rng=rng,
+        demand=demand,
+        base=base,
     )
+
+
+def _demand(connection: Connection, row: RolloutRow) -> F32:
+    """(n,) float32, how often each item was retrieved, and once more: that nobody asked for it yet does not mean that nobody
+    will, and among those items the other order decides."""
+    return (read_counts(connection, row.gallery_id, row.plan_items).astype(np.float64) + 1).astype(np.float32)
 
 
 def _log_variance(context: Context, connection: Connection, row: RolloutRow, old: F32) -> F32:

@@ -14,8 +14,10 @@ from orchestrator.core.states import ACTIVE, RolloutState, Verb
 from orchestrator.core.strategies import Direction, Strategy, UnfitStrategyError, choose
 from orchestrator.errors import ConflictError, InconclusiveError, NotCertifiedError, UsageError
 from orchestrator.failpoints import reach
+from orchestrator.gates import depths
 from orchestrator.gates import resolved as resolved_gates
 from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
@@ -39,6 +41,8 @@ class StartRequest:
     Attributes:
         strategy: name of a row of `core.strategies`; None: the usual one for the adapter.
         order: name of a backfill order (`core.orders`).
+        demand_base: the order whose scores the order demand weights.
+        reorder: what revisions of the plan follow while it is worked on (`core.healing.MEASURES`); None: it stays.
         prototypes: auto, head (the new model's), classes (means by label) or clusters (k-means).
         temperature: of the softmax over prototypes.
         lane: which rollout workers take first: urgent, backfill or repair.
@@ -57,6 +61,8 @@ class StartRequest:
     lease_s: float | None = None
     lane: str = "backfill"
     supersede: bool = False
+    demand_base: str = "entropy"
+    reorder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         NotCertifiedError: the pair of models was never measured, or was refused.
         InconclusiveError: it was measured on too little.
         UsageError: an order that a rollout, or this one, cannot use.
+        ConflictError: an order that follows demand, and there is none.
     """
     gallery = item_queries.lock_gallery(connection, find_gallery(connection, request.gallery).id)
     new = find_model(connection, request.to_model)
@@ -130,11 +137,20 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
     if running is not None:
         _certify_the_rest(connection, gallery, new, running)
     if strategy.reembeds:
-        check_order(context, request.order, adapter if strategy.lifts else None)
+        check_order(
+            context,
+            connection,
+            request.order,
+            adapter if strategy.lifts else None,
+            gallery,
+            request.demand_base,
+        )
     gates = resolved_gates(context.settings.gate)
     config = {
         "prototypes": request.prototypes,
         "temperature": request.temperature,
+        "demand_base": request.demand_base,
+        "reorder": request.reorder,
         "seed": request.seed,
         "lease_s": request.lease_s or context.settings.lease_s,
         "rollback_window_s": ROLLBACK_WINDOW.total_seconds(),
@@ -143,7 +159,9 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         "failure_budget": FAILURE_BUDGET,
         "throttles": resolved(context.settings.throttle),
         "gates": gates,
-        "flip_ks": sorted({1, *context.settings.flip_ks, *(gate["k"] for gate in gates if "k" in gate)}),
+        "flip_ks": sorted({1, *context.settings.flip_ks, *depths(gates, of_churn=False)}),
+        "churn_k": max({context.settings.churn_k, *depths(gates, of_churn=True)}),
+        "churn_p": context.settings.churn_p,
     }
     return Checked(
         gallery,
@@ -263,6 +281,16 @@ def require_certificate(
     return certificate
 
 
+def simulated_curve(certificate: CertificateRow) -> list[tuple[str, str, float, float]]:
+    """What the certificate saw of a refresh, as points (metric, order, coverage, value) to lay beside its own."""
+    measured = certificate.measured
+    return [
+        (measured["metric"], measured["simulated_order"], point["coverage"], point["value"])
+        for point in measured.get("curve", ())
+        if point["value"] is not None
+    ]
+
+
 def already_active(gallery: GalleryRow, latest: RolloutRow) -> ConflictError:
     return ConflictError(
         f"gallery {gallery.name!r} has rollout {latest.id} in state {latest.state}; one at a time. "
@@ -312,6 +340,8 @@ def start(
             latest = rollout_queries.latest_rollout(connection, checked.gallery.id)
             assert latest is not None
             raise already_active(checked.gallery, latest)
+        if checked.strategy.reembeds and checked.running is None:
+            flip_queries.insert_curve_points(connection, rollout_id, simulated_curve(checked.certificate))
         rollout_queries.write_audit(
             connection,
             actor=context.actor,

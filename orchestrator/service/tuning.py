@@ -10,12 +10,15 @@ from typing import Any
 
 from orchestrator import gates, throttles
 from orchestrator.context import Context
+from orchestrator.core.healing import MEASURES
 from orchestrator.core.states import TERMINAL, RolloutState
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import batches as batch_queries
+from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import RolloutRow
+from orchestrator.service.names import find_query_set
 from orchestrator.service.rollouts import locked, reread
 
 LANES = ("urgent", "backfill", "repair")
@@ -59,6 +62,12 @@ def _lane(text: str) -> str:
     return text
 
 
+def _measure(text: str) -> str | None:
+    if text != "none" and text not in MEASURES:
+        raise ValueError(f"it must be one of {', '.join(MEASURES)}, none")
+    return None if text == "none" else text
+
+
 def _tables(name: str, resolved: Callable[[Any], Any]) -> Callable[[str], Any]:
     """Reads the tables of one name out of a TOML file."""
 
@@ -83,6 +92,11 @@ SETTINGS = {
     "lane": Setting(_lane, "which rollout workers take first: urgent, backfill, repair"),
     "failure_budget": Setting(_number(0, 1), "the part of the last 1,000 items that may go into quarantine"),
     "lease_s": Setting(_number(0.5, 86_400), "seconds of a batch's lease; for batches claimed from now on"),
+    "reorder": Setting(_measure, "what the items that wait follow: flips, demand, flips+demand, or none"),
+    "reorder_queryset": Setting(
+        lambda text: None if text == "none" else text,
+        "the query set whose flips it follows, or none for all; gates need one that does not drive what they measure",
+    ),
     "throttles": Setting(
         _tables("throttle", throttles.resolved), "a TOML file with [[throttle]] tables, or none"
     ),
@@ -119,11 +133,15 @@ def set_values(context: Context, name: str | int, values: dict[str, Any]) -> Rol
 
     Raises:
         ConflictError: the rollout is over.
+        NotFoundError: a query set that the gallery does not have.
     """
     with transaction(context.engine) as connection:
         row = locked(connection, name)
         if RolloutState(row.state) in TERMINAL and set(values) != {"rollback_window_s"}:
             raise ConflictError(f"rollout {row.id} is {row.state}: nothing of it can be set any more.")
+        if values.get("reorder_queryset") is not None:
+            gallery = gallery_queries.gallery_by_id(connection, row.gallery_id)
+            find_query_set(connection, gallery, values["reorder_queryset"])
         before = {key: current(row)[key] for key in values}
         changes = dict(values)
         batch_size = changes.pop("batch_size", None)
@@ -144,4 +162,11 @@ def set_values(context: Context, name: str | int, values: dict[str, Any]) -> Rol
 
 def current(row: RolloutRow) -> dict[str, Any]:
     """Every setting and resolved value of a rollout."""
-    return {"order": row.order_name, "batch_size": row.batch_size, "window": None, **row.config}
+    return {
+        "order": row.order_name,
+        "batch_size": row.batch_size,
+        "window": None,
+        "reorder": None,
+        "reorder_queryset": None,
+        **row.config,
+    }

@@ -16,6 +16,7 @@ from orchestrator.ledger.queries import gates as gate_queries
 from orchestrator.ledger.queries.flips import WHOLE
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service.background import live_workers
+from orchestrator.service.listings import newest_rows
 
 POLL_S = 0.2
 Row = dict[str, Any]
@@ -32,6 +33,8 @@ class RolloutStatus:
         coverage: of `coverage_by_model`.
         flips: the newest row of `flip_summary` at k = 1 for each query set; empty before the first evaluation.
         gates: the newest row of `gate_decisions` for each gate and query set.
+        churn: the newest row of `churn_summary` for each query set.
+        clicks: the newest row of `click_summary` at k = 1 for each query set with clicks.
     """
 
     rollout: Row
@@ -40,6 +43,8 @@ class RolloutStatus:
     coverage: tuple[Row, ...]
     flips: tuple[Row, ...]
     gates: tuple[Row, ...]
+    churn: tuple[Row, ...] = ()
+    clicks: tuple[Row, ...] = ()
 
     @property
     def id(self) -> int:
@@ -64,26 +69,17 @@ def read_status(context: Context, rollout_id: int) -> RolloutStatus:
             )
         gallery = gallery_queries.gallery_by_name(connection, rows[0]["gallery"])
         assert gallery is not None
-        flips = [
-            row
-            for query_set in gallery_queries.query_sets_of_gallery(connection, gallery.id)
-            for row in read_view(
-                connection,
-                "flip_summary",
-                newest=True,
-                rollout=rollout_id,
-                queryset=query_set.name,
-                k=1,
-                slice=WHOLE,
-            )
-        ]
+        sets = gallery_queries.query_sets_of_gallery(connection, gallery.id)
+        whole = {"rollout": rollout_id, "slice": WHOLE}
         return RolloutStatus(
             rollout=rows[0],
             queue=tuple(read_view(connection, "queue_status", rollout=rollout_id)),
             workers_alive=len(live_workers(context)),
             coverage=tuple(read_view(connection, "coverage_by_model", gallery=gallery.name)),
-            flips=tuple(flips),
+            flips=tuple(newest_rows(connection, sets, "flip_summary", k=1, **whole)),
             gates=tuple(gate_queries.answers_shown(connection, [rollout_id])),
+            churn=tuple(newest_rows(connection, sets, "churn_summary", **whole)),
+            clicks=tuple(newest_rows(connection, sets, "click_summary", k=1, **whole)),
         )
 
 

@@ -15,17 +15,21 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.churn import Churn, ChurnTracker
 from orchestrator.core.flips import FlipCounts, FlipEvent, FlipStage, FlipTracker
+from orchestrator.core.healing import flip_credit
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import top_k
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.core.slices import slices_of
 from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import churn as churn_queries
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.queries.flips import WHOLE
-from orchestrator.ledger.rows import EvaluationRow, LogEntry, RolloutRow
+from orchestrator.ledger.queries.flips import CLICKS, FLIPS, WHOLE
+from orchestrator.ledger.rows import ChurnRow, EvaluationRow, LogEntry, RolloutRow
 from orchestrator.serving.embedding import QuerySet, load_query_set
 from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch, rows_of_ranks
 from orchestrator.serving.queries import encode_queries, query_path
@@ -40,22 +44,32 @@ class QuerySetEvaluator:
     def __init__(
         self, rollout: RolloutRow, queries: QuerySet, old: npt.NDArray[np.float32], new: npt.NDArray[np.float32],
         before: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32], ks: Sequence[int], buffer: int,
+        *, churn_k: int, churn_p: float,
     ) -> None:  # fmt: skip
         """`old`, `new`: (Q, d) query vectors; `before`, `deployed`: (N, d) what the old system and the new one search.
 
-        `ks`: flips are counted at each of them.
+        `ks`: flips are counted at each of them, where there is any relevance. `churn_k`, `churn_p`: depth and p of the churn.
         """
         self.rollout = rollout
         self.query_set_id = queries.row.id
         self.name = queries.row.name
+        self.relevance = RelevanceKind(queries.row.relevance)
+        self._tables = CLICKS if self.relevance is RelevanceKind.CLICKS else FLIPS
         self.items = 0
         self._part = -1
-        ks = sorted({*ks, 1})
-        scores, rows = top_k(old, before, ks[-1])
+        self._relevance = queries.relevance
+        ks = [] if self.relevance is RelevanceKind.NONE else sorted({*ks, 1})
+        deepest = max([*ks, churn_k])
+        scores, rows = top_k(old, before, deepest)
         self._trackers = {k: FlipTracker(queries.relevance, scores[:, :k], rows[:, :k]) for k in ks}
-        self._answers = IncrementalTopK(new, deployed, ks[-1], max(buffer, ks[-1]))
+        self._answers = IncrementalTopK(new, deployed, deepest, max(buffer, deepest))
         counted = np.flatnonzero(queries.relevance.answerable)
-        self._slices = slices_of([query.attributes for query in queries.queries], counted)
+        attributes = [query.attributes for query in queries.queries]
+        self._slices = slices_of(attributes, counted)
+        # A query that could not be read has no vector and no answer: both systems would seem to agree on it.
+        asked = np.flatnonzero(old.any(axis=1) & new.any(axis=1))
+        self._churn = ChurnTracker(rows[:, :churn_k], asked, slices_of(attributes, asked))
+        self._churn_k, self._churn_p = churn_k, churn_p
         self._slice_counts: dict[tuple[int, str], tuple[FlipCounts, FlipCounts]] = {}
         # Where nothing is re-embedded, or no vector will ever come, nothing is the mixture's.
         self._settled: npt.NDArray[np.bool_] = np.full(len(deployed), not rollout.how.reembeds)
@@ -77,6 +91,22 @@ class QuerySetEvaluator:
         self.items += len(rows)
         return self._update(changed)
 
+    def credit(self) -> npt.NDArray[np.float64]:
+        """(N,) float64: the expected flips that refreshing each row heals, at every k together (`core.healing`); 0 of clicks."""
+        found = self._answers.top()[1]
+        total = np.zeros(len(self._settled))
+        if not self.relevance.known:
+            return total
+        for k, tracker in self._trackers.items():
+            flipped = np.flatnonzero(tracker.old_right & ~tracker.right)
+            total += flip_credit(found[flipped, :k], flipped, self._relevance, self._settled)
+        return total
+
+    @property
+    def waiting(self) -> npt.NDArray[np.bool_]:
+        """(N,) bool: the rows whose vectors may still change."""
+        return ~self._settled
+
     def _update(self, changed: npt.NDArray[np.int64]) -> Stages:
         scores, found = self._answers.top()
         stages = {
@@ -92,18 +122,30 @@ class QuerySetEvaluator:
         self._slice_counts = slices
         part, before = self.items * POINTS // max(self.rollout.n_items, 1), self._part
         self._part = part
-        return Stages(stages, slices, moved, point=part != before)
+        churned = self._churn.update(changed, found[changed, : self._churn_k])
+        if before < 0:
+            churned = frozenset(
+                self._churn.counts()
+            )  # the first stage is written whole: later ones are changes to it
+        return Stages(stages, slices, moved, self._churn.counts(), churned, point=part != before)
 
     def record(self, connection: Connection, seq: int, items: int, stages: Stages) -> None:
         """Write a stage's counts and flips, at the coverage it was at; nothing where they are written already."""
+        ours = self.rollout.id, self.query_set_id
         for k, stage in stages.by_k.items():
-            if flip_queries.is_evaluated(connection, self.rollout.id, self.query_set_id, k, seq):
+            if flip_queries.is_evaluated(connection, *ours, k, seq, self._tables):
                 continue
             counts = {WHOLE: (stage.against_old, stage.against_previous)}
             counts |= {name: stages.slices[at, name] for at, name in sorted(stages.moved) if at == k}
             rows = [_evaluation(seq, items, k, name, stages.point, *each) for name, each in counts.items()]
-            flip_queries.insert_evaluations(connection, self.rollout.id, self.query_set_id, rows)
+            flip_queries.insert_evaluations(connection, *ours, rows, self._tables)
             self._record_events(connection, seq, k, stage)
+        churned = [
+            ChurnRow(seq, items, name, stages.point, churn.n, churn.shared, self._churn_p)
+            for name, churn in stages.churn.items()
+            if name == WHOLE or name in stages.churned
+        ]
+        churn_queries.insert_churn(connection, *ours, churned)
 
     def _record_events(self, connection: Connection, seq: int, k: int, stage: FlipStage) -> None:
         ours = self.rollout.id, self.query_set_id
@@ -112,10 +154,11 @@ class QuerySetEvaluator:
             if event.healed:
                 healed.setdefault(event.reference.value, []).append(event.query)
         for reference, queries in healed.items():
-            flip_queries.heal_flips(connection, *ours, reference, k, queries, seq)
+            flip_queries.heal_flips(connection, *ours, reference, k, queries, seq, self._tables)
         if stage.blamed:
-            flip_queries.blame_model(connection, *ours, k, stage.blamed)
-        flip_queries.insert_flips(connection, [self._opened(e, k, seq) for e in stage.events if not e.healed])
+            flip_queries.blame_model(connection, *ours, k, stage.blamed, self._tables)
+        opened = [self._opened(e, k, seq) for e in stage.events if not e.healed]
+        flip_queries.insert_flips(connection, opened, self._tables)
 
     def _opened(self, event: FlipEvent, k: int, seq: int) -> dict[str, Any]:
         return {
@@ -142,12 +185,16 @@ class Stages:
         by_k: what it did at every k.
         slices: (k, name) -> counts (against old, against previous) of every slice.
         moved: the slices whose counts are others than at the stage before.
+        churn: slice -> how far its queries' answers are from the old system's.
+        churned: the slices whose churn is another than at the stage before.
         point: a curve is drawn through it, as the first in one of POINTS parts of the coverage.
     """
 
     by_k: dict[int, FlipStage]
     slices: dict[tuple[int, str], tuple[FlipCounts, FlipCounts]]
     moved: frozenset[tuple[int, str]]
+    churn: dict[str, Churn]
+    churned: frozenset[str]
     point: bool
 
     def counts(self, k: int, name: str) -> tuple[FlipCounts, FlipCounts] | None:
@@ -162,6 +209,7 @@ class Recorded:
     """A stage of a query set that is in the ledger: the items embedded by then, and what it counted."""
 
     query_set: str
+    relevance: RelevanceKind
     items: int
     stages: Stages
 
@@ -201,6 +249,9 @@ class Evaluator:
             assert rollout is not None, f"no rollout {rollout_id}"
             self.rollout = rollout
             self.stale = False
+            self.reordered_at: int | None = (
+                None  # items that were committed when a revision of the plan was last thought of
+            )
             self.seen_seq = log_queries.last_seq(connection, rollout.gallery_id)
             self.n_rows = gallery_queries.gallery_by_id(connection, rollout.gallery_id).n_items
             self.seq = log_queries.deployed_seq(connection, rollout_id)
@@ -232,6 +283,8 @@ class Evaluator:
                     before.vectors.copy(),
                     rollout.config.get("flip_ks", [1]),
                     context.settings.buffer_size,
+                    churn_k=rollout.config.get("churn_k", context.settings.churn_k),
+                    churn_p=rollout.config.get("churn_p", context.settings.churn_p),
                 )
             )
         self._record(self.seq, self._items(), [each.deployed() for each in self._sets])
@@ -271,11 +324,21 @@ class Evaluator:
             return entry.seq > self.seen_seq
         if entry.kind != "batch" or entry.rollout_id != self._holder.id:
             return False
-        rows = rows_of_ranks(connection, self._holder, entry.first_rank, entry.n)
+        rows = rows_of_ranks(connection, self._holder, entry.first_rank, entry.n, entry.plan_revision)
         return bool(rows.max(initial=-1) >= self.n_rows)
 
     def _items(self) -> list[int]:
         return [each.items for each in self._sets]
+
+    def healing(self, only: str | None = None) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64]]:
+        """(N,) bool, the rows that wait, and (N,) float64, the expected flips that refreshing each heals.
+
+        Args:
+            only: the query set whose flips count; None: all of them.
+        """
+        waiting = self._sets[0].waiting
+        found = [each.credit() for each in self._sets if only in (None, each.name)]
+        return waiting, np.sum(found, axis=0) if found else np.zeros(len(waiting))
 
     def _record(self, seq: int, items: Sequence[int], stages: Sequence[Stages]) -> None:
         with transaction(self._context.engine) as connection:
@@ -285,7 +348,7 @@ class Evaluator:
             self._after(
                 seq,
                 [
-                    Recorded(each.name, at, stage)
+                    Recorded(each.name, each.relevance, at, stage)
                     for each, at, stage in zip(self._sets, items, stages, strict=True)
                 ],
             )

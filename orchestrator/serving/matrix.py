@@ -12,6 +12,7 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import plans as plan_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import LogEntry, RolloutRow
 from orchestrator.store import ADAPTED, ROWS, Extents, Table, open_extents, open_table, read_array
@@ -62,21 +63,27 @@ def adapted_table(connection: Connection, rollout: RolloutRow) -> Table:
     return open_table(rollout.extent_uri, ADAPTED, rollout.lifted_items, dim)
 
 
-def rows_of_ranks(connection: Connection, rollout: RolloutRow, first: int, count: int) -> Rows:
-    """The rows of the ranks [first, first + count) of the plan, or of those behind it: (count,) int64."""
+def rows_of_ranks(connection: Connection, rollout: RolloutRow, first: int, count: int, revision: int) -> Rows:
+    """The rows of the ranks [first, first + count) of a revision of the plan, or of those behind it: (count,) int64.
+
+    Args:
+        revision: the batch's own (of its claim, or of its log entry). Later ones may have other rows only at ranks of
+            batches that were waiting, and then those batches name them.
+    """
     if first >= rollout.plan_items:
         return np.array(item_queries.late_rows(connection, rollout.id, first, count), np.int64)
-    return np.asarray(plan_rows(rollout)[first : first + count], np.int64)
+    return np.asarray(plan_rows(connection, rollout, revision)[first : first + count], np.int64)
 
 
-def plan_rows(rollout: RolloutRow) -> npt.NDArray[np.uint32]:
-    """The row of every rank of the plan: (plan_items,) uint32."""
-    return read_array(rollout.extent_uri, ROWS, "<u4", rollout.plan_items)
+def plan_rows(connection: Connection, rollout: RolloutRow, revision: int) -> npt.NDArray[np.uint32]:
+    """The row of every rank of a revision of the plan: (plan_items,) uint32. Its file is written once, so it is never stale."""
+    file = plan_queries.plan_file(connection, rollout.id, revision) if revision else ROWS
+    return read_array(rollout.extent_uri, file, "<u4", rollout.plan_items)
 
 
 def read_batch(connection: Connection, rollout: RolloutRow, entry: LogEntry) -> BatchVectors:
     """The rows and vectors that a committed batch brings, without its holes and what was superseded."""
-    rows = rows_of_ranks(connection, rollout, entry.first_rank, entry.n)
+    rows = rows_of_ranks(connection, rollout, entry.first_rank, entry.n, entry.plan_revision)
     keep = np.ones(entry.n, bool)
     keep[list(entry.holes + entry.superseded)] = False
     holes, none = rows[list(entry.holes)], rows[:0]
@@ -147,5 +154,6 @@ def unfinished_versions(connection: Connection, rollout: RolloutRow) -> Rows | N
     held = np.zeros(gallery_queries.gallery_by_id(connection, rollout.gallery_id).n_items, np.int64)
     for older in superseded:
         for entry in log_queries.committed_batches(connection, older.id, 2**62):
-            held[rows_of_ranks(connection, older, entry.first_rank, entry.n)] = older.id
+            rows = rows_of_ranks(connection, older, entry.first_rank, entry.n, entry.plan_revision)
+            held[rows] = older.id
     return held

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from orchestrator.errors import UsageError
 from orchestrator.store.base import CorruptExtentError, Extents, Folder, Root, Table
 
-ROWS, ADAPTED = "rows.u32", "adapted.f32"
+ROWS, ADAPTED, SCORES = "rows.u32", "adapted.f32", "scores.f32"
 
 KINDS = {
     "file": "orchestrator.store.local",
@@ -103,6 +103,7 @@ def _kind(url: str) -> Any:
 __all__ = [
     "ADAPTED",
     "ROWS",
+    "SCORES",
     "CorruptExtentError",
     "Extents",
     "Table",

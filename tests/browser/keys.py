@@ -30,6 +30,15 @@ def stops(page: Page) -> list[dict[str, Any]]:
     Each with its place among the controls (-1: none of them), its markup, whether its focus is drawn, and what covers it.
     """
     page.evaluate(f"() => {{ window.controls = ({CONTROLS})(); }}")
+    # A page may begin in a field of its form; from there Tab would leave out what stands before it.
+    page.evaluate(
+        """() => {
+          const top = document.createElement('div');
+          top.tabIndex = -1;
+          document.body.prepend(top);
+          top.focus();
+        }"""
+    )
     found: list[dict[str, Any]] = []
     for _ in range(page.evaluate("() => window.controls.length") + 2):
         page.keyboard.press("Tab")

@@ -40,8 +40,8 @@ def test_an_item_is_shown_with_its_picture_and_every_rollout_that_touched_it(loo
 
 def test_a_picture_that_is_none_is_said_to_be_none(look, shown):
     seen = look(shown)
-    seen.expect_fault("404")
     seen.go("/items?gallery=pics&key=class-00%2Ftorn.png")
+    expect(seen.page.locator("main .fault")).to_contain_text("Cannot be shown")
     expect(seen.page.locator("main")).to_contain_text("could not be embedded")
     seen.go(f"/rollouts/{world.HALTED}")
     expect(seen.page.locator("#errors")).to_contain_text("class-00/torn.png")

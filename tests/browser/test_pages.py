@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from itertools import pairwise
 
 import pytest
 
@@ -25,7 +25,7 @@ def test_a_page_loads_with_no_fault_and_asks_nothing_of_anybody_else(look, shown
     assert page.locator("h1").count() == 1
     assert page.locator("html").get_attribute("lang") == "en"
     levels = seen.script(HEADINGS)
-    assert all(deeper <= before + 1 for before, deeper in pairwise(levels)), levels
+    assert all(deeper <= before + 1 for before, deeper in itertools.pairwise(levels)), levels
     text = page.locator("body").inner_text()
     assert not SLIPS.search(text), SLIPS.search(text)
 

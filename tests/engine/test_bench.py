@@ -6,7 +6,7 @@ import json
 
 import psycopg
 
-from bench import core, engine, views
+from bench import core, engine, revision, views
 from orchestrator.ledger.queries.reporting import VIEWS
 
 
@@ -52,4 +52,12 @@ def test_every_view_is_read_from_a_ledger_that_is_not_empty(settings):
     assert {row["holds"] for row in result["rows"]} == {None}, "a small ledger claims nothing"
     curve = next(row for row in result["rows"] if row["name"].startswith("refresh_curve"))
     assert "244 rows read" in curve["name"], "200 points, and two stored curves of 22"
+    assert _databases(settings.database_url) == before
+
+
+def test_a_revision_is_measured_on_a_plan_of_its_own(settings):
+    before = _databases(settings.database_url)
+    [row] = revision.run(settings, repeats=2, quick=True)
+    assert "20,000 items" in row.name
+    assert row.value > 0
     assert _databases(settings.database_url) == before

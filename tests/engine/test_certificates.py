@@ -8,7 +8,7 @@ import pytest
 from cli.main import main
 from orchestrator.core.significance import mcnemar_p
 from orchestrator.errors import ExitCode
-from orchestrator.service import background
+from orchestrator.service import background, listings
 from orchestrator.service import certify as certify_module
 from orchestrator.service.certify import CertifyRequest, certify
 from tests.engine import platform
@@ -127,3 +127,16 @@ def test_the_command_prints_recalls_with_intervals_and_flips(world, settings, mo
     assert any(line.startswith("start, 0%") for line in lines)
     assert lines[-1].startswith("certified: ")
     assert main([*command, "--tolerance", "2"]) == ExitCode.USAGE
+
+
+def test_a_rollout_shows_the_random_refresh_that_its_certificate_saw_beside_its_own(world):
+    curve = certified(world).measured["curve"]
+    rollout = platform.start(world)
+    platform.work(world, rollout.id)
+    rows = listings.view(world, "refresh_curve", rollout=rollout.id, metric="recall_at_1")
+    simulated = [row for row in rows if row["against_order"] == "random"]
+    assert [(row["coverage"], row["value"]) for row in simulated] == [
+        (p["coverage"], p["value"]) for p in curve
+    ]
+    assert len(simulated) > 2
+    assert {row["against_order"] for row in rows} == {"random", "measured"}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -15,7 +17,7 @@ from orchestrator.ledger.queries import dashboard as dashboard_queries
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import rollouts
+from orchestrator.service import listings, rollouts
 from orchestrator.service.wait import read_status
 from tests.engine.dashboard_server import figures
 from tests.engine.dashboard_world import HOSTILE, MINE, TEXT, client, view, world
@@ -304,8 +306,57 @@ def test_a_rollout_s_reason_is_on_its_page_and_the_overview(world, client):
     rollouts.pause(world, 2, f"a gate: {HOSTILE}")
     try:
         for path in (MINE, "/", f"{MINE}/resume"):
-            page = client.get(path).text
+            answer = client.get(path)
+            page = answer.text
             assert html.escape(f"a gate: {HOSTILE}") in page
+            assert figures(answer, "eta_s") == figures(answer, "rate_per_s") == [], "nothing goes on"
             assert HOSTILE not in page
     finally:
         rollouts.resume(world, 2)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_no_two_landmarks_of_a_page_have_one_name(client, path):
+    named = re.findall(r'<(?:section|article|div|nav)\b[^>]*aria-labelledby="([^"]*)"', client.get(path).text)
+    assert sorted(named) == sorted(set(named))
+
+
+def test_where_open_flips_are_led_to_and_a_missing_curve_is_made(world, client):
+    assert (
+        'id="to-flips" href="/rollouts/2/flips?kind=negative&amp;reference=old_system&amp;k=1&amp;fate=open"'
+        in client.get(MINE).text
+    )
+    with world.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM curve_point")
+    try:
+        assert "hotrefresh model certify old bad --gallery pics" in client.get(MINE).text
+    finally:
+        with world.engine.begin() as connection:
+            flip_queries.insert_curve_points(connection, 2, [("recall_at_1", "random", 0.0, 0.9)])
+
+
+def test_a_file_that_is_no_picture_says_so_instead_of_a_broken_mark(world, client):
+    whole = client.get("/items?gallery=pics&key=class-03/0.png").text
+    assert '<img src="/pictures/item' in whole
+    path = Path(unquote(urlsplit(listings.item_uri(world, "pics", "class-03/0.png")).path))
+    kept = path.read_bytes()
+    path.write_bytes(b"no picture")
+    try:
+        page = client.get("/items?gallery=pics&key=class-03/0.png").text
+    finally:
+        path.write_bytes(kept)
+    assert "Cannot be shown: " in page
+    assert "<img" not in page
+
+
+def test_a_browser_that_looks_for_an_icon_is_led_to_it(client):
+    answer = client.get("/favicon.ico")
+    assert answer.status_code == 308
+    assert client.get(answer.headers["location"]).headers["content-type"].startswith("image/svg")
+
+
+def test_a_confirmation_has_the_focus_where_something_is_to_be_done(world, client):
+    assert re.search(r'<input id="reason"[^>]* autofocus>', client.get(f"{MINE}/pause").text)
+    row = read_status(world, 2).rollout
+    said = f"The {row['committed']} embeddings made so far (of {row['total']}) are no longer used"
+    assert said in client.get(f"{MINE}/rollback").text

@@ -9,6 +9,7 @@ from orchestrator.api.metrics import LedgerCollector
 from orchestrator.api.replicas import Replicas
 from orchestrator.errors import InconclusiveError, NotCertifiedError, UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import gates as gate_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
@@ -44,14 +45,7 @@ def world(context, tmp_path):
         "tests.engine.swapped:Swapped",
         {"encoder": str(tmp_path / "old"), "pictures": str(tmp_path / "pictures"), "pairs": SWAPPED},
     )
-    with context.engine.begin() as connection:
-        gallery = gallery_queries.gallery_by_name(connection, "pics")
-        model_queries.insert_certificate(
-            connection, adapter_id=None, verdict="certified", reason="by hand", measured={},
-            query_model_id=model_queries.model_by_name(connection, "bad").id,
-            gallery_model_id=model_queries.model_by_name(connection, "old").id,
-            query_set_id=gallery_queries.query_set_by_name(connection, gallery.id, "asked").id,
-        )  # fmt: skip
+    platform.certify_by_hand(context, "bad")
     return context
 
 
@@ -187,6 +181,19 @@ def test_an_evaluator_that_dies_before_it_judges_judges_when_it_is_back(world):
     assert decisions(world, row) == []
     evaluate_rollout(world, row.id, {})
     assert state(world, row) == "rolled_back"
+
+
+@pytest.mark.parametrize("gates", [[{**FLIPS, "minimum_n": 121, "inconclusive_limit": 1, "error_limit": 1}]])
+def test_an_error_between_does_not_begin_the_count_of_chances_anew(world):
+    row = deployed(world, "kin")
+    earlier = {"rollout_id": row.id, "gate": "negative_flip_rate", "query_set": "asked", "measure": "", "slice": "all",
+               "k": 1, "value": None, "limit": 0.02, "sample_n": 0, "dry_run": False, "effect": "none", "seq": 0,
+               "reason": ""}  # fmt: skip
+    with world.engine.begin() as connection:
+        for error in (False, True):
+            gate_queries.insert_decision(connection, **earlier, result="inconclusive", error=error)
+    evaluate_rollout(world, row.id, {})
+    assert state(world, row) == "paused", "the second answer that could be chance, and one is borne"
 
 
 def test_what_was_judged_is_not_judged_again(world):

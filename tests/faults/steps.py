@@ -119,6 +119,18 @@ def verb(context: Context, name: str, rollout_id: int) -> Reply:
     return {"state": row.state, "took_s": time.monotonic() - started}
 
 
+def revise(context: Context, rollout_id: int) -> Reply:
+    """Re-rank what waits, another way in each process."""
+    import numpy as np
+
+    from orchestrator.service import revisions, rollouts
+
+    items = rollouts.reread(context, rollout_id).plan_items
+    priority = np.random.default_rng(os.getpid()).random(items, dtype=np.float32)
+    written = revisions.write_revision(context, rollout_id, "flips", priority)
+    return {"revision": None if written is None else written.no}
+
+
 def evaluate(context: Context, rollout_id: int) -> Reply:
     """Bring the flips to the log's end."""
     from orchestrator.service.evaluate import evaluate_rollout
@@ -136,5 +148,6 @@ STEPS: MappingProxyType[str, Callable[..., Reply]] = MappingProxyType(
         "start": start,
         "verb": verb,
         "evaluate": evaluate,
+        "revise": revise,
     }
 )

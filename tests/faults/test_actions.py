@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL
-from orchestrator.failpoints import ACTIONS, POINTS, REPLICA_POINTS
+from orchestrator.failpoints import ACTIONS, PLAN_POINTS, POINTS, REPLICA_POINTS
 from orchestrator.service import advance, finish, rollouts
 from tests.faults import ledger, oracle, report, world
 from tests.faults.nursery import Child, Nursery
@@ -50,6 +50,8 @@ def _child_at(context: Context, nursery: Nursery, point: str, action: str) -> Ch
         return nursery.fork("verb", arm=arm, name="pause", rollout_id=rollout_id)
     if point == "published":
         return nursery.fork("verb", arm=arm, name="resume", rollout_id=rollout_id)
+    if point in PLAN_POINTS:
+        return nursery.fork("revise", arm=arm, rollout_id=rollout_id)
     if point in REPLICA_POINTS:
         return nursery.fork("follow", arm=arm, gallery=world.GALLERY, rollout_id=rollout_id)
     return nursery.fork("task" if point in AROUND else "work", arm=arm, rollout_id=rollout_id)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.context import Context
-from orchestrator.failpoints import BATCH_POINTS, CONTROL_POINTS, POINTS, REPLICA_POINTS
+from orchestrator.failpoints import BATCH_POINTS, CONTROL_POINTS, PLAN_POINTS, POINTS, REPLICA_POINTS
 from orchestrator.service import advance, finish, rollouts
 from tests.faults import ledger, oracle, report, world
 from tests.faults.nursery import Nursery
@@ -44,7 +44,12 @@ class Victims:
     def _kill_a_worker(self, point: str) -> None:
         self._ensure_work()
         step = "task" if point in AROUND else "follow" if point in REPLICA_POINTS else "work"
-        nth = 1 if point in AROUND else self.random.randint(1, 2 if point in REPLICA_POINTS else 3)
+        step = "revise" if point in PLAN_POINTS else step
+        nth = (
+            1
+            if point in (*AROUND, *PLAN_POINTS)
+            else self.random.randint(1, 2 if point in REPLICA_POINTS else 3)
+        )
         arguments = {"gallery": self.gallery} if step == "follow" else {}
         self._run(step, point, nth, rollout_id=self.rollout_id, **arguments)
         ledger.expire_leases(self.context, self.rollout_id)
@@ -134,7 +139,7 @@ def test_points_are_placed() -> None:
 
 def run_cycles(context: Context, nursery: Nursery, cycles: int, gallery: str = world.GALLERY) -> Victims:
     """Kill at whichever point fired least so far, until there were that many kills."""
-    points = [*BATCH_POINTS, *REPLICA_POINTS, *CONTROL_POINTS]
+    points = [*BATCH_POINTS, *REPLICA_POINTS, *CONTROL_POINTS, *PLAN_POINTS]
     victims = Victims(context, nursery, SEED, gallery)
     for _ in range(3 * cycles):
         if victims.fired.total() >= cycles:

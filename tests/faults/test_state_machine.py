@@ -6,6 +6,7 @@ import secrets
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from orchestrator.core.states import ACTIVE, RolloutState, Verb, legal_verbs
 from orchestrator.errors import ConflictError
 from orchestrator.ledger.rows import Claim
 from orchestrator.service import finish, rollouts
+from orchestrator.service.revisions import write_revision
 from tests.faults import ledger, oracle, report, world
 from tests.faults.volume import scaled
 
@@ -119,6 +121,18 @@ class RolloutMachine(RuleBasedStateMachine):
     @rule()
     def resume(self) -> None:
         self._ask(Verb.RESUME, rollouts.resume, RolloutState.BACKFILLING)
+
+    @rule(seed=st.integers(0, 1000))
+    def the_plan_is_revised(self, seed: int) -> None:
+        items = rollouts.reread(self.context, self.rollout_id).plan_items
+        priority = np.random.default_rng(seed).random(items, dtype=np.float32)
+        try:
+            write_revision(self.context, self.rollout_id, "flips", priority)
+        except ConflictError:
+            assert self.state not in (RolloutState.BACKFILLING, RolloutState.PAUSED)
+        else:
+            assert self.state in (RolloutState.BACKFILLING, RolloutState.PAUSED)
+        self.look()
 
     @rule()
     def complete(self) -> None:

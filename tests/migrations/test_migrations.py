@@ -14,7 +14,7 @@ from orchestrator.ledger.queries.reporting import VIEWS, read_view
 COLUMNS = {
     "rollout_status": "id gallery kind from_model to_model adapter state sub_state reason total pending leased committed "
     "quarantined rate_per_s eta_s coverage started_at last_progress_at paused_s actor throttle_reason throttle_value "
-    "throttle_limit strategy",
+    "throttle_limit strategy plan_revision",
     "queue_status": "rollout band queue_state depth leased oldest_age_s",
     "worker_health": "worker host pid device version last_heartbeat expected_interval_s live success_count error_count "
     "last_error",
@@ -25,7 +25,12 @@ COLUMNS = {
     "ci_low ci_high previous_negative_flips previous_positive_flips at",
     "flip_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
     "opened_at healed_at k attributes",
-    "refresh_curve": "rollout coverage metric value against_order",
+    "churn_summary": "rollout gallery queryset relevance slice seq coverage k n overlap rbo p first_changed point at",
+    "click_summary": "rollout gallery queryset slice seq coverage k kept click_losses click_gains missed n loss_rate gain_rate "
+    "ci_low ci_high previous_click_losses previous_click_gains at",
+    "click_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
+    "opened_at healed_at k attributes",
+    "refresh_curve": "rollout coverage metric value against_order queryset",
     "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect queryset measure slice k seq reason "
     "times last_at newest",
     "serving_history": "gallery model rollout valid_from valid_to actor reason",
@@ -210,3 +215,74 @@ def test_a_downgrade_is_refused_while_a_strategy_serves_that_the_release_before_
     with pytest.raises(DBAPIError, match="roll it back"):
         database.downgrade(engine, "0004")
     assert database.current(engine) == database.HEAD
+
+
+def test_a_downgrade_is_refused_while_a_plan_is_held_that_was_reranked(engine):
+    database.upgrade(engine, "0004")
+    _rollout_of_before(engine, adapter=False)
+    database.upgrade(engine)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO plan_revision (rollout_id, no, file, measure, batches, items, committed_items, automatic, actor) "
+            "VALUES (1, 1, 'rows.1.u32', 'flips', 1, 2, 0, false, 'me')"
+        )
+        assert connection.exec_driver_sql("SELECT plan_revision FROM reporting.rollout_status").one()[0] == 1
+    with pytest.raises(DBAPIError, match="was re-ranked"):
+        database.downgrade(engine, "0006")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE rollout SET state = 'rolled_back'")
+    database.downgrade(engine, "0006")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET ROLE hotrefresh_dashboard")
+        connection.exec_driver_sql("SELECT strategy FROM reporting.rollout_status").one()
+        connection.exec_driver_sql("SELECT * FROM reporting.queue_status")
+    database.upgrade(engine)
+
+
+def test_a_curve_says_of_which_query_set_it_is_until_a_downgrade(engine):
+    database.upgrade(engine, "0004")
+    _rollout_of_before(engine, adapter=False)
+    database.upgrade(engine)
+    with engine.begin() as connection:
+        for statement in (
+            (
+                "INSERT INTO query_set (gallery_id, name, relevance, source) "
+                "SELECT 1, q, 'label', 'x' FROM unnest(ARRAY['a', 'b']) AS q"
+            ),
+            (
+                "INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, point, both_right, negative_flips, "
+                "positive_flips, both_wrong, n, previous_negative_flips, previous_positive_flips) "
+                "SELECT 1, s, 1, 7, 1, 'all', true, s, 0, 0, 2 - s, 2, 0, 0 FROM generate_series(1, 2) s"
+            ),
+            (
+                "INSERT INTO curve_point (rollout_id, metric, order_name, coverage, value) "
+                "VALUES (1, 'recall_at_1', 'random', 0, 0.25)"
+            ),
+        ):
+            connection.exec_driver_sql(statement)
+        measured, simulated = [("a", 0.5), ("b", 1.0)], (None, 0.25)
+        assert _curve(connection) == [*measured, simulated], (
+            "without a certificate nobody knows of which it is"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO certificate (query_model_id, gallery_model_id, query_set_id, verdict, reason, measured) "
+            "VALUES (2, 1, 2, 'certified', 'x', '{}')"
+        )
+        connection.exec_driver_sql("UPDATE rollout SET certificate_id = 1")
+        assert _curve(connection) == [measured[0], ("b", 0.25), measured[1]]
+        found = read_view(connection, "refresh_curve", rollout=1, queryset="b")
+        assert {row["against_order"] for row in found} == {"random", "measured"}
+    database.downgrade(engine, "0009")
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET ROLE hotrefresh_dashboard")
+        found = connection.exec_driver_sql("SELECT * FROM reporting.refresh_curve").mappings().all()
+        assert len(found) == 3
+        assert "queryset" not in found[0]
+    database.upgrade(engine)
+
+
+def _curve(connection) -> list[tuple]:
+    found = connection.exec_driver_sql(
+        "SELECT queryset, value FROM reporting.refresh_curve ORDER BY queryset, value"
+    )
+    return [tuple(row) for row in found]

@@ -55,6 +55,15 @@ def real_orders() -> list[str]:
     return sorted(name for name, order in ORDERS.items() if order.simulation_only is None)
 
 
+def demand_bases() -> list[str]:
+    """The orders that demand may weight in a rollout, by name: those whose scores are 0 or more, and not all the same."""
+    return [
+        name
+        for name in real_orders()
+        if name not in (demand.ORDER.name, row.ORDER.name) and Input.LOG_VARIANCE not in ORDERS[name].needs
+    ]
+
+
 def needs_of(name: str, base: str = DEFAULT_BASE) -> frozenset[Input]:
     """What `order_scores` must be given for an order: for one that weights another's scores, what that other one needs too.
 
@@ -138,4 +147,14 @@ def _check(name: str, inputs: Inputs, needs: frozenset[Input]) -> None:
             raise ValueError(f"order {name}: {len(getattr(inputs, need))} {need} for {inputs.n} rows")
 
 
-__all__ = ["DEFAULT_BASE", "ORDERS", "Input", "Inputs", "Order", "needs_of", "order_scores", "real_orders"]
+__all__ = [
+    "DEFAULT_BASE",
+    "ORDERS",
+    "Input",
+    "Inputs",
+    "Order",
+    "demand_bases",
+    "needs_of",
+    "order_scores",
+    "real_orders",
+]

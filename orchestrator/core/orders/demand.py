@@ -24,5 +24,4 @@ ORDER = Order(
     source="expected harm: probability times exposure; METHODS.md, Backfill orders",
     needs=frozenset({Input.BASE_SCORES, Input.DEMAND}),
     score=_score,
-    simulation_only="it needs a query log of the gallery, which hotrefresh does not keep yet",
 )

@@ -4,7 +4,10 @@ models      models, adapters, certificates
 galleries   galleries, items, query sets, relevance
 rollouts    rollouts, plans, serving, audit
 batches     claim, renew, commit, release, the log
+plans       revisions of plans
+demand      how often items are retrieved
 flips       evaluations, flips, curves
+churn       churn against the old system
 workers     worker registry
 reporting   the dashboard views
 metrics     what a scrape reads

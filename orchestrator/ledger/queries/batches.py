@@ -19,7 +19,8 @@ WITH allowed AS (
     SELECT id, gallery_id FROM rollout WHERE id = :rollout AND generation = :generation AND late_revision = :late_revision
        AND state IN ('backfilling', 'finalized') FOR NO KEY UPDATE
 ), mine AS (
-    SELECT b.rollout_id, b.first_rank, b.n, b.band, a.gallery_id FROM batch b JOIN allowed a ON a.id = b.rollout_id
+    SELECT b.rollout_id, b.first_rank, b.n, b.band, a.gallery_id FROM batch b
+    JOIN allowed a ON a.id = b.rollout_id AND b.plan_revision = :plan_revision
     WHERE b.first_rank = :first_rank AND b.fence = :fence AND b.state = 'leased' FOR NO KEY UPDATE OF b
 ), gone AS (
     SELECT array_agg((s.rank - mine.first_rank)::integer ORDER BY s.rank) AS places FROM mine JOIN superseded s
@@ -47,7 +48,7 @@ WITH allowed AS (
 )
 UPDATE batch SET state = 'committed', seq = log.last_seq, crc = :crc, holes = outcome.holes, superseded = outcome.places,
        error = NULL, lease_owner = NULL, lease_until = NULL, committed_at = clock_timestamp(),
-       decode_s = :decode_s, encode_s = :encode_s, store_s = :store_s
+       decode_s = :decode_s, encode_s = :encode_s, store_s = :store_s, previous_commit_s = :previous_commit_s
 FROM mine, log, outcome WHERE batch.rollout_id = mine.rollout_id AND batch.first_rank = mine.first_rank
 RETURNING batch.seq, batch.superseded
 """
@@ -70,17 +71,21 @@ def claim_batch(connection: Connection, rollout_id: int, owner: str, lease_s: fl
                       (SELECT count(*) FROM batch WHERE rollout_id = :rollout AND state = 'leased'
                        AND lease_until >= clock_timestamp()))
            ), best AS (
-               SELECT first_rank FROM batch
+               SELECT first_rank, state = 'leased' AS expired FROM batch
                WHERE rollout_id = :rollout AND state <> 'committed' AND EXISTS (SELECT 1 FROM allowed)
                  AND (state = 'pending' AND (available_at IS NULL OR available_at <= clock_timestamp())
                       OR state = 'leased' AND lease_until < clock_timestamp())
                ORDER BY band, first_rank LIMIT 1 FOR UPDATE SKIP LOCKED
+           ), counted AS (
+               INSERT INTO lease_expiry AS e (rollout_id, leases) SELECT :rollout, 1 FROM best WHERE expired
+               ON CONFLICT (rollout_id) DO UPDATE SET leases = e.leases + 1
            )
            UPDATE batch SET state = 'leased', fence = fence + 1, attempt = attempt + 1, lease_owner = :owner,
-                  lease_until = clock_timestamp() + make_interval(secs => :lease_s), claimed_at = clock_timestamp()
+                  lease_until = clock_timestamp() + make_interval(secs => :lease_s), claimed_at = clock_timestamp(),
+                  claimed_revision = batch.plan_revision
            FROM best, allowed WHERE batch.rollout_id = :rollout AND batch.first_rank = best.first_rank
            RETURNING batch.rollout_id, batch.first_rank, batch.n, batch.fence, allowed.generation, allowed.late_revision,
-                     batch.attempt, batch.band, batch.error""",
+                     batch.attempt, batch.band, batch.error, batch.plan_revision""",
         rollout=rollout_id,
         owner=owner,
         lease_s=lease_s,
@@ -113,12 +118,14 @@ def commit_batch(
     decode_s: float = 0.0,
     encode_s: float = 0.0,
     store_s: float = 0.0,
+    previous_commit_s: float | None = None,
 ) -> Committed | None:
-    """Flip one batch to committed under its fence, generation and revision.
+    """Flip one batch to committed under its fence, generation and revisions.
 
     Args:
         crc: of the bytes under the claim's fence; None where every place is a hole and there are no bytes.
         holes: places whose items are quarantined.
+        previous_commit_s: what the same worker's commit before this one took, where nobody was told yet.
 
     Returns None when the commit is refused: stale fence, paused, or ranks were superseded since the claim was made.
     """
@@ -129,6 +136,7 @@ def commit_batch(
         rollout=claim.rollout_id,
         generation=claim.generation,
         late_revision=claim.late_revision,
+        plan_revision=claim.plan_revision,
         first_rank=claim.first_rank,
         fence=claim.fence,
         crc=crc,
@@ -136,6 +144,7 @@ def commit_batch(
         decode_s=decode_s,
         encode_s=encode_s,
         store_s=store_s,
+        previous_commit_s=previous_commit_s,
     ).one_or_none()
     return None if row is None else Committed(int(row[0]), tuple(row[1] or ()))
 
@@ -199,10 +208,10 @@ def split_batch(connection: Connection, claim: Claim) -> bool:
                UPDATE batch SET n = :lower, state = 'pending', attempt = 0, lease_owner = NULL, lease_until = NULL,
                       available_at = NULL
                WHERE rollout_id = :rollout AND first_rank = :first_rank AND fence = :fence AND state = 'leased'
-               RETURNING band, uncertainty, error
+               RETURNING band, uncertainty, error, plan_revision
            ), added AS (
-               INSERT INTO batch (rollout_id, first_rank, n, band, fence, uncertainty, error)
-               SELECT :rollout, :second, :upper, band, :fence, uncertainty, error FROM kept RETURNING band
+               INSERT INTO batch (rollout_id, first_rank, n, band, fence, uncertainty, error, plan_revision)
+               SELECT :rollout, :second, :upper, band, :fence, uncertainty, error, plan_revision FROM kept RETURNING band
            ), banded AS (
                UPDATE band_progress p SET batches = batches + 1 FROM added
                WHERE p.rollout_id = :rollout AND p.band = added.band
@@ -222,7 +231,8 @@ def cut_anew(connection: Connection, rollout_id: int, batch_size: int, plan_item
     """Cut the batches that wait into batches of another size; returns how many wait now. The rollout must be locked.
 
     Only neighbours of one band that were never tried are joined; leased, failed and committed ones stay as they are. The
-    new ones take over the highest fence of the old: no address that was written to before is used again.
+    new ones take over the highest fence of the old: no address that was written to before is used again. They take over the
+    newest revision of the plan, too: what it left alone has the same rows in it.
     """
     return int(
         execute(
@@ -230,7 +240,7 @@ def cut_anew(connection: Connection, rollout_id: int, batch_size: int, plan_item
             "cut_anew",
             """WITH waiting AS (
                    DELETE FROM batch WHERE rollout_id = :rollout AND state = 'pending' AND attempt = 0
-                   RETURNING first_rank, n, band, fence, uncertainty
+                   RETURNING first_rank, n, band, fence, uncertainty, plan_revision
                ), marked AS (
                    SELECT *, first_rank <> lag(first_rank + n) OVER w OR band <> lag(band) OVER w
                           OR first_rank = :plan_items AS begins
@@ -239,11 +249,12 @@ def cut_anew(connection: Connection, rollout_id: int, batch_size: int, plan_item
                    SELECT *, count(*) FILTER (WHERE begins OR begins IS NULL) OVER (ORDER BY first_rank) AS run FROM marked
                ), runs AS (
                    SELECT band, min(first_rank) AS first_rank, sum(n) AS n, max(fence) AS fence,
+                          max(plan_revision) AS plan_revision,
                           sum(uncertainty * n) / nullif(sum(n) FILTER (WHERE uncertainty IS NOT NULL), 0) AS uncertainty
                    FROM numbered GROUP BY run, band
                ), added AS (
-                   INSERT INTO batch (rollout_id, first_rank, n, band, fence, uncertainty)
-                   SELECT :rollout, at, least(:size, r.first_rank + r.n - at), r.band, r.fence, r.uncertainty
+                   INSERT INTO batch (rollout_id, first_rank, n, band, fence, uncertainty, plan_revision)
+                   SELECT :rollout, at, least(:size, r.first_rank + r.n - at), r.band, r.fence, r.uncertainty, r.plan_revision
                    FROM runs r CROSS JOIN LATERAL generate_series(r.first_rank, r.first_rank + r.n - 1, :size) AS at
                    RETURNING band
                ), change AS (
@@ -264,13 +275,29 @@ def cut_anew(connection: Connection, rollout_id: int, batch_size: int, plan_item
     )
 
 
+# Leases that ran out are counted where they are taken back: batches are locked first, then the counts, by everybody.
+_RELEASE = """
+WITH held AS (
+    SELECT rollout_id, first_rank, lease_until < clock_timestamp() AS expired FROM batch
+    WHERE state = 'leased' AND {condition} FOR UPDATE
+), counted AS (
+    INSERT INTO lease_expiry AS e (rollout_id, leases)
+    SELECT rollout_id, count(*) FROM held WHERE expired GROUP BY rollout_id ORDER BY rollout_id
+    ON CONFLICT (rollout_id) DO UPDATE SET leases = e.leases + excluded.leases
+)
+UPDATE batch SET state = 'pending', lease_owner = NULL, lease_until = NULL
+FROM held WHERE batch.rollout_id = held.rollout_id AND batch.first_rank = held.first_rank
+"""
+
+
 def release_leases(connection: Connection, rollout_id: int, *, expired_only: bool = False) -> int:
     """Take leases back from their owners, whose commits are refused from now on; returns how many."""
     return execute(
         connection,
         "release_leases",
-        """UPDATE batch SET state = 'pending', lease_owner = NULL, lease_until = NULL
-           WHERE rollout_id = :id AND state = 'leased' AND (NOT :expired_only OR lease_until < clock_timestamp())""",
+        _RELEASE.format(
+            condition="rollout_id = :id AND (NOT :expired_only OR lease_until < clock_timestamp())"
+        ),
         id=rollout_id,
         expired_only=expired_only,
     ).rowcount
@@ -279,10 +306,7 @@ def release_leases(connection: Connection, rollout_id: int, *, expired_only: boo
 def release_expired(connection: Connection) -> int:
     """Take back every lease that has run out, whatever its rollout; returns how many."""
     return execute(
-        connection,
-        "release_expired",
-        """UPDATE batch SET state = 'pending', lease_owner = NULL, lease_until = NULL
-           WHERE state = 'leased' AND lease_until < clock_timestamp()""",
+        connection, "release_expired", _RELEASE.format(condition="lease_until < clock_timestamp()")
     ).rowcount
 
 

@@ -26,10 +26,26 @@ def newest_summaries(connection: Connection, rollout_ids: Sequence[int]) -> list
     )
 
 
+def churn_without_relevance(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
+    """The newest row of `churn_summary` of each query set of these rollouts, where no query set has labels or pairs."""
+    return _rows(
+        connection,
+        "churn_without_relevance",
+        """SELECT c.* FROM rollout r JOIN query_set s ON s.gallery_id = r.gallery_id
+           CROSS JOIN LATERAL (SELECT * FROM reporting.churn_summary c
+                               WHERE c.rollout = r.id AND c.queryset = s.name AND c.slice = 'all'
+                               ORDER BY c.seq DESC LIMIT 1) c
+           WHERE r.id = ANY(CAST(:ids AS bigint[])) AND NOT EXISTS (
+               SELECT 1 FROM query_set k WHERE k.gallery_id = r.gallery_id AND k.relevance NOT IN ('none', 'clicks'))
+           ORDER BY r.id DESC, s.id""",
+        ids=list(rollout_ids),
+    )
+
+
 def measured_points(connection: Connection, rollout_id: int) -> list[Row]:
     """What was counted along a refresh, a row for each drawn point, and the newest: queryset, k, seq, coverage, recall, counts.
 
-    The rows `measured` of `refresh_curve`, which does not say of which query set they are.
+    The rows `measured` of `refresh_curve`, with what it does not say.
     """
     return _rows(
         connection,

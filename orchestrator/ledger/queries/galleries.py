@@ -205,12 +205,12 @@ def queries_of_set(connection: Connection, query_set_id: int) -> list[QueryRow]:
 
 
 def relevant_pairs(connection: Connection, query_set_id: int) -> list[tuple[int, int]]:
-    """(query no, item row) pairs in order: the explicit ones, or those of equal label, by the set's rule."""
+    """(query no, item row) pairs in order: the explicit or clicked ones, or those of equal label, by the set's rule."""
     result = execute(
         connection,
         "relevant_pairs",
         """SELECT r.query_no, r.item_row FROM relevance r JOIN query_set s ON s.id = r.query_set_id
-           WHERE s.id = :id AND s.relevance = 'pairs'
+           WHERE s.id = :id AND s.relevance IN ('pairs', 'clicks')
            UNION ALL
            SELECT q.no, i.row FROM query q JOIN query_set s ON s.id = q.query_set_id
            JOIN item i ON i.gallery_id = s.gallery_id AND i.label = q.label AND i.deleted_at IS NULL

@@ -61,6 +61,24 @@ def newest_decisions(connection: Connection, rollout_id: int, gate: str) -> list
     )
 
 
+def inconclusive_in_row(
+    connection: Connection, rollout_id: int, gate: str, query_set: str
+) -> tuple[int, int]:
+    """Inconclusive answers since a gate last passed or failed on a query set: those by chance, and errors."""
+    row = execute(
+        connection,
+        "inconclusive_in_row",
+        """SELECT coalesce(sum(times) FILTER (WHERE NOT error), 0), coalesce(sum(times) FILTER (WHERE error), 0)
+           FROM gate_decision WHERE rollout_id = :rollout AND gate = :gate AND query_set = :query_set
+             AND id > (SELECT coalesce(max(id), 0) FROM gate_decision WHERE rollout_id = :rollout AND gate = :gate
+                       AND query_set = :query_set AND result <> 'inconclusive')""",
+        rollout=rollout_id,
+        gate=gate,
+        query_set=query_set,
+    ).one()
+    return int(row[0]), int(row[1])
+
+
 def insert_decision(connection: Connection, **fields: Any) -> None:
     """A new answer; the fields are the table's columns."""
     execute(

@@ -16,11 +16,12 @@ def log_after(connection: Connection, gallery_id: int, seq: int, limit: int) -> 
     result = execute(
         connection,
         "log_after",
-        """(SELECT b.seq, 'batch' AS kind, b.rollout_id, b.first_rank, b.n, b.fence, b.crc, b.holes, b.superseded, NULL AS rows
+        """(SELECT b.seq, 'batch' AS kind, b.rollout_id, b.first_rank, b.n, b.fence, b.crc, b.holes, b.superseded, NULL AS rows,
+                   b.plan_revision
             FROM rollout r JOIN batch b ON b.rollout_id = r.id
             WHERE r.gallery_id = :gallery AND b.seq > :seq ORDER BY b.seq LIMIT :limit)
            UNION ALL
-           (SELECT seq, kind, rollout_id, 0, 0, 0, NULL, NULL, NULL, rows FROM log_event
+           (SELECT seq, kind, rollout_id, 0, 0, 0, NULL, NULL, NULL, rows, 0 FROM log_event
             WHERE gallery_id = :gallery AND seq > :seq ORDER BY seq LIMIT :limit)
            ORDER BY seq LIMIT :limit""",
         gallery=gallery_id,
@@ -35,7 +36,7 @@ def committed_batches(connection: Connection, rollout_id: int, up_to_seq: int) -
     result = execute(
         connection,
         "committed_batches",
-        """SELECT seq, 'batch', rollout_id, first_rank, n, fence, crc, holes, superseded, NULL FROM batch
+        """SELECT seq, 'batch', rollout_id, first_rank, n, fence, crc, holes, superseded, NULL, plan_revision FROM batch
            WHERE rollout_id = :rollout AND seq IS NOT NULL AND seq <= :seq ORDER BY seq""",
         rollout=rollout_id,
         seq=up_to_seq,
@@ -44,7 +45,7 @@ def committed_batches(connection: Connection, rollout_id: int, up_to_seq: int) -
 
 
 def _entry(row: Any) -> LogEntry:
-    seq, kind, rollout, first_rank, n, fence, crc, holes, superseded, rows = row
+    seq, kind, rollout, first_rank, n, fence, crc, holes, superseded, rows, plan_revision = row
     return LogEntry(
         seq,
         kind,
@@ -56,6 +57,7 @@ def _entry(row: Any) -> LogEntry:
         tuple(holes or ()),
         tuple(superseded or ()),
         tuple(rows or ()),
+        plan_revision,
     )
 
 

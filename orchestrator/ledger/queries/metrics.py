@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from orchestrator.ledger.queries.rollouts import EFFECTIVE
 from orchestrator.ledger.queries.run import execute
 
 Row = dict[str, Any]
@@ -74,6 +75,38 @@ def newest_decisions(connection: Connection, rollout_ids: Sequence[int]) -> list
     )
 
 
+def lease_expiries(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
+    """How many leases of each of these rollouts ran out: rollout, leases; 0 where none did."""
+    return _rows(
+        connection,
+        "lease_expiries",
+        """SELECT r.id AS rollout, coalesce(e.leases, 0) AS leases FROM rollout r
+           LEFT JOIN lease_expiry e ON e.rollout_id = r.id
+           WHERE r.id = ANY(CAST(:ids AS bigint[])) ORDER BY r.id""",
+        ids=list(rollout_ids),
+    )
+
+
+def rollback_windows(connection: Connection) -> list[Row]:
+    """When rollback windows close, or closed: rollout, closes_at.
+
+    Of each gallery's newest rollout that counts, where it is a finalized upgrade and the vectors from before are there.
+    """
+    return _rows(
+        connection,
+        "rollback_windows",
+        """SELECT r.id AS rollout,
+                  r.finished_at + make_interval(secs => (r.config ->> 'rollback_window_s')::double precision) AS closes_at
+           FROM (SELECT DISTINCT ON (gallery_id) * FROM rollout WHERE state NOT IN ('cancelled', 'rolled_back', 'failed')
+                 ORDER BY gallery_id, id DESC) r
+           WHERE r.kind = 'upgrade' AND r.state = 'finalized'
+             AND EXISTS (SELECT 1 FROM rollout o WHERE o.gallery_id = r.gallery_id AND o.id < r.id
+                         AND o.reclaimed_at IS NULL AND o.state = ANY(:effective))
+           ORDER BY r.id""",
+        effective=list(EFFECTIVE),
+    )
+
+
 def log_ends(connection: Connection) -> dict[int, int]:
     """Gallery → the newest sequence number of its log."""
     result = execute(connection, "log_ends", "SELECT gallery_id, last_seq FROM gallery_log")
@@ -81,16 +114,47 @@ def log_ends(connection: Connection) -> dict[int, int]:
 
 
 def timings_after(connection: Connection, gallery_id: int, seq: int, limit: int) -> list[Row]:
-    """Seconds by stage of the batches committed behind `seq`, in order of the log; null where none were taken."""
+    """Seconds by stage of the batches committed behind `seq`, in order of the log; null where none were taken.
+
+    A commit's time is known when its row is written: the row of the worker's next commit has it.
+    """
     return _rows(
         connection,
         "timings_after",
-        """SELECT b.seq, b.decode_s AS decode, b.encode_s AS encode, b.store_s AS store
+        """SELECT b.seq, b.decode_s AS decode, b.encode_s AS encode, b.store_s AS store,
+                  b.previous_commit_s AS commit
            FROM rollout r JOIN batch b ON b.rollout_id = r.id
            WHERE r.gallery_id = :gallery AND b.seq > :seq ORDER BY b.seq LIMIT :limit""",
         gallery=gallery_id,
         seq=seq,
         limit=limit,
+    )
+
+
+def newest_churn(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
+    """How near these rollouts' answers are to the old system's on each query set: gallery, queryset, n, overlap, rbo."""
+    return _rows(
+        connection,
+        "newest_churn",
+        """SELECT c.* FROM rollout r JOIN query_set s ON s.gallery_id = r.gallery_id
+           CROSS JOIN LATERAL (SELECT rollout, gallery, queryset, n, overlap, rbo FROM reporting.churn_summary
+                               WHERE rollout = r.id AND queryset = s.name AND slice = 'all' ORDER BY seq DESC LIMIT 1) c
+           WHERE r.id = ANY(CAST(:ids AS bigint[])) ORDER BY r.id DESC, s.id""",
+        ids=list(rollout_ids),
+    )
+
+
+def newest_clicks(connection: Connection, rollout_ids: Sequence[int]) -> list[Row]:
+    """Where these rollouts stand at k = 1 on each of their gallery's query sets of clicks: gallery, queryset, n, click_losses."""
+    return _rows(
+        connection,
+        "newest_clicks",
+        """SELECT c.* FROM rollout r JOIN query_set s ON s.gallery_id = r.gallery_id AND s.relevance = 'clicks'
+           CROSS JOIN LATERAL (SELECT rollout, gallery, queryset, n, click_losses FROM reporting.click_summary
+                               WHERE rollout = r.id AND queryset = s.name AND k = 1 AND slice = 'all'
+                               ORDER BY seq DESC LIMIT 1) c
+           WHERE r.id = ANY(CAST(:ids AS bigint[])) ORDER BY r.id DESC, s.id""",
+        ids=list(rollout_ids),
     )
 
 

@@ -62,6 +62,19 @@ def ranks_not_covered(connection: Connection, rollout_id: int) -> int:
     )
 
 
+def planned_batches(connection: Connection, rollout_id: int, plan_items: int) -> list[tuple[int, int, int]]:
+    """The plan's batches (first rank, n, the revision that gave them their rows), by rank."""
+    result = execute(
+        connection,
+        "planned_batches",
+        """SELECT first_rank, n, plan_revision FROM batch WHERE rollout_id = :id AND first_rank < :plan_items
+           ORDER BY first_rank""",
+        id=rollout_id,
+        plan_items=plan_items,
+    )
+    return [(int(first), int(n), int(revision)) for first, n, revision in result]
+
+
 def log_gaps(connection: Connection, gallery_id: int) -> int:
     """Places of a gallery's log that are missing or taken twice: 0 is right."""
     return int(

@@ -27,7 +27,22 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"rollout", "queryset", "kind", "reference", "cause", "k"}),
         "opened_seq, queryset, query, k, reference",
     ),
-    "refresh_curve": (frozenset({"rollout", "metric", "against_order"}), "metric, against_order, coverage"),
+    "churn_summary": (
+        frozenset({"rollout", "gallery", "queryset", "relevance", "slice", "point"}),
+        "rollout, queryset, slice, seq",
+    ),
+    "click_summary": (
+        frozenset({"rollout", "gallery", "queryset", "slice", "k"}),
+        "rollout, queryset, k, slice, seq",
+    ),
+    "click_items": (
+        frozenset({"rollout", "queryset", "kind", "reference", "cause", "k"}),
+        "opened_seq, queryset, query, k, reference",
+    ),
+    "refresh_curve": (
+        frozenset({"rollout", "metric", "against_order", "queryset"}),
+        "metric, against_order, queryset, coverage",
+    ),
     "gate_decisions": (frozenset({"rollout", "gate", "queryset", "newest"}), "decided_at, gate, queryset"),
     "serving_history": (frozenset({"gallery"}), "gallery, valid_from"),
     "audit": (frozenset({"actor", "action", "target"}), "at"),

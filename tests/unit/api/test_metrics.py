@@ -17,6 +17,8 @@ CONTRACT = {
     "hotrefresh_queue_depth": ("gauge", {"band"}),
     "hotrefresh_queue_oldest_age_seconds": ("gauge", set()),
     "hotrefresh_batch_duration_seconds": ("histogram", {"stage", "le"}),
+    "hotrefresh_lease_expired": ("counter", {"rollout"}),
+    "hotrefresh_rollback_window_closes_timestamp_seconds": ("gauge", {"rollout"}),
     "hotrefresh_throttle_active": ("gauge", {"rollout", "reason"}),
     "hotrefresh_flips": ("counter", {"queryset", "direction"}),
     "hotrefresh_negative_flip_ratio": ("gauge", {"queryset"}),
@@ -24,6 +26,10 @@ CONTRACT = {
     "hotrefresh_gate_state": ("gauge", {"rollout", "gate", "queryset"}),
     "hotrefresh_gate_value": ("gauge", {"rollout", "gate", "queryset"}),
     "hotrefresh_gate_limit": ("gauge", {"rollout", "gate", "queryset"}),
+    "hotrefresh_overlap_ratio": ("gauge", {"queryset"}),
+    "hotrefresh_rbo_ratio": ("gauge", {"queryset"}),
+    "hotrefresh_click_loss_ratio": ("gauge", {"queryset"}),
+    "hotrefresh_click_loss_ratio_count": ("gauge", {"queryset"}),
     "hotrefresh_rollout": ("info", {"rollout", "state", "from", "to"}),
     "hotrefresh_rollout_active_seconds": ("gauge", {"rollout"}),
     "hotrefresh_rollout_paused_seconds": ("gauge", {"rollout"}),
@@ -57,16 +63,28 @@ DECISIONS = [
     {"rollout": 7, "gate": "nfr", "queryset": "a", "result": "inconclusive", "value": None, "limit": 0.05},
     {"rollout": 7, "gate": "nfr", "queryset": "b", "result": "fail", "value": 0.08, "limit": 0.05},
 ]
+CHURN = [
+    {"rollout": 7, "gallery": "pics", "queryset": "logged", "n": 50, "overlap": 0.75, "rbo": 0.8},
+    {"rollout": 7, "gallery": "pics", "queryset": "unread", "n": 0, "overlap": None, "rbo": None},
+    {"rollout": 3, "gallery": "pics", "queryset": "logged", "n": 50, "overlap": 0.1, "rbo": 0.1},
+]
+CLICKS = [
+    {"rollout": 7, "gallery": "pics", "queryset": "clicked", "n": 40, "click_losses": 2},
+    {"rollout": 7, "gallery": "pics", "queryset": "empty", "n": 0, "click_losses": 0},
+]
 
 
 def families():
     return [
         *metrics.rollout_metrics([ROLLOUT], NOW),
         *metrics.queue_metrics(QUEUE),
+        metrics.lease_metric([{"rollout": 7, "leases": 2}]),
+        metrics.window_metric([{"rollout": 6, "closes_at": NOW}]),
         *metrics.worker_metrics(WORKERS),
         *metrics.coverage_metrics([{"gallery": "pics", "model": "new", "ratio": 0.5}]),
         *metrics.flip_metrics(OPENED, EVALUATIONS),
         *metrics.gate_metrics(DECISIONS),
+        *metrics.churn_metrics(CHURN, CLICKS),
         metrics.lag_metric({"pics": 3}),
         BatchTimings().family(),
     ]
@@ -132,6 +150,12 @@ def test_only_workers_that_live_are_named(samples):
     assert beats == [[("worker", "host-1")]]
 
 
+def test_leases_that_ran_out_and_the_end_of_a_rollback_window_are_told_by_rollout(samples):
+    assert samples["hotrefresh_lease_expired_total", ("rollout", "7")] == 2
+    window = "hotrefresh_rollback_window_closes_timestamp_seconds"
+    assert samples[window, ("rollout", "6")] == NOW.timestamp()
+
+
 def test_flips_are_counted_and_their_ratio_is_that_of_the_newest_rollout(samples):
     assert samples["hotrefresh_flips_total", ("direction", "negative"), ("queryset", "pics/asked")] == 6
     assert samples["hotrefresh_flips_total", ("direction", "positive"), ("queryset", "pics/asked")] == 0
@@ -156,7 +180,10 @@ def test_a_gate_that_was_not_judged_is_absent_and_so_is_a_value_that_is_missing(
 
 def test_batches_are_tallied_once_and_only_those_that_came_after_the_first_look(monkeypatch):
     ends = {1: 10}
-    rows = [{"seq": s, "decode": 0.2, "encode": 70.0, "store": None} for s in range(1, 15)]
+    rows = [
+        {"seq": s, "decode": 0.2, "encode": 70.0, "store": None, "commit": 0.01 if s > 11 else None}
+        for s in range(1, 15)
+    ]
     monkeypatch.setattr("orchestrator.api.timings.metric_queries.log_ends", lambda connection: dict(ends))
     monkeypatch.setattr(
         "orchestrator.api.timings.metric_queries.timings_after",
@@ -174,6 +201,7 @@ def test_batches_are_tallied_once_and_only_those_that_came_after_the_first_look(
     assert value(timings, "count", "decode") == 4
     assert value(timings, "sum", "encode") == pytest.approx(280)
     assert value(timings, "count", "store") == 0
+    assert value(timings, "count", "commit") == 3
     buckets = {s.labels["le"]: s.value for s in timings.family().samples if s.labels["stage"] == "decode"
                and s.name.endswith("_bucket")}  # fmt: skip
     assert (buckets["0.1"], buckets["0.25"], buckets["+Inf"]) == (0, 4, 4)
@@ -183,3 +211,18 @@ def test_batches_are_tallied_once_and_only_those_that_came_after_the_first_look(
 def value(timings, what, stage):
     name = f"hotrefresh_batch_duration_seconds_{what}"
     return next(s.value for s in timings.family().samples if s.name == name and s.labels["stage"] == stage)
+
+
+def test_churn_is_that_of_the_newest_rollout_and_absent_where_nothing_was_compared(samples):
+    assert samples["hotrefresh_overlap_ratio", ("queryset", "pics/logged")] == 0.75
+    assert samples["hotrefresh_rbo_ratio", ("queryset", "pics/logged")] == 0.8
+    assert ("hotrefresh_overlap_ratio", ("queryset", "pics/unread")) not in samples
+
+
+def test_lost_clicks_have_a_ratio_with_its_count_and_are_no_flips(samples):
+    assert samples["hotrefresh_click_loss_ratio", ("queryset", "pics/clicked")] == 0.05
+    assert samples["hotrefresh_click_loss_ratio_count", ("queryset", "pics/clicked")] == 40
+    assert ("hotrefresh_click_loss_ratio", ("queryset", "pics/empty")) not in samples
+    assert not [
+        name for name, *labels in samples if "flip" in name and ("queryset", "pics/clicked") in labels
+    ]

@@ -25,4 +25,4 @@ def test_the_help_of_a_rollout_names_every_order_that_it_may_use_and_no_other(ve
     assert main(["rollout", verb, "--help"]) == 0
     said = capsys.readouterr().out
     assert set(order_names()) <= set(re.findall(r"\w+", said))
-    assert not {"oracle", "demand"} & set(re.findall(r"\w+", said))
+    assert "oracle" not in re.findall(r"\w+", said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -20,7 +21,7 @@ def snapshot(**changes):
         "strategy": "transform-then-reembed",
         "state": "backfilling", "sub_state": None, "reason": None, "total": 200, "pending": 100, "leased": 50,
         "committed": 48, "quarantined": 2, "rate_per_s": 12.5, "eta_s": 12.0, "coverage": 0.24, "started_at": at,
-        "last_progress_at": at, "paused_s": 0.0, "actor": "me",
+        "last_progress_at": at, "paused_s": 0.0, "actor": "me", "plan_revision": 0,
     }  # fmt: skip
     band = {"rollout": 3, "band": 0, "queue_state": "active", "depth": 4, "leased": 1, "oldest_age_s": 1.0}
     flips = {
@@ -41,6 +42,38 @@ def test_one_screen_shows_state_and_reason_progress_rate_queue_workers_coverage_
     ):  # fmt: skip
         assert part in shown
     assert len(shown.splitlines()) <= 24
+
+
+def test_a_revision_of_the_plan_is_named_once_there_is_one(capsys):
+    draw(watch.screen(snapshot(plan_revision=3)))
+    assert "transform-then-reembed, plan 3" in capsys.readouterr().out
+    draw(watch.screen(snapshot()))
+    assert ", plan" not in capsys.readouterr().out
+
+
+def test_query_sets_of_which_nobody_knows_what_is_right_have_lines_of_their_own(capsys):
+    churn = {
+        "queryset": "logged", "relevance": "none", "coverage": 0.24, "n": 50, "k": 10, "overlap": 0.925, "rbo": 0.9312,
+        "first_changed": 0.04,
+    }  # fmt: skip
+    unread = churn | {"queryset": "unread", "n": 0, "overlap": None, "rbo": None, "first_changed": None}
+    clicks = {
+        "queryset": "clicked", "coverage": None, "n": 40, "click_losses": 2, "click_gains": 1, "loss_rate": 0.05,
+        "ci_low": 0.01, "ci_high": 0.2,
+    }  # fmt: skip
+    status = replace(snapshot(), churn=(churn, unread, churn | {"relevance": "label", "queryset": "asked"}))
+    draw(watch.screen(replace(status, clicks=(clicks,))))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert (
+        "logged: overlap 92.50% of the first 10, rank-biased 93.12%, first answer changed for 4.00% of 50"
+        in shown
+    )
+    assert "unread: no query could be read by both models" in shown
+    assert "asked: overlap" not in shown
+    assert "clicked: 2 lost (5.00%, 1.00% to 20.00%), 1 gained, of 40 queries" in shown
+    assert set(watch.document(status)) >= {"churn", "clicks"}
+    draw(watch.screen(replace(status, flips=())))
+    assert "not counted: no query set has labels or pairs" in " ".join(capsys.readouterr().out.split())
 
 
 def test_json_lines_come_only_when_something_changed(capsys):

@@ -19,6 +19,7 @@ from orchestrator.core.gates import (
     Tally,
     act,
     decide,
+    least_mean,
     least_share,
     outside,
 )
@@ -26,13 +27,15 @@ from orchestrator.core.gates import (
 PASS, FAIL, INCONCLUSIVE = Result
 
 
-def sample(negative=0, positive=0, n=1000, *, previous=0, embedded=0, quarantined=0):
+def sample(negative=0, positive=0, n=1000, *, previous=0, embedded=0, quarantined=0, churn=None, compared=0):
     right = (n - negative - positive) // 2
     return Sample(
         FlipCounts(right, negative, positive, n - negative - positive - right),
         FlipCounts(n - previous, previous, 0, 0),
         embedded,
         quarantined,
+        churn,
+        compared,
     )
 
 
@@ -58,6 +61,51 @@ def test_the_least_share_is_where_so_many_would_be_a_surprise(n, data):
     assert least_share(0, n, confidence) == 0.0
 
 
+@settings(derandomize=True, deadline=None)
+@given(st.integers(1, 60), st.data())
+def test_the_least_mean_is_never_too_high_and_is_where_hoeffdings_bound_says(n, data):
+    """Of all values in 0..1 coins vary most: seen so often, the bound must lie below the exact one of a share."""
+    count = data.draw(st.integers(1, n))
+    confidence = data.draw(st.sampled_from([0.8, 0.95, 0.99]))
+    mean = count / n
+    bound = least_mean(mean, n, confidence)
+    assert 0 < bound <= least_share(count, n, confidence) < mean
+    divergence = mean * math.log(mean / bound) + (
+        (1 - mean) * math.log((1 - mean) / (1 - bound)) if mean < 1 else 0
+    )
+    assert math.exp(-n * divergence) == pytest.approx(1 - confidence, rel=1e-6)
+    assert least_mean(0.0, n, confidence) == 0.0
+
+
+@pytest.mark.parametrize("expected", [0.05, 0.3, 0.7])
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_a_mean_is_said_to_be_above_what_is_expected_as_rarely_as_promised(expected, confidence):
+    """Exactly, over all outcomes of 40 queries that each lose all of their answers, or none."""
+    n = 40
+    wrong = math.fsum(
+        math.comb(n, i) * expected**i * (1 - expected) ** (n - i)
+        for i in range(n + 1)
+        if least_mean(i / n, n, confidence) > expected
+    )
+    assert 0 < wrong <= 1 - confidence
+
+
+@pytest.mark.parametrize(
+    ("churn", "compared", "expected"),
+    [
+        (0.3, 1000, PASS),
+        (0.31, 1000, INCONCLUSIVE),
+        (0.4, 1000, FAIL),
+        (0.4, 120, INCONCLUSIVE),
+        (0.9, 99, INCONCLUSIVE),
+        (None, 0, INCONCLUSIVE),
+    ],
+)
+def test_churn_passes_fails_or_cannot_tell(churn, compared, expected):
+    decision = answer("churn", sample(churn=churn, compared=compared), limit=0.3)
+    assert (decision.result, decision.value, decision.n) == (expected, churn, compared)
+
+
 @pytest.mark.parametrize(
     ("negative", "n", "expected"),
     [
@@ -79,13 +127,17 @@ def test_a_negative_flip_rate_passes_fails_or_cannot_tell(negative, n, expected)
 
 
 def test_each_measure_reads_what_it_is_named_for():
-    found = sample(negative=30, positive=10, n=400, previous=8, embedded=900, quarantined=100)
+    found = sample(
+        negative=30, positive=10, n=400, previous=8, embedded=900, quarantined=100, churn=0.2, compared=500
+    )
     values = {name: measure(found, 0.95) for name, measure in MEASURES.items()}
     assert {name: (each.value, each.n) for name, each in values.items()} == {
         "negative_flip_rate": (0.075, 400),
         "stage_flip_rate": (0.02, 400),
         "recall_loss": (0.05, 400),
         "quarantine_rate": (0.1, 1000),
+        "churn": (0.2, 500),
+        "click_loss_rate": (0.075, 400),
     }
 
 

@@ -74,6 +74,23 @@ def test_a_query_whose_buffer_runs_dry_is_searched_in_full_and_no_other():
     assert index.top()[1].tolist() == [[1, 4], [2, 3]]
 
 
+def test_queries_that_would_run_dry_next_are_searched_along_with_one_that_has():
+    queries = np.eye(3, dtype=np.float32)
+    gallery = np.concatenate(
+        [np.diag([9.0, 9, 9])] + [np.diag([x, x, x]) for x in (8.0, 7, 6, 5, 4, 3)]
+    ).astype(np.float32)
+    index = IncrementalTopK(queries, gallery, 1, 4)
+    worse = -np.ones((9, 3), np.float32)
+    # Query 0 loses all four rows it remembers, query 1 three of them, query 2 one.
+    index.apply(np.array([0, 3, 6, 1, 4, 7, 2, 5]), worse[:8])
+    assert index.searched_again == 0
+    index.apply(np.array([9]), worse[:1])
+    assert index.searched_again == 2
+    assert index.top()[1].tolist() == [[12], [10], [8]]
+    index.apply(np.array([10]), worse[:1])
+    assert (index.searched_again, index.top()[1].tolist()) == (2, [[12], [13], [8]])
+
+
 def test_a_larger_buffer_spares_the_full_search():
     queries = np.array([[1, 0]], np.float32)
     gallery = np.array([[9, 0], [8, 0], [7, 0], [0, 0]], np.float32)
@@ -83,7 +100,7 @@ def test_a_larger_buffer_spares_the_full_search():
 
 
 def test_blocks_of_queries_do_not_change_the_result(grid, monkeypatch):
-    monkeypatch.setattr(incremental, "_BLOCK_SCORES", 30)
+    monkeypatch.setattr(incremental, "_NEWCOMERS", 30)
     queries, gallery, new = grid(40), grid(100), grid(100)
     index = IncrementalTopK(queries, gallery, 3)
     index.apply(np.arange(10, 60), new[10:60])

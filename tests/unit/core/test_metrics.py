@@ -27,7 +27,7 @@ def test_search_equals_a_full_sort_with_ties_by_row(grid, k):
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_search_is_exact_across_blocks_of_queries_and_gallery(grid, k, monkeypatch):
-    monkeypatch.setattr(metrics, "_QUERY_BLOCK", 7)
+    monkeypatch.setattr(metrics, "QUERY_BLOCK", 7)
     monkeypatch.setattr(metrics, "_GALLERY_BLOCK", 300)
     queries, gallery = grid(40), grid(2500)
     assert np.array_equal(top_k(queries, gallery, k)[1], naive_top(queries, gallery, k)[1])
@@ -148,3 +148,9 @@ def test_hits_of_some_queries_look_at_their_own_rows():
     found = np.array([[9, 1], [8, 7]])
     assert relevance.hits(found, np.array([2, 0])).tolist() == [True, True]
     assert relevance.hits(found, np.array([0, 2])).tolist() == [False, False]
+
+
+def test_a_row_behind_every_relevant_one_is_no_hit_of_the_next_query():
+    relevance = Relevance.from_pairs(3, [1, 2], [0, 1])
+    assert relevance.hits(np.array([[3], [0], [7]])).tolist() == [False, True, False]
+    assert relevance.hits(np.array([[6, 3], [5, 1]]), np.array([0, 2])).tolist() == [False, True]

@@ -10,7 +10,15 @@ import pytest
 
 from cli.orders import order_names
 from orchestrator.core import orders, simulate
-from orchestrator.core.orders import ORDERS, Input, class_distance, needs_of, order_scores, real_orders
+from orchestrator.core.orders import (
+    ORDERS,
+    Input,
+    class_distance,
+    demand_bases,
+    needs_of,
+    order_scores,
+    real_orders,
+)
 from orchestrator.core.plan import order_rows
 
 
@@ -243,6 +251,15 @@ def test_a_demand_that_makes_no_sense_is_refused(change, message):
         order_scores("demand", **given | change)
 
 
+def test_demand_weights_orders_whose_scores_are_never_negative_and_differ(everything):
+    assert set(real_orders()) - set(demand_bases()) == {"demand", "row", "sigma"}
+    given = {str(need): value for need, value in everything.items()}
+    for name in demand_bases():
+        found = order_scores(name, n=60, **given)
+        assert (found >= 0).all()
+        assert len(np.unique(found)) > 1
+
+
 def test_the_oracle_is_the_distance_that_re_embedding_moves_an_item(unit, monkeypatch):
     monkeypatch.setattr(simulate, "_DISTANCE_ROWS", 7)
     old, new = unit(30, 5), unit(30, 5)
@@ -251,7 +268,7 @@ def test_the_oracle_is_the_distance_that_re_embedding_moves_an_item(unit, monkey
 
 
 def test_only_orders_that_a_rollout_can_know_are_offered_to_one():
-    assert set(ORDERS) - set(real_orders()) == {"oracle", "demand"}
+    assert set(ORDERS) - set(real_orders()) == {"oracle"}
     assert all(Input.NEW_EMBEDDINGS not in ORDERS[name].needs for name in real_orders())
     assert order_names() == real_orders(), "--help reads the files, the start the registry"
 

@@ -18,6 +18,7 @@ from orchestrator.core.plan import (
     from_chunks,
     invert,
     order_rows,
+    rerank,
     to_chunks,
 )
 
@@ -159,3 +160,28 @@ def test_the_benchmark_of_the_order_prints_two_rows_beside_their_targets():
     assert all(
         set(row) == {"row", "name", "value", "unit", "against", "ratio", "target", "holds"} for row in rows
     )
+
+
+@settings(derandomize=True, deadline=None)
+@given(score_arrays, st.randoms(use_true_random=False))
+def test_a_reranked_plan_moves_only_what_it_may_by_priority_then_by_the_first_plan(priority, random):
+    n = len(priority)
+    first_plan, plan_now = (np.array(random.sample(range(n), n), np.uint32) for _ in range(2))
+    ranks = np.array(random.sample(range(n), random.randint(0, n)), np.int64)
+    first = invert(first_plan)
+    new = rerank(plan_now, ranks, priority, first)
+    expected = plan_now.copy()
+    movable = sorted(plan_now[ranks].tolist(), key=lambda row: (-float(priority[row]), first[row]))
+    for rank, row in zip(ranks, movable, strict=True):
+        expected[rank] = row
+    assert new.dtype == np.uint32
+    assert new.tolist() == expected.tolist()
+    assert rerank(new, ranks, priority, first).tolist() == new.tolist()
+
+
+def test_a_priority_that_is_no_number_is_refused_where_it_may_move():
+    plan_now = np.arange(4, dtype=np.uint32)
+    priority = np.array([0, 1, np.nan, 2], np.float32)
+    assert rerank(plan_now, np.array([0, 1, 3]), priority, plan_now).tolist() == [3, 1, 2, 0]
+    with pytest.raises(ValueError, match="NaN"):
+        rerank(plan_now, np.array([1, 2]), priority, plan_now)

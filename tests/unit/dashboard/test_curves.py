@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.dashboard.curves import cause_charts, open_by_cause, recall_charts
+from orchestrator.dashboard.curves import cause_charts, in_order, open_by_cause, recall_charts
 
 
 def point(seq, coverage, recall=0.8, queryset="asked", k=1, old=0.75):
@@ -81,3 +81,15 @@ def test_a_query_set_on_which_nothing_counts_has_no_chart():
     assert recall_charts([point(1, 0.0, recall=None)], [], "entropy") == []
     assert recall_charts([point(1, None)], [], "entropy") == []
     assert cause_charts([point(1, None)], []) == []
+
+
+def test_open_flips_stand_behind_the_first_recall():
+    rows = [point(1, 0.0), point(1, 0.0, k=10), point(1, 0.0, queryset="other")]
+    recall, causes = recall_charts(rows, [], "entropy"), cause_charts(rows, [])
+    shown = in_order(recall, causes)
+    assert [chart.title for _, chart in shown] == [
+        "Recall at 1 on asked", "Open negative flips on asked", "Open negative flips on other", "Recall at 10 on asked",
+        "Recall at 1 on other",
+    ]  # fmt: skip
+    assert len({name for name, _ in shown}) == 5
+    assert in_order([], []) == []

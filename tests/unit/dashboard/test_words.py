@@ -106,3 +106,15 @@ def test_a_long_text_is_cut_at_a_word():
     assert cut.endswith("word …")
     assert len(cut) <= 54
     assert words.excerpt(" a\n  b ") == "a b"
+
+
+def test_a_rate_has_decimals_where_they_say_something():
+    assert [words.rate(each) for each in (None, 0.0, 12.54, 99.94, 99.96, 1776.9)] == [
+        "–", "0.0", "12.5", "99.9", "100", "1,777",
+    ]  # fmt: skip
+
+
+def test_what_is_null_is_left_out_of_json():
+    assert words.plain_json({"reason": None, "state": "paused"}) == '{"state": "paused"}'
+    assert words.plain_json({"reason": None}) == words.plain_json(None) == ""
+    assert words.plain_json([None, 0]) == "[null, 0]"
