@@ -70,10 +70,18 @@ def test_a_reason_is_shown_as_it_was_written(look, shown):
 
 
 def test_an_update_of_a_live_page_makes_no_element_of_it(look, shown):
-    """The page is read again and its sections are put in place as markup."""
+    """The page is read again, and what differs is put in place: here the texts of what happened."""
     seen = look(shown).go(f"/rollouts/{world.HOSTILE}")
-    seen.script("() => { document.getElementById('history').innerHTML = 'old'; }")
+    seen.script(
+        """() => {
+          window.made = [];
+          new MutationObserver(all => all.forEach(each => each.addedNodes.forEach(node => window.made.push(node.nodeName))))
+            .observe(document.getElementById('history'), { childList: true, subtree: true });
+          document.querySelectorAll('#history li span').forEach(each => { each.lastChild.data = 'old'; });
+        }"""
+    )
     expect(seen.page.locator("#history")).to_contain_text(world.SCRIPT)
+    assert "SCRIPT" not in seen.script("() => window.made")
     assert_inert(seen)
 
 
