@@ -74,7 +74,12 @@ def cells_of(models: Sequence[str], certificates: Sequence[Row]) -> dict[tuple[s
     for row in certificates:
         measured = row["measured"]
         cells.setdefault((row["query_model"], row["gallery_model"]), []).append(
-            {**row, "value": measured.get("new_old"), "shade": shade(measured.get("new_old"))}
+            {
+                **row,
+                "value": measured.get("new_old"),
+                "shade": shade(measured.get("new_old")),
+                "sampled_items": measured.get("sampled_items"),
+            }
         )
     for row in certificates:
         measured = row["measured"]
@@ -85,7 +90,16 @@ def cells_of(models: Sequence[str], certificates: Sequence[Row]) -> dict[tuple[s
         for name, value in alone:
             if value is not None and name in models:
                 cells.setdefault(
-                    (name, name), [{"verdict": None, "adapter": None, "value": value, "shade": shade(value)}]
+                    (name, name),
+                    [
+                        {
+                            "verdict": None,
+                            "adapter": None,
+                            "value": value,
+                            "shade": shade(value),
+                            "sampled_items": measured.get("sampled_items"),
+                        }
+                    ],
                 )
     order = {"certified": 0, "inconclusive": 1, "refused": 2, None: 3}
     return {pair: sorted(rows, key=lambda row: order[row["verdict"]]) for pair, rows in cells.items()}

@@ -172,7 +172,7 @@ SERVING = {
         }
     ],
 }
-CELL = {"verdict": "certified", "adapter": HOSTILE, "value": 0.9, "shade": 4}
+CELL = {"verdict": "certified", "adapter": HOSTILE, "value": 0.9, "shade": 4, "sampled_items": 240}
 CERTIFICATES = {
     "sets": [(HOSTILE, HOSTILE)],
     "chosen": (HOSTILE, HOSTILE),
