@@ -41,13 +41,7 @@ def waiting_row(answers: I64, queries: I64, relevance: Relevance, settled: Bools
     """
     waits = ~settled[answers]
     found = np.where(waits.any(axis=1), answers[np.arange(len(answers)), waits.argmax(axis=1)], NOTHING)
-    counts = relevance.counts[queries]
-    pairs = np.repeat(np.arange(len(queries)), counts)
-    ends = np.cumsum(counts)
-    places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
-        relevance.offsets[queries] - (ends - counts), counts
-    )
-    rows = relevance.rows[places]
+    pairs, rows = relevance.of_all(queries)
     waiting = np.flatnonzero(~settled[rows])
     found[pairs[waiting]] = rows[waiting]
     return found

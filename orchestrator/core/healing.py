@@ -59,15 +59,9 @@ def flip_credit(
         settled: (N,) bool, rows whose vectors will not change any more (`causes`).
         weights: (m,) float64, what each flip counts; None: 1.
     """
-    counts = relevance.counts[flipped]
-    ends = np.cumsum(counts)
-    places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
-        relevance.offsets[flipped] - (ends - counts), counts
-    )
-    rows = np.concatenate([relevance.rows[places], answers.ravel()])
-    flips = np.concatenate(
-        [np.repeat(np.arange(len(flipped)), counts), np.repeat(np.arange(len(flipped)), answers.shape[1])]
-    )
+    whose, relevant = relevance.of_all(flipped)
+    rows = np.concatenate([relevant, answers.ravel()])
+    flips = np.concatenate([whose, np.repeat(np.arange(len(flipped)), answers.shape[1])])
     waiting = (rows >= 0) & ~settled[rows]
     rows, flips = rows[waiting], flips[waiting]
     each = np.ones(len(flipped)) if weights is None else np.asarray(weights, np.float64)

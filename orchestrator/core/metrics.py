@@ -89,6 +89,13 @@ class Relevance:
         """The rows that answer one query."""
         return self.rows[self.offsets[query] : self.offsets[query + 1]]
 
+    def of_all(self, queries: I64) -> tuple[I64, I64]:
+        """Every row that answers one of `queries` (m,): whose it is, as a place in `queries`, rising, and the row."""
+        counts = self.counts[queries]
+        places = np.repeat(np.arange(len(queries), dtype=np.int64), counts)
+        within = np.arange(len(places)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return places, self.rows[self.offsets[queries][places] + within]
+
     def hits(self, found: npt.NDArray[np.integer], queries: I64 | None = None) -> Bools:
         """(n,) bool: does any of `found` (n, k) rows answer its query? `queries`: (n,), default 0..n-1."""
         who = np.arange(len(found), dtype=np.int64) if queries is None else queries

@@ -20,7 +20,7 @@ from orchestrator.ledger.rows import PlanRevisionRow, RolloutRow
 from orchestrator.service.demand import read_counts, require_demand
 from orchestrator.service.gates import Tell, tell_nobody
 from orchestrator.service.names import find_rollout
-from orchestrator.service.revisions import REORDERABLE, write_revision
+from orchestrator.service.revisions import require_reorderable, write_revision
 from orchestrator.service.rollouts import reread
 
 if TYPE_CHECKING:
@@ -97,11 +97,7 @@ def reorder(context: Context, name: str | int, measure: str) -> Reordered:
     with transaction(context.engine) as connection:
         row = find_rollout(connection, str(name))
         gallery = gallery_queries.gallery_by_id(connection, row.gallery_id)
-        if row.state not in REORDERABLE or not row.n_batches:
-            raise ConflictError(
-                f"rollout {row.id} is {row.state}{'' if row.n_batches else ' and has no plan yet'}: only a plan that is being "
-                "worked on, or paused, can be re-ranked."
-            )
+        require_reorderable(row)
         if plan_queries.count_revisions(connection, row.id, automatic=False) >= MOST_BY_HAND:
             raise ConflictError(
                 f"rollout {row.id} was re-ranked {MOST_BY_HAND} times by hand; that is enough."

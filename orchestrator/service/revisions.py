@@ -35,6 +35,15 @@ I64 = npt.NDArray[np.int64]
 REORDERABLE = (RolloutState.BACKFILLING, RolloutState.PAUSED)
 
 
+def require_reorderable(row: RolloutRow) -> None:
+    """Raise ConflictError unless the rollout has a plan whose waiting items may change places."""
+    if row.state not in REORDERABLE or not row.n_batches:
+        raise ConflictError(
+            f"rollout {row.id} is {row.state}{'' if row.n_batches else ' and has no plan yet'}: only a plan that is being "
+            "worked on, or paused, can be re-ranked."
+        )
+
+
 def write_revision(
     context: Context, rollout_id: int, measure: str, priority: F32, *, automatic: bool = False
 ) -> PlanRevisionRow | None:
@@ -49,11 +58,7 @@ def write_revision(
     """
     with transaction(context.engine) as connection:
         row = locked(connection, rollout_id)
-        if row.state not in REORDERABLE or not row.n_batches:
-            raise ConflictError(
-                f"rollout {row.id} is {row.state}{'' if row.n_batches else ' and has no plan yet'}: only a plan that is being "
-                "worked on, or paused, can be re-ranked."
-            )
+        require_reorderable(row)
         newest = plan_queries.newest_revision(connection, row.id)
         revision = 0 if newest is None else newest.no
         waiting = plan_queries.hold_waiting(connection, row.id, row.plan_items)

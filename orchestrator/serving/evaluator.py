@@ -124,9 +124,8 @@ class QuerySetEvaluator:
         self._part = part
         churned = self._churn.update(changed, found[changed, : self._churn_k])
         if before < 0:
-            churned = frozenset(
-                self._churn.counts()
-            )  # the first stage is written whole: later ones are changes to it
+            # The first stage is written whole: later ones are changes to it.
+            churned = frozenset(self._churn.counts())
         return Stages(stages, slices, moved, self._churn.counts(), churned, point=part != before)
 
     def record(self, connection: Connection, seq: int, items: int, stages: Stages) -> None:
@@ -249,9 +248,8 @@ class Evaluator:
             assert rollout is not None, f"no rollout {rollout_id}"
             self.rollout = rollout
             self.stale = False
-            self.reordered_at: int | None = (
-                None  # items that were committed when a revision of the plan was last thought of
-            )
+            # Items that were committed when a revision of the plan was last thought of.
+            self.reordered_at: int | None = None
             self.seen_seq = log_queries.last_seq(connection, rollout.gallery_id)
             self.n_rows = gallery_queries.gallery_by_id(connection, rollout.gallery_id).n_items
             self.seq = log_queries.deployed_seq(connection, rollout_id)
