@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-EXTRAS := cpu,embedded,text,s3,dev
+EXTRAS := cpu,embedded,text,s3,milvus,dev
 # A worker and its tests share the cores: one thread a process unless somebody asks for more.
 export OMP_NUM_THREADS ?= 1
 
