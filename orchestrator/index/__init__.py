@@ -12,6 +12,7 @@ from orchestrator.errors import UsageError
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 
 
 class VectorIndex(Protocol):
@@ -23,11 +24,17 @@ class VectorIndex(Protocol):
     def grow(self, n: int) -> None:
         """Hold `n` rows; the new ones are zero until they are replaced."""
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
-        """The k best by inner product: scores (q, k) falling and rows (q, k); -1 where there are fewer."""
+    def search(self, queries: Vectors, k: int, allowed: Mask | None = None) -> tuple[Vectors, Rows]:
+        """The k best by inner product: scores (q, k) falling and rows (q, k); -1 where there are fewer.
+
+        `allowed`: (n,) bool, the rows that may be answered; None: all.
+        """
 
     def vectors(self) -> Vectors:
         """All vectors as they stand, (n, dim), not to be written."""
+
+    def close(self) -> None:
+        """Give back what it holds outside this process; nothing is called after it."""
 
 
 BACKENDS = {

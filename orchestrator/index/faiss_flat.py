@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from orchestrator.errors import UnreachableError
-from orchestrator.index import Rows, Vectors
+from orchestrator.index import Mask, Rows, Vectors
 
 try:
     import faiss
@@ -38,9 +38,16 @@ class FaissFlat:
         if n > self._index.ntotal:
             self._add(np.zeros((n - self._index.ntotal, self._index.d), np.float32))
 
-    def search(self, queries: Vectors, k: int) -> tuple[Vectors, Rows]:
-        scores, rows = self._index.search(np.ascontiguousarray(queries, np.float32), k)
-        return scores, rows
+    def search(self, queries: Vectors, k: int, allowed: Mask | None = None) -> tuple[Vectors, Rows]:
+        queries = np.ascontiguousarray(queries, np.float32)
+        if allowed is None:
+            return self._index.search(queries, k)
+        bits = np.packbits(allowed, bitorder="little")  # FAISS keeps a pointer to it
+        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+        return self._index.search(queries, k, params=chosen)
 
     def vectors(self) -> Vectors:
         return self._storage
+
+    def close(self) -> None:
+        """It holds memory alone."""

@@ -51,6 +51,19 @@ def test_more_answers_than_rows_are_minus_one(make):
     assert (rows[:, :3] >= 0).all()
 
 
+@pytest.mark.parametrize("queries", [1, 40])
+def test_only_allowed_rows_are_answered(make, queries):
+    gallery, asked = some(203), some(queries, seed=1)
+    allowed = np.random.default_rng(4).random(203) < 0.3
+    _, rows = make(gallery).search(asked, 12, allowed)
+    places = np.flatnonzero(allowed)
+    np.testing.assert_array_equal(rows, places[top_k(asked, gallery[places], 12)[1]])
+    few = np.zeros(203, bool)
+    few[[7, 202]] = True
+    _, rows = make(gallery).search(asked, 4, few)
+    assert (np.sort(rows, axis=1) == [-1, -1, 7, 202]).all()
+
+
 def test_an_unknown_backend_names_those_there_are():
     with pytest.raises(UsageError, match="faiss-flat"):
         make_index("annoy", some(2))
