@@ -29,7 +29,7 @@ class FaissFlat:
         self._index.add(vectors)
         # The view stays valid as long as nothing is added.
         n, dim = self._index.ntotal, self._index.d
-        self._storage = faiss.rev_swig_ptr(self._index.get_xb(), n * dim).reshape(n, dim)
+        self._storage: Vectors = faiss.rev_swig_ptr(self._index.get_xb(), n * dim).reshape(n, dim)
 
     def replace(self, rows: Rows, vectors: Vectors) -> None:
         self._storage[rows] = vectors
@@ -40,11 +40,12 @@ class FaissFlat:
 
     def search(self, queries: Vectors, k: int, allowed: Mask | None = None) -> tuple[Vectors, Rows]:
         queries = np.ascontiguousarray(queries, np.float32)
-        if allowed is None:
-            return self._index.search(queries, k)
-        bits = np.packbits(allowed, bitorder="little")  # FAISS keeps a pointer to it
-        chosen = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
-        return self._index.search(queries, k, params=chosen)
+        chosen = None
+        if allowed is not None:
+            bits = np.packbits(allowed, bitorder="little")  # FAISS keeps a pointer to it
+            chosen = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bits))
+        scores, rows = self._index.search(queries, k, params=chosen)
+        return scores, rows
 
     def vectors(self) -> Vectors:
         return self._storage
