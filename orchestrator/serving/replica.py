@@ -27,8 +27,6 @@ from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
 from orchestrator.serving.queries import QueryPath, mapped, query_path, serving_path
 
-# Rows applied under one hold of the lock: a search waits for at most this copy.
-SLICE = 1024
 # After a fault the log is asked for again this much later.
 RETRY_S = 0.5
 
@@ -125,15 +123,13 @@ class Replica:
         """Apply one entry; True when the whole gallery was loaded anew."""
         if entry.kind == "deleted":
             self._grow(max(entry.rows) + 1)
-            self._empty(np.array(entry.rows, np.int64))
-            self.seq = entry.seq
+            self._empty(np.array(entry.rows, np.int64), entry.seq)
             return False
         assert entry.rollout_id is not None
         rollout = rollout_queries.rollout_by_id(connection, entry.rollout_id)
         assert rollout is not None
         if entry.kind == "batch":
             self._apply_batch(connection, rollout, entry)
-            self.seq = entry.seq
             return False
         if entry.kind == "deployed" and not rollout.how.lifts and rollout.kind == "upgrade":
             # Nothing stored changes: only what makes queries' vectors. This is why the answer comes in seconds.
@@ -148,16 +144,25 @@ class Replica:
         return True
 
     def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
+        """Put a batch over the mixture, all of it and its place in the log under one hold of the lock.
+
+        So every search sees the mixture of a place of the log. It waits for a copy at most: 0.3 ms for 1,024 rows of 256.
+        What takes longer, the ledger's word and the extent with its checksum, comes before.
+        """
         batch = read_batch(connection, rollout, entry)
         reach("replica_read")
         self._grow(int(max(batch.rows.max(initial=-1), batch.emptied.max(initial=-1))) + 1)
-        for at in range(0, len(batch.rows), SLICE):
-            rows = batch.rows[at : at + SLICE]
-            with self._lock.write():
-                self._served.index.replace(rows, batch.vectors[at : at + SLICE])
-                self._served.version[rows] = rollout.id
+        nothing = np.zeros((len(batch.emptied), batch.vectors.shape[1]), np.float32)
+        with self._lock.write():
+            served = self._served
+            if len(batch.rows):
+                served.index.replace(batch.rows, batch.vectors)
             reach("replica_mid_apply")
-        self._empty(batch.emptied)
+            if len(batch.emptied):
+                served.index.replace(batch.emptied, nothing)
+            served.version[batch.rows] = rollout.id
+            served.version[batch.emptied] = 0
+            self.seq = entry.seq
         reach("replica_applied")
 
     def _grow(self, n: int) -> None:
@@ -169,13 +174,14 @@ class Replica:
                     self._served.version, np.zeros(n - len(self._served.version), np.int64)
                 )
 
-    def _empty(self, rows: npt.NDArray[np.int64]) -> None:
-        """These rows have no vector from now on."""
-        if len(rows):
-            with self._lock.write():
+    def _empty(self, rows: npt.NDArray[np.int64], seq: int) -> None:
+        """These rows have no vector from this place of the log on."""
+        with self._lock.write():
+            if len(rows):
                 vectors = np.zeros((len(rows), self._served.index.vectors().shape[1]), np.float32)
                 self._served.index.replace(rows, vectors)
                 self._served.version[rows] = 0
+            self.seq = seq
 
     def search(self, queries: Sequence[Any], k: int = 10) -> list[Answer]:
         """Answer queries (decoded images or texts), each from one consistent mixture.
