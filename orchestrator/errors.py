@@ -4,6 +4,7 @@ HotrefreshError                 1    unexpected, or doctor found something
 ├── UsageError                  2    an argument or a configuration value cannot be used
 ├── NotFoundError               3    no gallery, model, query set or rollout of that name
 ├── ConflictError               4    wrong state, or somebody else is at it
+│   └── StalePathError          4    a query was embedded for a model or adapter that no longer serves
 ├── NotCertifiedError           5    a gate failed, or the pair of models holds no valid certificate
 ├── InconclusiveError           6    a gate or a certificate could not be decided
 ├── UnreachableError            8    database, broker, index or store cannot be reached
@@ -46,6 +47,12 @@ class ConflictError(HotrefreshError):
 
     code = "conflict"
     exit_code = ExitCode.CONFLICT
+
+
+class StalePathError(ConflictError):
+    """A query was embedded for a model or an adapter that no longer serves: embed it again."""
+
+    code = "stale_path"
 
 
 class NotCertifiedError(HotrefreshError):
@@ -91,6 +98,7 @@ __all__ = [
     "ItemError",
     "NotCertifiedError",
     "NotFoundError",
+    "StalePathError",
     "StoreFullError",
     "UnreachableError",
     "UsageError",

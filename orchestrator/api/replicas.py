@@ -37,6 +37,7 @@ class ServedReplica(Replica):
         for page in _pages(context, gallery.id):
             self._directory.extend(page)
         super().__init__(context, gallery)
+        self.load_attributes()  # … nor does a filter
         load(context, self.path)  # the first search does not wait for it
 
     def _reload(self) -> None:

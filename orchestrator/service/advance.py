@@ -14,6 +14,7 @@ from orchestrator.context import Context
 from orchestrator.core import plan
 from orchestrator.core.states import RolloutState, Verb
 from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import attributes as attribute_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import locks
 from orchestrator.ledger.queries import log as log_queries
@@ -161,6 +162,7 @@ def write_plan(context: Context, rollout_id: int) -> None:
         item_queries.cut_late(
             connection, rollout_id, row.plan_items, row.n_items - row.plan_items, row.batch_size
         )
+        attribute_queries.keep_planned_contents(connection, row)
         gone = item_queries.deleted_of_gallery(connection, row.gallery_id)
         if gone:
             item_queries.supersede_rows(connection, rollout_id, gone)

@@ -76,7 +76,9 @@ def create_gallery(context: Context, name: str, source: str, split: str | None =
                 f"there is a gallery {name!r} already; choose another name, or look at `hotrefresh gallery show {name}`."
             )
         taken = gallery_queries.copy_items(
-            connection, gallery_id, ((row, i.key, i.uri, i.label) for row, i in enumerate(listing.items))
+            connection,
+            gallery_id,
+            ((row, i.key, i.uri, i.label, i.attributes) for row, i in enumerate(listing.items)),
         )
         rejected = [(r.key, r.uri, r.reason) for r in listing.rejected]
         gallery_queries.copy_rejected(connection, gallery_id, None, rejected)

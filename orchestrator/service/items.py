@@ -72,12 +72,14 @@ def _take(context: Context, gallery_name: str, source: str, split: str | None, *
             gallery_queries.copy_items(
                 connection,
                 gallery.id,
-                ((row, i.key, i.uri, i.label) for row, i in zip(rows, items, strict=True)),
+                ((row, i.key, i.uri, i.label, i.attributes) for row, i in zip(rows, items, strict=True)),
             )
         else:
             rows = [known[i.key] for i in items]
             item_queries.rewrite_items(
-                connection, gallery.id, [(row, i.uri, i.label) for row, i in zip(rows, items, strict=True)]
+                connection,
+                gallery.id,
+                [(row, i.uri, i.label, i.attributes) for row, i in zip(rows, items, strict=True)],
             )
         gallery_queries.copy_rejected(connection, gallery.id, None, rejected)
         rollout = _embed_late(connection, gallery, rows, context.actor)

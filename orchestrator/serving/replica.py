@@ -6,7 +6,8 @@ It can die at any time: what it holds is a function of the ledger and the extent
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +16,22 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
-from orchestrator.errors import ConflictError, HotrefreshError
+from orchestrator.errors import ConflictError, HotrefreshError, StalePathError, UsageError
 from orchestrator.failpoints import reach
-from orchestrator.index import VectorIndex, make_index
+from orchestrator.index import Rows, make_index
 from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
+from orchestrator.serving.filters import Where, checked, contents_of_batch, load_columns, put
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
 from orchestrator.serving.queries import QueryPath, mapped, query_path, serving_path
+from orchestrator.serving.served import Served
 
+# How far from 1 the length of a query's vector may be.
+LENGTH_WITHIN = 1e-2
 # After a fault the log is asked for again this much later.
 RETRY_S = 0.5
 
@@ -54,14 +59,6 @@ class Answer:
     rollout_id: int | None
 
 
-@dataclass
-class _Served:
-    index: VectorIndex
-    version: npt.NDArray[np.int64]
-    path: QueryPath
-    rollout_id: int | None
-
-
 class Replica:
     """Follows one gallery. `catch_up` applies what is new; `follow` does so in a thread until `close`."""
 
@@ -70,11 +67,14 @@ class Replica:
         self.gallery = gallery
         self._backend = backend
         self._lock = WriterPreferringLock()
+        # Held by whoever changes what is served, or needs it to stand still while searches go on.
+        self._applying = threading.Lock()
+        self._filtered = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.error: HotrefreshError | None = None
         self.seq = 0
-        self._served: _Served
+        self._served: Served
         self._reload()
 
     @property
@@ -97,9 +97,24 @@ class Replica:
                 )
             path = serving_path(connection, serving)
             matrix = load_matrix(connection, self.gallery.id)
-        served = _Served(make_index(self._backend, matrix.vectors), matrix.version, path, serving.rollout_id)
+            columns = None
+            if self._filtered:
+                columns = load_columns(connection, self.gallery.id, matrix.version, matrix.seq)
+        index = make_index(self._backend, matrix.vectors)
+        served = Served(index, matrix.version, path, serving.rollout_id, columns)
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
+
+    def load_attributes(self) -> None:
+        """Read the items' attributes, unless they are there: from now on the log is followed with them."""
+        with self._applying:
+            self._filtered = True
+            if self._served.columns is not None:
+                return
+            with snapshot(self._context.engine) as connection:
+                columns = load_columns(connection, self.gallery.id, self._served.version, self.seq)
+            with self._lock.write():
+                self._served.columns = columns
 
     def snapshot(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
         """What is served at one place of the log: vectors (n, dim), version (n,), both copies, and the place."""
@@ -110,7 +125,7 @@ class Replica:
         """Apply every log entry that is new; returns how many."""
         applied = 0
         while True:
-            with transaction(self._context.engine) as connection:
+            with self._applying, transaction(self._context.engine) as connection:
                 entries = log_queries.log_after(connection, self.gallery.id, self.seq, 256)
                 for entry in entries:
                     if self._apply(connection, entry):
@@ -151,17 +166,20 @@ class Replica:
         """
         batch = read_batch(connection, rollout, entry)
         reach("replica_read")
+        contents: Mapping[int, Mapping[str, str]] = {}
+        if (columns := self._served.columns) is not None:
+            contents = contents_of_batch(connection, rollout, entry, batch.rows, columns.known)
         self._grow(int(max(batch.rows.max(initial=-1), batch.emptied.max(initial=-1))) + 1)
-        nothing = np.zeros((len(batch.emptied), batch.vectors.shape[1]), np.float32)
         with self._lock.write():
             served = self._served
             if len(batch.rows):
                 served.index.replace(batch.rows, batch.vectors)
-            reach("replica_mid_apply")
+                reach("replica_mid_apply")
+                served.mark(batch.rows, rollout.id)
+                if columns is not None:
+                    put(columns, batch.rows, contents)  # no search sees the one without the other
             if len(batch.emptied):
-                served.index.replace(batch.emptied, nothing)
-            served.version[batch.rows] = rollout.id
-            served.version[batch.emptied] = 0
+                served.empty(batch.emptied)
             self.seq = entry.seq
         reach("replica_applied")
 
@@ -169,41 +187,73 @@ class Replica:
         """Make room for rows that came late."""
         if n > len(self._served.version):
             with self._lock.write():
-                self._served.index.grow(n)
-                self._served.version = np.append(
-                    self._served.version, np.zeros(n - len(self._served.version), np.int64)
-                )
+                self._served.grow(n)
 
-    def _empty(self, rows: npt.NDArray[np.int64], seq: int) -> None:
+    def _empty(self, rows: Rows, seq: int) -> None:
         """These rows have no vector from this place of the log on."""
         with self._lock.write():
             if len(rows):
-                vectors = np.zeros((len(rows), self._served.index.vectors().shape[1]), np.float32)
-                self._served.index.replace(rows, vectors)
-                self._served.version[rows] = 0
+                self._served.empty(rows)
             self.seq = seq
 
-    def search(self, queries: Sequence[Any], k: int = 10) -> list[Answer]:
+    def search(self, queries: Sequence[Any], k: int = 10, where: Where | None = None) -> list[Answer]:
         """Answer queries (decoded images or texts), each from one consistent mixture.
 
         The query is encoded outside the lock; when the model or its adapter was switched meanwhile, it is encoded again.
+
+        Args:
+            where: attribute → the value that items must have, or several values of which they must have one. The label is
+                an attribute named `label`.
+
+        Raises:
+            UsageError: a filter that is none, or an attribute that no item has.
         """
         while True:
             path = self._served.path
             encoder = self._context.encoder(path.model)
-            prepared = [encoder.preprocess(query) for query in queries]
-            vectors = mapped(self._context, path, encoder.encode(prepared))
-            with self._lock.read():
-                served = self._served
-                if served.path.ids != path.ids:
-                    continue
-                # Rows without a vector score 0 and are left out afterwards: as many more are asked for.
-                empty = int(np.count_nonzero(served.version == 0))
-                scores, rows = served.index.search(vectors, min(k + empty, max(1, len(served.version))))
-                versions = np.where(rows >= 0, served.version[rows], 0)
-                seq, rollout_id = self.seq, served.rollout_id
-                coverage = float(np.mean(served.version == rollout_id)) if len(served.version) else 0.0
-            return self._answers(path.model.name, scores, rows, versions, k, seq, coverage, rollout_id)
+            vectors = encoder.encode([encoder.preprocess(query) for query in queries])
+            with suppress(StalePathError):
+                return self._search(path, vectors, k, where)
+
+    def search_vectors(
+        self,
+        vectors: npt.NDArray[np.float32],
+        k: int = 10,
+        where: Where | None = None,
+        *,
+        path_ids: tuple[int, int | None] | None = None,
+    ) -> list[Answer]:
+        """Answer queries that are embedded already, each from one consistent mixture.
+
+        Args:
+            vectors: (q, dim) float32, L2-normalised, as the model that serves makes them: before a query adapter.
+            path_ids: the `path.ids` that they were made for.
+
+        Raises:
+            StalePathError: another model or adapter serves by now: encode the queries again.
+            UsageError: vectors of another shape or length than the model's, or a filter as in `search`.
+        """
+        path = self._served.path
+        if path_ids is not None and path_ids != path.ids:
+            raise _stale(path)
+        return self._search(path, _checked_queries(vectors, path.model), k, where)
+
+    def _search(
+        self, path: QueryPath, vectors: npt.NDArray[np.float32], k: int, where: Where | None
+    ) -> list[Answer]:
+        wanted = None if where is None else checked(where)
+        if wanted and self._served.columns is None:
+            self.load_attributes()
+        queries = mapped(self._context, path, vectors)
+        with self._lock.read():
+            served = self._served
+            if served.path.ids != path.ids:
+                raise _stale(served.path)
+            most = min(k, max(1, len(served.version)))
+            scores, rows = served.index.search(queries, most, served.allowed(wanted))
+            versions = np.where(rows >= 0, served.version[rows], 0)
+            seq, rollout_id, coverage = self.seq, served.rollout_id, served.coverage_ratio
+        return self._answers(path.model.name, scores, rows, versions, seq, coverage, rollout_id)
 
     def _answers(
         self,
@@ -211,7 +261,6 @@ class Replica:
         scores: Any,
         rows: Any,
         versions: Any,
-        k: int,
         seq: int,
         coverage: float,
         rollout_id: int | None,
@@ -223,7 +272,7 @@ class Replica:
                     Hit(int(r), items[int(r)].key, items[int(r)].uri, items[int(r)].label, float(s), int(v))
                     for s, r, v in zip(scores[q], rows[q], versions[q], strict=True)
                     if r >= 0 and v > 0 and int(r) in items
-                )[:k],
+                ),
                 model,
                 seq,
                 coverage,
@@ -267,3 +316,28 @@ class Replica:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def _stale(path: QueryPath) -> StalePathError:
+    through = "" if path.adapter is None else f" through adapter {path.adapter.name!r}"
+    return StalePathError(f"queries are embedded by {path.model.name!r}{through} by now; embed them again.")
+
+
+def _checked_queries(vectors: npt.NDArray[np.float32], model: ModelRow) -> npt.NDArray[np.float32]:
+    """Vectors of queries, if they can be a model's.
+
+    Raises:
+        UsageError: another shape, or a vector that is not finite and of length 1.
+    """
+    if vectors.ndim != 2 or vectors.shape[1] != model.dim:
+        shape = " × ".join(map(str, vectors.shape))
+        raise UsageError(f"the queries' vectors are {shape}; {model.name!r} makes n × {model.dim}.")
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):  # that is what is looked for
+        lengths = np.linalg.norm(vectors, axis=1)
+    bad = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_WITHIN))
+    if len(bad):
+        raise UsageError(
+            f"query {int(bad[0])} has length {lengths[bad[0]]}; a query's vector must be finite and L2-normalised."
+        )
+    return vectors

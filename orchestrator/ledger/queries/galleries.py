@@ -27,14 +27,16 @@ def insert_gallery(connection: Connection, *, name: str, modality: str, source: 
 
 
 def copy_items(
-    connection: Connection, gallery_id: int, items: Iterable[tuple[int, str, str, str | None]]
+    connection: Connection,
+    gallery_id: int,
+    items: Iterable[tuple[int, str, str, str | None] | tuple[int, str, str, str | None, Mapping[str, str]]],
 ) -> int:
-    """COPY items (row, key, uri, label) into a gallery and set its count; rows are dense from 0."""
+    """COPY items (row, key, uri, label and, where there are any, attributes) and set the count; rows are dense from 0."""
     count = copy_rows(
         connection,
         "copy_items",
-        "item (gallery_id, row, key, uri, label)",
-        ((gallery_id, *item) for item in items),
+        "item (gallery_id, row, key, uri, label, attributes)",
+        ((gallery_id, *item[:4], json.dumps(dict(item[4])) if len(item) == 5 else "{}") for item in items),
     )
     execute(
         connection,

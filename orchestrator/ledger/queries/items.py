@@ -6,7 +6,8 @@ committed yet and whose content is gone are "superseded": their batch commits wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection
 
@@ -31,19 +32,25 @@ def lock_gallery(connection: Connection, gallery_id: int) -> GalleryRow:
 
 
 def rewrite_items(
-    connection: Connection, gallery_id: int, items: Sequence[tuple[int, str, str | None]]
+    connection: Connection,
+    gallery_id: int,
+    items: Sequence[tuple[int, str, str | None, Mapping[str, str]]],
 ) -> None:
-    """Give rows (row, uri, label) new content."""
+    """Give rows (row, uri, label, attributes) new content; what they had before the first change is kept beside it."""
     execute(
         connection,
         "rewrite_items",
-        """UPDATE item SET uri = new.uri, label = new.label
-           FROM unnest(CAST(:rows AS bigint[]), CAST(:uris AS text[]), CAST(:labels AS text[])) AS new (row, uri, label)
+        """UPDATE item SET uri = new.uri, label = new.label, attributes = CAST(new.attributes AS jsonb),
+                   first_content = coalesce(first_content,
+                                            jsonb_strip_nulls(item.attributes || jsonb_build_object('label', item.label)))
+           FROM unnest(CAST(:rows AS bigint[]), CAST(:uris AS text[]), CAST(:labels AS text[]), CAST(:attributes AS text[]))
+             AS new (row, uri, label, attributes)
            WHERE item.gallery_id = :gallery AND item.row = new.row""",
         gallery=gallery_id,
-        rows=[row for row, _, _ in items],
-        uris=[uri for _, uri, _ in items],
-        labels=[label for _, _, label in items],
+        rows=[row for row, _, _, _ in items],
+        uris=[uri for _, uri, _, _ in items],
+        labels=[label for _, _, label, _ in items],
+        attributes=[json.dumps(dict(attributes)) for _, _, _, attributes in items],
     )
 
 
@@ -129,6 +136,16 @@ def add_late(connection: Connection, rollout: RolloutRow, rows: Sequence[int]) -
         "copy_late",
         "late_item (rollout_id, rank, row)",
         ((rollout.id, first + place, row) for place, row in enumerate(rows)),
+    )
+    execute(
+        connection,
+        "content_of_late",
+        """UPDATE late_item l SET content = jsonb_strip_nulls(item.attributes || jsonb_build_object('label', item.label))
+            FROM item
+            WHERE l.rollout_id = :id AND l.rank >= :first AND item.gallery_id = :gallery AND item.row = l.row""",
+        id=rollout.id,
+        first=first,
+        gallery=rollout.gallery_id,
     )
     if rollout.n_batches or not rollout.how.reembeds:
         cut_late(connection, rollout.id, first, len(rows), rollout.batch_size)

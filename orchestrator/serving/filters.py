@@ -1,0 +1,188 @@
+"""Which items a search may answer with: their attributes in memory, so that a filter is one comparison of an array.
+
+An attribute is a column: one int32 a row, the place of its value in a dictionary of the values there are; -1 where the item
+has none. The label is an attribute like any other, named `label`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import chain
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from orchestrator.errors import UsageError
+from orchestrator.ledger.queries import attributes as attribute_queries
+from orchestrator.ledger.queries.attributes import Contents
+from orchestrator.ledger.rows import LogEntry, RolloutRow
+
+Rows = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Where = Mapping[str, str | Sequence[str]]
+
+LABEL = "label"
+_NONE = -1
+# Items read by one statement.
+_PAGE = 50_000
+
+
+def checked(where: Where) -> dict[str, tuple[str, ...]]:
+    """A filter as attribute → the values that are let through.
+
+    Raises:
+        UsageError: it is no such mapping, or lets no value of an attribute through.
+    """
+    if not isinstance(where, Mapping):
+        raise UsageError('a filter must name attributes and values, such as {"tenant": "acme"}.')
+    found = {}
+    for name, given in where.items():
+        values = (given,) if isinstance(given, str) else given
+        fits = isinstance(values, Sequence) and len(values) > 0
+        if not isinstance(name, str) or not fits or not all(isinstance(each, str) for each in values):
+            raise UsageError(
+                f"the filter on {str(name)[:80]!r} must be a text, or a list of texts that is not empty."
+            )
+        found[name] = tuple(values)
+    return found
+
+
+class Columns:
+    """The attributes of `n` items by row. Not safe for a write beside reads: the replica's lock is."""
+
+    def __init__(self, n: int) -> None:
+        self._n = self.known = n
+        # Rows from `known` on came after the loading: a plan may be the first that says what they are.
+        self._codes: dict[str, npt.NDArray[np.int32]] = {}
+        self._values: dict[str, dict[str, int]] = {}
+        self._column(LABEL)
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The attributes there are, in the order of the alphabet."""
+        return tuple(sorted(self._codes))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the columns, without the dictionaries of values."""
+        return sum(codes.nbytes for codes in self._codes.values())
+
+    def _column(self, name: str) -> npt.NDArray[np.int32]:
+        if name not in self._codes:
+            self._codes[name] = np.full(self._n, _NONE, np.int32)
+            self._values[name] = {}
+        return self._codes[name]
+
+    def grow(self, n: int) -> None:
+        """Hold `n` rows; the new ones have no attribute until they are put."""
+        if n > self._n:
+            for name, codes in self._codes.items():
+                self._codes[name] = np.append(codes, np.full(n - self._n, _NONE, np.int32))
+            self._n = n
+
+    def put(
+        self, rows: Rows, contents: Sequence[Mapping[str, str]], which: npt.NDArray[np.intp] | None = None
+    ) -> None:
+        """Give rows (m,) the attributes of `contents`, and no others.
+
+        Args:
+            which: (m,) the place in `contents` of each row's attributes; None: one after the other.
+        """
+        self.drop(rows)
+        which = np.arange(len(rows)) if which is None else which
+        for name in {name for content in contents for name in content}:
+            codes, values = self._column(name), self._values[name]
+            of_contents = np.full(len(contents), _NONE, np.int32)
+            for place, content in enumerate(contents):
+                if name in content:
+                    of_contents[place] = values.setdefault(content[name], len(values))
+            codes[rows] = of_contents[which]
+
+    def drop(self, rows: Rows) -> None:
+        """These rows have no attribute from now on."""
+        for codes in self._codes.values():
+            codes[rows] = _NONE
+
+    def of_row(self, row: int) -> dict[str, str]:
+        """The attributes of one row."""
+        return {
+            name: next(value for value, code in self._values[name].items() if code == codes[row])
+            for name, codes in self._codes.items()
+            if codes[row] != _NONE
+        }
+
+    def mask(self, where: Mapping[str, Sequence[str]]) -> Mask:
+        """(n,) bool: the rows that have, of every attribute named, one of the values given.
+
+        Raises:
+            UsageError: an attribute that no item has.
+        """
+        mask: Mask | None = None
+        for name, wanted in where.items():
+            if name not in self._codes:
+                raise UsageError(
+                    f"no item has the attribute {name[:80]!r}; there are {', '.join(self.names)[:500]}."
+                )
+            codes = [self._values[name][value] for value in wanted if value in self._values[name]]
+            column = self._codes[name]
+            found: Mask = column == codes[0] if len(codes) == 1 else np.isin(column, codes)
+            mask = found if mask is None else mask & found
+        return np.ones(self._n, bool) if mask is None else mask
+
+
+def load_columns(connection: Connection, gallery_id: int, version: Rows, seq: int) -> Columns:
+    """The attributes of a gallery's items as they were served at a place of the log.
+
+    Args:
+        version: (n,) int64, the rollout each row's vector comes from at that place.
+        seq: the place.
+    """
+    columns = Columns(len(version))
+    first = 0
+    while first < len(version):
+        page = attribute_queries.first_contents(connection, gallery_id, first, _PAGE)
+        places: dict[str, int] = {}
+        which = [places.setdefault(text, len(places)) for row, text in page if row < len(version)]
+        rows = np.fromiter((row for row, _ in page[: len(which)]), np.int64, len(which))
+        columns.put(rows, [json.loads(text) for text in places], np.array(which, np.intp))
+        if len(page) < _PAGE:
+            break
+        first = page[-1][0] + 1
+    changed = {
+        row: content
+        for rollout, row, content in chain(
+            attribute_queries.planned_contents(connection, gallery_id),
+            attribute_queries.committed_late_contents(connection, gallery_id, seq),
+        )
+        if row < len(version) and version[row] == rollout
+    }
+    put(columns, np.fromiter(changed, np.int64, len(changed)), changed)
+    return columns
+
+
+def contents_of_batch(
+    connection: Connection, rollout: RolloutRow, entry: LogEntry, rows: Rows, known: int
+) -> dict[int, Mapping[str, str]]:
+    """The attributes that a committed batch brings with its vectors, by row: of those items that have others since.
+
+    Args:
+        known: rows from here on came after the attributes were loaded.
+    """
+    found: Contents
+    if entry.first_rank >= rollout.plan_items:
+        found = attribute_queries.contents_of_late(connection, rollout.id, entry.first_rank, entry.n)
+    else:
+        found = attribute_queries.contents_of_planned(connection, rollout, rows.tolist(), known)
+    return dict(found)
+
+
+def put(columns: Columns, rows: Rows, contents: Mapping[int, Mapping[str, str]]) -> None:
+    """Give those of the rows that have a content theirs."""
+    chosen = [row for row in rows.tolist() if row in contents]
+    if chosen:
+        columns.put(np.array(chosen, np.int64), [contents[row] for row in chosen])
