@@ -21,8 +21,10 @@ from orchestrator.index import VectorIndex, make_index
 from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
+from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
+from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting, needs_layout
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
 from orchestrator.serving.queries import QueryPath, mapped, query_path, serving_path
@@ -62,6 +64,7 @@ class _Served:
     version: npt.NDArray[np.int64]
     path: QueryPath
     rollout_id: int | None
+    width: int
 
 
 class Replica:
@@ -99,12 +102,20 @@ class Replica:
                 )
             path = serving_path(connection, serving)
             matrix = load_matrix(connection, self.gallery.id)
-        served = _Served(make_index(self._backend, matrix.vectors), matrix.version, path, serving.rollout_id)
+            vectors = calibrated(
+                matrix.vectors, matrix.version, calibrations(connection, self.gallery.id)
+            )
+        served = _Served(
+            make_index(self._backend, vectors), matrix.version, path, serving.rollout_id, vectors.shape[1]
+        )
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
 
     def snapshot(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
-        """What is served at one place of the log: vectors (n, dim), version (n,), both copies, and the place."""
+        """What is served at one place of the log: vectors (n, width), version (n,), both copies, and the place.
+
+        `width` is the dim, and one more where scores are calibrated (`serving.calibration`).
+        """
         with self._lock.read():
             return self._served.index.vectors().copy(), self._served.version.copy(), self.seq
 
@@ -135,7 +146,12 @@ class Replica:
             self._apply_batch(connection, rollout, entry)
             self.seq = entry.seq
             return False
-        if entry.kind == "deployed" and not rollout.how.lifts and rollout.kind == "upgrade":
+        if (
+            entry.kind == "deployed"
+            and not rollout.how.lifts
+            and rollout.kind == "upgrade"
+            and not self._needs_layout(connection, rollout)
+        ):
             # Nothing stored changes: only what makes queries' vectors. This is why the answer comes in seconds.
             path = query_path(connection, rollout.to_model_id, rollout)
             with self._lock.write():
@@ -147,14 +163,20 @@ class Replica:
         self._reload()
         return True
 
+    def _needs_layout(self, connection: Connection, rollout: RolloutRow) -> bool:
+        """Whether the index has no coordinate yet for the rollout's calibration, and is built anew beside this one."""
+        dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
+        return needs_layout(rollout, dim, self._served.width)
+
     def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
         batch = read_batch(connection, rollout, entry)
+        vectors = batch_rows(rollout, batch.vectors, self._served.width)
         reach("replica_read")
         self._grow(int(max(batch.rows.max(initial=-1), batch.emptied.max(initial=-1))) + 1)
         for at in range(0, len(batch.rows), SLICE):
             rows = batch.rows[at : at + SLICE]
             with self._lock.write():
-                self._served.index.replace(rows, batch.vectors[at : at + SLICE])
+                self._served.index.replace(rows, vectors[at : at + SLICE])
                 self._served.version[rows] = rollout.id
             reach("replica_mid_apply")
         self._empty(batch.emptied)
@@ -173,7 +195,7 @@ class Replica:
         """These rows have no vector from now on."""
         if len(rows):
             with self._lock.write():
-                vectors = np.zeros((len(rows), self._served.index.vectors().shape[1]), np.float32)
+                vectors = np.zeros((len(rows), self._served.width), np.float32)
                 self._served.index.replace(rows, vectors)
                 self._served.version[rows] = 0
 
@@ -193,7 +215,9 @@ class Replica:
                     continue
                 # Rows without a vector score 0 and are left out afterwards: as many more are asked for.
                 empty = int(np.count_nonzero(served.version == 0))
-                scores, rows = served.index.search(vectors, min(k + empty, max(1, len(served.version))))
+                scores, rows = served.index.search(
+                    fitting(vectors, served.width), min(k + empty, max(1, len(served.version)))
+                )
                 versions = np.where(rows >= 0, served.version[rows], 0)
                 seq, rollout_id = self.seq, served.rollout_id
                 coverage = float(np.mean(served.version == rollout_id)) if len(served.version) else 0.0
