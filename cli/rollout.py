@@ -13,6 +13,7 @@ from cli.progress import progress, working
 from cli.rollout_options import (
     Adapter,
     BatchSize,
+    CalibrationMode,
     DemandBase,
     Force,
     Lane,
@@ -54,6 +55,7 @@ def plan_(
     supersede: Supersede = False,
     demand_base: DemandBase = "entropy",
     reorder: Reorder = "none",
+    calibration: CalibrationMode = "auto",
     first: Annotated[int, typer.Option(min=0, help="How many of the first items to show.")] = 10,
     output: Output = Format.TABLE,
 ) -> None:
@@ -73,6 +75,7 @@ def plan_(
         supersede,
         demand_base,
         reorder,
+        calibration,
     )
     with open_ledger() as context, working("planning"):
         from orchestrator.service.plan_preview import preview
@@ -99,6 +102,7 @@ def plan_(
             ("lane", lane, "backfill"),
             ("demand_base", demand_base, "entropy"),
             ("reorder", reorder, "none"),
+            ("calibration", calibration, "auto"),
         )
         if value != default
     )
@@ -122,6 +126,7 @@ def start(
     supersede: Supersede = False,
     demand_base: DemandBase = "entropy",
     reorder: Reorder = "none",
+    calibration: CalibrationMode = "auto",
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until every item is re-embedded.")
     ] = False,
@@ -144,6 +149,7 @@ def start(
         supersede,
         demand_base,
         reorder,
+        calibration,
     )
     with open_ledger() as context:
         current.interrupted = (

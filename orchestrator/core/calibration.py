@@ -31,7 +31,7 @@ Bools = npt.NDArray[np.bool_]
 _ROUNDS = 6
 _SCALES = np.linspace(-1.0, 1.0, 9)
 _SHIFTS = np.linspace(-1.0, 1.0, 13)
-_WIDEST_SCALE = math.log(2.0)
+_WIDEST_SCALE = math.log(3.0)
 _SOFTNESS = 0.1
 """Of the step from wrong to right, in standard deviations of the margins: small against them, wide against one query."""
 
@@ -45,7 +45,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and math.isfinite(self.offset) and self.scale > 0):
-            raise ValueError(f"a calibration is a scale over 0 and an offset, not {self.scale}, {self.offset}")
+            raise ValueError(
+                f"a calibration is a scale over 0 and an offset, not {self.scale}, {self.offset}"
+            )
 
     @property
     def identity(self) -> bool:
@@ -117,7 +119,8 @@ class Duel:
     @property
     def mixed(self) -> Bools:
         """(S,) bool: the states in which vectors of both versions are searched."""
-        return np.isfinite(self.stored).any(axis=1) & np.isfinite(self.renewed).any(axis=1)
+        both: Bools = (np.isfinite(self.stored).sum(axis=1) > 0) & (np.isfinite(self.renewed).sum(axis=1) > 0)
+        return both
 
     def margins(self, calibration: Calibration = IDENTITY) -> F64:
         """(S, Q) how far the best renewed row is ahead; infinite where there is one version alone."""
@@ -166,9 +169,7 @@ def fit(duel: Duel, old_right: Bools) -> Calibration:
             for shift in _SHIFTS * wide_shift:
                 scale = around.scale * math.exp(change)
                 # Turned about the centre of the scores: the shift then means the same at every scale.
-                candidate = Calibration(
-                    scale, around.offset + (around.scale - scale) * centre + float(shift)
-                )
+                candidate = Calibration(scale, around.offset + (around.scale - scale) * centre + float(shift))
                 if (value := loss.of_map(candidate)) < lowest - 1e-9:
                     best, lowest = candidate, value
         wide_scale, wide_shift = wide_scale / 2.5, wide_shift / 3
@@ -250,9 +251,7 @@ class Effect:
         At the start and at the end there is one version, so nothing changes there.
         """
         return (
-            self.difference.high < 0
-            and self.recall[1] >= self.recall[0]
-            and self.lowest[1] >= self.lowest[0]
+            self.difference.high < 0 and self.recall[1] >= self.recall[0] and self.lowest[1] >= self.lowest[0]
         )
 
 
@@ -272,7 +271,9 @@ class Fitted:
     effect: Effect
 
 
-def cross_fit(duel: Duel, old_right: Bools, rng: np.random.Generator, resamples: int = RESAMPLES) -> Fitted | None:
+def cross_fit(
+    duel: Duel, old_right: Bools, rng: np.random.Generator, resamples: int = RESAMPLES
+) -> Fitted | None:
     """Fit on each half of the queries, judge on the other: every query is judged by a map that has not seen it.
 
     Args:
@@ -299,7 +300,12 @@ def unseen_by(half: npt.NDArray[np.int64], answers: tuple[Bools, Bools]) -> Bool
 
 
 def effect_of(
-    duel: Duel, raw: Bools, changed: Bools, old_right: Bools, rng: np.random.Generator, resamples: int = RESAMPLES
+    duel: Duel,
+    raw: Bools,
+    changed: Bools,
+    old_right: Bools,
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
 ) -> Effect:
     """How two ways to answer compare over the mixed states. `raw`, `changed`: (S, Q) bool; `old_right` (Q,) bool."""
     mixed = duel.mixed

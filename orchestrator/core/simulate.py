@@ -165,12 +165,12 @@ def duel_of(
         scores = similarities(asked[some], stored), similarities(queries[some], renewed)
         for each, found in zip(best, _best_keys(*scores, layout), strict=True):
             each[:, at : at + len(some)] = found
-    values = [np.where(keys.EMPTY == each, -np.inf, keys.scores_of(each)).astype(np.float64) for each in best]
+    values = [np.where(each == keys.EMPTY, -np.inf, keys.scores_of(each)).astype(np.float64) for each in best]
     hits = [
         np.array([relevance.hits(keys.rows_of(state).astype(np.int64)[:, None], counted) for state in each])
         for each in best
     ]
-    return Duel(np.asarray(coverages, np.float64), *values, *hits)
+    return Duel(np.asarray(coverages, np.float64), values[0], values[1], hits[0], hits[1])
 
 
 @dataclass(frozen=True)

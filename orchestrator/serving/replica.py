@@ -102,9 +102,7 @@ class Replica:
                 )
             path = serving_path(connection, serving)
             matrix = load_matrix(connection, self.gallery.id)
-            vectors = calibrated(
-                matrix.vectors, matrix.version, calibrations(connection, self.gallery.id)
-            )
+            vectors = calibrated(matrix.vectors, matrix.version, calibrations(connection, self.gallery.id))
         served = _Served(
             make_index(self._backend, vectors), matrix.version, path, serving.rollout_id, vectors.shape[1]
         )
