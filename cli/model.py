@@ -386,6 +386,10 @@ def _calibration(measured: dict[str, Any]) -> dict[str, Any]:
     }
     if (raw := measured.get("uncalibrated")) is not None:
         shown["raw verdict"] = f"{raw['verdict']}: {raw['reason']}"
+    if (guard := measured.get("guard")) is not None:
+        held_out = guard["held_out"]
+        (nfr, guarded), share = held_out["nfr"], held_out["share"]
+        shown["with --guard"] = f"mean NFR {nfr:.4f} to {guarded:.4f}, {share:.1%} of searches guarded"
     return shown
 
 

@@ -16,6 +16,7 @@ from cli.rollout_options import (
     CalibrationMode,
     DemandBase,
     Force,
+    GuardMode,
     Lane,
     Lease,
     Order,
@@ -56,6 +57,7 @@ def plan_(
     demand_base: DemandBase = "entropy",
     reorder: Reorder = "none",
     calibration: CalibrationMode = "auto",
+    guard: GuardMode = False,
     first: Annotated[int, typer.Option(min=0, help="How many of the first items to show.")] = 10,
     output: Output = Format.TABLE,
 ) -> None:
@@ -76,6 +78,7 @@ def plan_(
         demand_base,
         reorder,
         calibration,
+        guard,
     )
     with open_ledger() as context, working("planning"):
         from orchestrator.service.plan_preview import preview
@@ -106,7 +109,7 @@ def plan_(
         )
         if value != default
     )
-    options += " --supersede" if supersede else ""
+    options += (" --supersede" if supersede else "") + (" --guard" if guard else "")
     next_step(f"rollout start {gallery} --to {to}{options}")
 
 
@@ -127,6 +130,7 @@ def start(
     demand_base: DemandBase = "entropy",
     reorder: Reorder = "none",
     calibration: CalibrationMode = "auto",
+    guard: GuardMode = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until every item is re-embedded.")
     ] = False,
@@ -150,6 +154,7 @@ def start(
         demand_base,
         reorder,
         calibration,
+        guard,
     )
     with open_ledger() as context:
         current.interrupted = (

@@ -46,6 +46,13 @@ CalibrationMode = Annotated[
         help="auto: new and old scores on one scale, where the certificate says it pays; off: raw.",
     ),
 ]
+GuardMode = Annotated[
+    bool,
+    typer.Option(
+        "--guard",
+        help="While it runs, ask the old model too about queries that the mixture may answer wrong.",
+    ),
+]
 LANES = ("urgent", "backfill", "repair")
 Lane = Annotated[str, typer.Option(help="Which rollout workers take first: urgent, backfill or repair.")]
 Supersede = Annotated[
@@ -67,7 +74,7 @@ Lease = Annotated[float | None, typer.Option("--lease-s", min=0.5, help="A batch
 def start_request(
     gallery: str, to: str, adapter: str | None, strategy: str | None, order: str, batch_size: int | None, prototypes: str,
     temperature: float, seed: int, lease_s: float | None, lane: str, supersede: bool,
-    demand_base: str = "entropy", reorder: str = "none", calibration: str = "auto",
+    demand_base: str = "entropy", reorder: str = "none", calibration: str = "auto", guard: bool = False,
 ) -> StartRequest:  # fmt: skip
     """What was asked for, checked as far as it can be without a ledger."""
     from models.errors import UsageError
@@ -100,4 +107,5 @@ def start_request(
         demand_base=demand_base,
         reorder=None if reorder == "none" else reorder,
         calibration=calibration,
+        guard=guard,
     )

@@ -18,6 +18,7 @@ from orchestrator.core.calibration import (
     unseen_by,
     widen,
 )
+from orchestrator.core.guard import Refresh, cross_fit_guard
 from orchestrator.core.metrics import Relevance
 from orchestrator.core.simulate import CurvePoint, answered, duel_of, refresh_curve
 
@@ -36,6 +37,8 @@ class Sample:
     Attributes:
         unread: rows that could not be embedded anew and keep their stored vector.
         old_right: (Q,) bool, what the old system answers right.
+        old_queries: (Q, d_old) float32, by the old model.
+        lifted: the stored vectors went through an adapter: old queries have nothing to search.
     """
 
     queries: F32
@@ -44,6 +47,8 @@ class Sample:
     unread: I64
     relevance: Relevance
     old_right: Bools
+    old_queries: F32
+    lifted: bool
 
     @property
     def counted(self) -> I64:
@@ -65,6 +70,26 @@ class Calibrated:
 
     fitted: Fitted
     curve: list[CurvePoint]
+    refresh: Refresh | None
+
+    def guard(self, on: bool, rng: np.random.Generator) -> dict[str, Any] | None:
+        """The guard that belongs to calibrated or to raw scores, as a certificate keeps it; None where there can be none."""
+        if self.refresh is None:
+            return None
+        maps, served = (
+            (self.fitted.halves, self.fitted.calibration) if on else ((IDENTITY, IDENTITY), IDENTITY)
+        )
+        found = cross_fit_guard(self.refresh, self.fitted.half, maps, served, rng)
+        if found is None:
+            return None
+        effect = asdict(found.effect)
+        return {
+            **found.guard.stored(),
+            "held_out": {
+                **effect,
+                **{key: getattr(found, key) for key in ("share", "covered", "healed", "broken")},
+            },
+        }
 
     def report(self, on: bool) -> dict[str, Any]:
         """As a certificate keeps it. `on`: rollouts take it, unless they are told not to."""
@@ -86,9 +111,23 @@ def calibrate(sample: Sample, row_of: I64, rng: np.random.Generator) -> Calibrat
     fitted = cross_fit(duel, old_right, rng)
     if fitted is None:
         return None
+    refresh = None
+    if not sample.lifted:
+        systems = [
+            duel_of(
+                sample.queries,
+                sample.base,
+                sample.fresh,
+                o,
+                sample.relevance,
+                base_queries=sample.old_queries,
+            )
+            for o in orders
+        ]
+        refresh = Refresh(duel, joined(systems), old_right)
     raw = sample.curve(row_of)
     first, second = (_answers(sample.curve(row_of, half)) for half in fitted.halves)
-    return Calibrated(fitted, answered(raw, old_right, unseen_by(fitted.half, (first, second))))
+    return Calibrated(fitted, answered(raw, old_right, unseen_by(fitted.half, (first, second))), refresh)
 
 
 def _answers(curve: list[CurvePoint]) -> Bools:

@@ -97,7 +97,8 @@ def certify(
     for place in failed:
         fresh[place] = base[place]  # a quarantined item keeps its old place in the gallery
     old_right = relevance.hits(top_k(old_queries, stored, 1)[1]) & relevance.answerable
-    sample = Sample(new_queries, base, fresh, np.array(sorted(failed), np.int64), relevance, old_right)
+    unread = np.array(sorted(failed), np.int64)
+    sample = Sample(new_queries, base, fresh, unread, relevance, old_right, old_queries, adapter is not None)
     order = rng.permutation(len(rows))
     raw = _judged(sample.curve(order), old_right[sample.counted], rng, request)
     # Of its own generator: what is judged raw stays what it was. Where queries move, nothing is ever mixed.
@@ -113,6 +114,7 @@ def certify(
         **chosen.figures,
         "calibration": None if found is None else found.report(on=chosen is not raw),
         "uncalibrated": None if chosen is raw else raw.kept(),
+        "guard": None if found is None else found.guard(chosen is not raw, own_rng),
         "adapter_maps": None if adapter is None else "queries" if backward else "gallery",
         "lowest": judgement.lowest,
         "update_gain": judgement.update_gain,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sqlalchemy import Connection
 
-from orchestrator.core.calibration import Calibration
+from orchestrator.core.calibration import IDENTITY, Calibration
+from orchestrator.core.guard import Guard
 from orchestrator.core.strategies import Strategy
 from orchestrator.errors import NotCertifiedError, UsageError
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import CertificateRow, GalleryRow
 from orchestrator.serving.calibration import calibration_of
+
+if TYPE_CHECKING:
+    from orchestrator.service.start import StartRequest
 
 
 def resolved_calibration(
@@ -35,6 +41,37 @@ def resolved_calibration(
         return None
     whole = calibration_of(holder).after(Calibration.of(fitted if use else None))
     return None if whole.identity else whole.stored()
+
+
+def resolved_guard(
+    connection: Connection,
+    gallery: GalleryRow,
+    certificate: CertificateRow,
+    calibration: dict[str, float] | None,
+    request: StartRequest,
+    strategy: Strategy,
+) -> dict[str, float] | None:
+    """The band and the merging map of a rollout's guard, for scores as they are served; None: it was not asked for.
+
+    Raises:
+        UsageError: the certificate holds no guard for such a rollout.
+    """
+    if not request.guard:
+        return None
+    fitted, calibrated = certificate.measured.get("guard"), certificate.measured.get("calibration")
+    why = None
+    if fitted is None or not strategy.reembeds:
+        why = f"certificate {certificate.id} has none: old queries search stored vectors of their own model, not adapted ones"
+    elif request.supersede:
+        why = "the rows of a rollout that is superseded were not measured with it"
+    elif calibrated is not None and calibrated["on"] and request.calibration == "off":
+        why = f"the one of certificate {certificate.id} was fitted for calibrated scores; drop `--calibration off`"
+    if why is not None:
+        raise UsageError(f"there is no guard for this rollout: {why}.")
+    assert fitted is not None
+    holder = rollout_queries.newest_holder(connection, gallery.id)
+    stored = calibration_of(holder) if holder is not None else IDENTITY
+    return Guard.of(fitted).served(stored, Calibration.of(calibration)).stored()
 
 
 def certified_uncalibrated(certificate: CertificateRow) -> None:

@@ -22,7 +22,7 @@ from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, RolloutRow
-from orchestrator.service.mixing import certified_uncalibrated, resolved_calibration
+from orchestrator.service.mixing import certified_uncalibrated, resolved_calibration, resolved_guard
 from orchestrator.service.names import find_adapter, find_gallery, find_model
 from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.scoring import check_order
@@ -49,6 +49,7 @@ class StartRequest:
         lane: which rollout workers take first: urgent, backfill or repair.
         supersede: take the place of a rollout that still runs; what it committed stays in use.
         calibration: auto: as the certificate says; off: raw scores.
+        guard: the old model helps with the queries at risk, while the refresh runs.
     """
 
     gallery: str
@@ -66,6 +67,7 @@ class StartRequest:
     demand_base: str = "entropy"
     reorder: str | None = None
     calibration: str = "auto"
+    guard: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         )
     certificate = require_certificate(connection, gallery, new, stored, adapter)
     calibration = resolved_calibration(connection, gallery, certificate, strategy, request.calibration)
+    guard = resolved_guard(connection, gallery, certificate, calibration, request, strategy)
     if running is not None:
         _certify_the_rest(connection, gallery, new, running)
     if strategy.reembeds:
@@ -167,6 +170,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         "churn_k": max({context.settings.churn_k, *depths(gates, of_churn=True)}),
         "churn_p": context.settings.churn_p,
         "calibration": calibration,
+        "guard": guard,
     }
     return Checked(
         gallery,

@@ -25,6 +25,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
 from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting, needs_layout
+from orchestrator.serving.guard import Guarded, GuardedSearch, RolloutGuard, guard_of
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
 from orchestrator.serving.queries import QueryPath, mapped, query_path, serving_path
@@ -49,13 +50,17 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a search returns: the hits, the model that encoded the query, the place of the log it was answered at."""
+    """What a search returns: the hits, the model that encoded the query, the place of the log it was answered at.
+
+    `guarded`: the query was at risk, and the old system's answer was merged in (`core.guard`).
+    """
 
     hits: tuple[Hit, ...]
     model: str
     seq: int
     coverage_ratio: float
     rollout_id: int | None
+    guarded: bool = False
 
 
 @dataclass
@@ -65,6 +70,20 @@ class _Served:
     path: QueryPath
     rollout_id: int | None
     width: int
+    guard: RolloutGuard | None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Answers of one mixture: scores, rows and versions (q, k), which are guarded (q,), and the mixture's place."""
+
+    scores: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
+    versions: npt.NDArray[np.int64]
+    guarded: npt.NDArray[np.bool_]
+    seq: int
+    coverage: float
+    rollout_id: int | None
 
 
 class Replica:
@@ -101,10 +120,17 @@ class Replica:
                     f"`hotrefresh gallery embed {self.gallery.name} --model NAME` first."
                 )
             path = serving_path(connection, serving)
+            rollout = rollout_queries.rollout_by_id(connection, serving.rollout_id or 0)
+            guard = guard_of(connection, rollout)
             matrix = load_matrix(connection, self.gallery.id)
             vectors = calibrated(matrix.vectors, matrix.version, calibrations(connection, self.gallery.id))
         served = _Served(
-            make_index(self._backend, vectors), matrix.version, path, serving.rollout_id, vectors.shape[1]
+            index=make_index(self._backend, vectors),
+            version=matrix.version,
+            path=path,
+            rollout_id=serving.rollout_id,
+            width=vectors.shape[1],
+            guard=guard,
         )
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
@@ -152,8 +178,10 @@ class Replica:
         ):
             # Nothing stored changes: only what makes queries' vectors. This is why the answer comes in seconds.
             path = query_path(connection, rollout.to_model_id, rollout)
+            guard = guard_of(connection, rollout)
             with self._lock.write():
                 self._served.path, self._served.rollout_id, self.seq = path, rollout.id, entry.seq
+                self._served.guard = guard
             return False
         if entry.kind == "finalized" and rollout.kind == "upgrade":
             self.seq = entry.seq
@@ -206,46 +234,61 @@ class Replica:
             path = self._served.path
             encoder = self._context.encoder(path.model)
             prepared = [encoder.preprocess(query) for query in queries]
-            vectors = mapped(self._context, path, encoder.encode(prepared))
+            found = self._search(path, mapped(self._context, path, encoder.encode(prepared)), k, queries)
+            if found is not None:
+                return self._answers(path.model.name, k, found)
+
+    def _search(
+        self, path: QueryPath, vectors: npt.NDArray[np.float32], k: int, queries: Sequence[Any]
+    ) -> _Found | None:
+        """Search one mixture with the vectors that `path` made of `queries`; None when the path is no longer that one."""
+        guarding: GuardedSearch | None = None
+        while True:
             with self._lock.read():
                 served = self._served
                 if served.path.ids != path.ids:
-                    continue
+                    return None
                 # Rows without a vector score 0 and are left out afterwards: as many more are asked for.
                 empty = int(np.count_nonzero(served.version == 0))
-                scores, rows = served.index.search(
-                    fitting(vectors, served.width), min(k + empty, max(1, len(served.version)))
-                )
-                versions = np.where(rows >= 0, served.version[rows], 0)
-                seq, rollout_id = self.seq, served.rollout_id
-                coverage = float(np.mean(served.version == rollout_id)) if len(served.version) else 0.0
-            return self._answers(path.model.name, scores, rows, versions, k, seq, coverage, rollout_id)
+                asked = fitting(vectors, served.width)
+                scores, rows = served.index.search(asked, min(k + empty, max(1, len(served.version))))
+                found: Guarded | None = scores, rows, np.zeros(len(rows), np.bool_)
+                if served.guard is not None:
+                    if guarding is None or guarding.guard != served.guard:
+                        guarding = GuardedSearch(self._context, served.guard, queries)
+                    found = guarding.answer(served.index, served.version, asked, scores, rows)
+                if found is not None:
+                    return self._found(served, *found)
+            assert guarding is not None, "only a guard asks for more"
+            guarding.encode()  # outside the lock; the mixture may move meanwhile, so everything is searched again
 
-    def _answers(
+    def _found(
         self,
-        model: str,
-        scores: Any,
-        rows: Any,
-        versions: Any,
-        k: int,
-        seq: int,
-        coverage: float,
-        rollout_id: int | None,
-    ) -> list[Answer]:
-        items = self.items(sorted({int(row) for row in rows.ravel() if row >= 0}))
+        served: _Served,
+        scores: npt.NDArray[np.float32],
+        rows: npt.NDArray[np.int64],
+        guarded: npt.NDArray[np.bool_],
+    ) -> _Found:
+        versions = np.where(rows >= 0, served.version[rows], 0)
+        coverage = float(np.mean(served.version == served.rollout_id)) if len(served.version) else 0.0
+        return _Found(scores, rows, versions, guarded, self.seq, coverage, served.rollout_id)
+
+    def _answers(self, model: str, k: int, found: _Found) -> list[Answer]:
+        items = self.items(sorted({int(row) for row in found.rows.ravel() if row >= 0}))
         return [
             Answer(
                 tuple(
                     Hit(int(r), items[int(r)].key, items[int(r)].uri, items[int(r)].label, float(s), int(v))
-                    for s, r, v in zip(scores[q], rows[q], versions[q], strict=True)
+                    for s, r, v in zip(found.scores[q], found.rows[q], found.versions[q], strict=True)
                     if r >= 0 and v > 0 and int(r) in items
                 )[:k],
                 model,
-                seq,
-                coverage,
-                rollout_id,
+                found.seq,
+                found.coverage,
+                found.rollout_id,
+                bool(found.guarded[q]),
             )
-            for q in range(len(rows))
+            for q in range(len(found.rows))
         ]
 
     def items(self, rows: Sequence[int]) -> dict[int, ItemRow]:
