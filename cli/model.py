@@ -360,9 +360,37 @@ def _draw_certificate(row: CertificateRow) -> None:
     draw(
         make_table(rows, ("", "recall at 1", "95 % interval")),
         *([make_table(flips, ("flips", "negative", "positive", "mcnemar_p"))] if flips else []),
-        make_pairs({"update gain": measured.get("update_gain"), "queries": measured.get("queries")}),
+        make_pairs(
+            {
+                "update gain": measured.get("update_gain"),
+                "queries": measured.get("queries"),
+                **_calibration(measured),
+            }
+        ),
     )
     typer.echo(f"{row.verdict}: {row.reason}")
+
+
+def _calibration(measured: dict[str, Any]) -> dict[str, Any]:
+    """What calibrated scores do to queries they were not fitted on, in words."""
+    fitted = measured.get("calibration")
+    if fitted is None:
+        return {}
+    held_out = fitted["held_out"]
+    (raw_nfr, nfr), (raw_recall, recall) = held_out["nfr"], held_out["recall"]
+    shown = {
+        "calibration": "on" if fitted["on"] else "off, it does not pay",
+        "calibrated score": f"{fitted['scale']:.4f} s {fitted['offset']:+.4f}",
+        "mean NFR along it": f"{raw_nfr:.4f} raw, {nfr:.4f} calibrated ({_interval(held_out['difference'])})",
+        "mean recall along it": f"{raw_recall:.4f} raw, {recall:.4f} calibrated",
+    }
+    if (raw := measured.get("uncalibrated")) is not None:
+        shown["raw verdict"] = f"{raw['verdict']}: {raw['reason']}"
+    if (guard := measured.get("guard")) is not None:
+        held_out = guard["held_out"]
+        (nfr, guarded), share = held_out["nfr"], held_out["share"]
+        shown["with --guard"] = f"mean NFR {nfr:.4f} to {guarded:.4f}, {share:.1%} of searches guarded"
+    return shown
 
 
 def _interval(bounds: dict[str, float] | None) -> str | None:

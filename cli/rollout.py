@@ -13,8 +13,10 @@ from cli.progress import progress, working
 from cli.rollout_options import (
     Adapter,
     BatchSize,
+    CalibrationMode,
     DemandBase,
     Force,
+    GuardMode,
     Lane,
     Lease,
     Order,
@@ -54,6 +56,8 @@ def plan_(
     supersede: Supersede = False,
     demand_base: DemandBase = "entropy",
     reorder: Reorder = "none",
+    calibration: CalibrationMode = "auto",
+    guard: GuardMode = False,
     first: Annotated[int, typer.Option(min=0, help="How many of the first items to show.")] = 10,
     output: Output = Format.TABLE,
 ) -> None:
@@ -73,6 +77,8 @@ def plan_(
         supersede,
         demand_base,
         reorder,
+        calibration,
+        guard,
     )
     with open_ledger() as context, working("planning"):
         from orchestrator.service.plan_preview import preview
@@ -99,10 +105,11 @@ def plan_(
             ("lane", lane, "backfill"),
             ("demand_base", demand_base, "entropy"),
             ("reorder", reorder, "none"),
+            ("calibration", calibration, "auto"),
         )
         if value != default
     )
-    options += " --supersede" if supersede else ""
+    options += (" --supersede" if supersede else "") + (" --guard" if guard else "")
     next_step(f"rollout start {gallery} --to {to}{options}")
 
 
@@ -122,6 +129,8 @@ def start(
     supersede: Supersede = False,
     demand_base: DemandBase = "entropy",
     reorder: Reorder = "none",
+    calibration: CalibrationMode = "auto",
+    guard: GuardMode = False,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until every item is re-embedded.")
     ] = False,
@@ -144,6 +153,8 @@ def start(
         supersede,
         demand_base,
         reorder,
+        calibration,
+        guard,
     )
     with open_ledger() as context:
         current.interrupted = (

@@ -38,6 +38,21 @@ Prototypes = Annotated[
     str, typer.Option(help="auto, head (the new model's), classes (means by label) or clusters.")
 ]
 Temperature = Annotated[float, typer.Option(min=1e-4, help="Of the softmax over prototypes.")]
+CALIBRATIONS = ("auto", "off")
+CalibrationMode = Annotated[
+    str,
+    typer.Option(
+        "--calibration",
+        help="auto: new and old scores on one scale, where the certificate says it pays; off: raw.",
+    ),
+]
+GuardMode = Annotated[
+    bool,
+    typer.Option(
+        "--guard",
+        help="While it runs, ask the old model too about queries that the mixture may answer wrong.",
+    ),
+]
 LANES = ("urgent", "backfill", "repair")
 Lane = Annotated[str, typer.Option(help="Which rollout workers take first: urgent, backfill or repair.")]
 Supersede = Annotated[
@@ -59,7 +74,7 @@ Lease = Annotated[float | None, typer.Option("--lease-s", min=0.5, help="A batch
 def start_request(
     gallery: str, to: str, adapter: str | None, strategy: str | None, order: str, batch_size: int | None, prototypes: str,
     temperature: float, seed: int, lease_s: float | None, lane: str, supersede: bool,
-    demand_base: str = "entropy", reorder: str = "none",
+    demand_base: str = "entropy", reorder: str = "none", calibration: str = "auto", guard: bool = False,
 ) -> StartRequest:  # fmt: skip
     """What was asked for, checked as far as it can be without a ledger."""
     from models.errors import UsageError
@@ -72,6 +87,10 @@ def start_request(
         raise UsageError(f"--lane {lane!r} is not known; choose one of {', '.join(LANES)}.")
     if reorder not in REORDERS:
         raise UsageError(f"--reorder {reorder!r} is not known; choose one of {', '.join(REORDERS)}.")
+    if calibration not in CALIBRATIONS:
+        raise UsageError(
+            f"--calibration {calibration!r} is not known; choose one of {', '.join(CALIBRATIONS)}."
+        )
     return StartRequest(
         gallery=gallery,
         to_model=to,
@@ -87,4 +106,6 @@ def start_request(
         supersede=supersede,
         demand_base=demand_base,
         reorder=None if reorder == "none" else reorder,
+        calibration=calibration,
+        guard=guard,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.upgrades.calibrate import measure_calibration
 from models.adapters import Adapter
 from models.adapters.leading import leading
 from orchestrator.core import plan
@@ -75,12 +76,25 @@ def measure_arm(
     else:
         base, log_variance = adapter.transform(vectors.old_gallery)
         log_variance = log_variance if adapter.predicts_uncertainty else None
+    orders = orders_of(vectors, base, log_variance, seed)
     curves = {
-        name: [_curve(vectors, base, relevance, old_right, row_of) for row_of in orders]
-        for name, orders in orders_of(vectors, base, log_variance, seed).items()
+        name: [_curve(vectors, base, relevance, old_right, row_of) for row_of in each]
+        for name, each in orders.items()
     }
     start = curves["random"][0]
-    return {**found, "new_old": start["recall"][0], "start_nfr": start["nfr"][0], "orders": curves}
+    calibrated = measure_calibration(
+        vectors.new_queries,
+        base,
+        vectors.new_gallery,
+        relevance,
+        old_right,
+        orders,
+        seed,
+        # Old queries search stored vectors as they are: neither adapted, nor padded or cut.
+        vectors.old_queries if adapter is None and base.shape == vectors.old_gallery.shape else None,
+    )
+    measured = {"new_old": start["recall"][0], "start_nfr": start["nfr"][0], "orders": curves}
+    return {**found, **measured, "calibration": calibrated}
 
 
 def orders_of(

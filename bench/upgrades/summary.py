@@ -69,6 +69,32 @@ def metrics_of(result: Mapping[str, Any], best_best: float) -> dict[tuple[str, s
             found[order, metric] = (
                 None if None in values else statistics.fmean(v for v in values if v is not None)
             )
+    return found | _calibrated(result)
+
+
+_OF_CALIBRATION = ("area", "lowest", "lowest_over_old", "mean_nfr", "max_nfr")
+
+
+def _calibrated(result: Mapping[str, Any]) -> dict[tuple[str, str], float | None]:
+    """The same of calibrated scores, on queries the maps were not fitted on, and what a guard costs and brings."""
+    calibration = result.get("calibration")
+    if calibration is None:
+        return {}
+    found: dict[tuple[str, str], float | None] = {("", "calibration_pays"): float(calibration["pays"])}
+    for order, curves in calibration["orders"].items():
+        each = [_along(curve, result["old_old"], result["new_new"]) for curve in curves]
+        for metric in _OF_CALIBRATION:
+            values = [one[metric] for one in each]
+            found[order, f"calibrated_{metric}"] = (
+                None if None in values else statistics.fmean(v for v in values if v is not None)
+            )
+    for scores, guard in (calibration["guard"] or {}).items():
+        for metric in ("share", "covered", "healed", "broken"):
+            found["", f"guard_{scores}_{metric}"] = guard[metric]
+        for metric in ("nfr", "recall"):
+            found["", f"guard_{scores}_{metric}_before"], found["", f"guard_{scores}_{metric}"] = guard[
+                metric
+            ]
     return found
 
 

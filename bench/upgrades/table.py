@@ -70,7 +70,14 @@ def markdown(figures: Sequence[Figure]) -> str:
                 _orders(found, data, split, "area"),
                 "Share of the gallery re-embedded when 90 % of the gain is reached, by order:",
                 _orders(found, data, split, "coverage_90"),
+                "Calibrated scores, raw → calibrated, each query judged by a map fitted without it:",
+                _calibrated(found, data, split),
             ]
+            if any(found.get(data, split, arm, "", "guard_raw_nfr") for arm in found.arms(data, split)):
+                parts += [
+                    "Guard, mixed states of random orders, each query judged by a band fitted without it:",
+                    _guarded(found, data, split),
+                ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -116,6 +123,51 @@ def _chains(found: Figures, data: str, split: str) -> str:
         for arm in found.arms(data, split)
     ]
     return table(["chain", *(f"M({metric.replace('_', ',')})" for metric in _CHAIN)], rows)
+
+
+_CALIBRATED = (
+    ("mean NFR", "mean_nfr"),
+    ("lowest − M(old,old)", "lowest_over_old"),
+    ("area", "area"),
+)
+
+
+def _calibrated(found: Figures, data: str, split: str) -> str:
+    """Both orders that the calibrations were judged in, and of how many seeds a certificate would take them."""
+    columns = [(order, *each) for order in (ORDER, "random") for each in _CALIBRATED]
+    rows = []
+    for arm in found.arms(data, split):
+        pays = found.get(data, split, arm, "", "calibration_pays")
+        if pays is None:
+            continue
+        cells = [
+            f"{cell(found.get(data, split, arm, order, metric))} → "
+            f"{cell(found.get(data, split, arm, order, f'calibrated_{metric}'))}"
+            for order, _, metric in columns
+        ]
+        rows.append([arm, f"{sum(pays.known):.0f} of {len(pays.values)}", *cells])
+    return table(["arm", "on, seeds", *(f"{title}, {order}" for order, title, _ in columns)], rows)
+
+
+_GUARDED = (
+    ("searches guarded", "share"),
+    ("of the flips covered", "covered"),
+    ("mean NFR without", "nfr_before"),
+    ("with", "nfr"),
+    ("recall without", "recall_before"),
+    ("with guard", "recall"),
+)
+
+
+def _guarded(found: Figures, data: str, split: str) -> str:
+    rows = [
+        [arm, scores]
+        + [cell(found.get(data, split, arm, "", f"guard_{scores}_{metric}")) for _, metric in _GUARDED]
+        for arm in found.arms(data, split)
+        for scores in ("raw", "calibrated")
+        if found.get(data, split, arm, "", f"guard_{scores}_nfr") is not None
+    ]
+    return table(["arm", "scores", *(title for title, _ in _GUARDED)], rows)
 
 
 def _orders(found: Figures, data: str, split: str, metric: str) -> str:

@@ -91,6 +91,20 @@ def resampled_means(answers: Bools, rng: np.random.Generator, resamples: int) ->
     return means
 
 
+def mean_interval(
+    values: F64, rng: np.random.Generator, *, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> Interval:
+    """The percentile interval of the mean of one number a query, (Q,) float64, over queries drawn with replacement.
+
+    Equal numbers are interchangeable, as in `resampled_means`. Raises ValueError without queries.
+    """
+    if not len(values):
+        raise ValueError("there is no mean of no queries")
+    levels, counts = np.unique(values, return_counts=True)
+    drawn = rng.multinomial(len(values), counts / len(values), size=resamples)
+    return percentile_interval(drawn.astype(np.float64) @ levels / len(values), confidence)
+
+
 def percentile_interval(values: F64, confidence: float = CONFIDENCE) -> Interval:
     """Between the quantiles that leave half of `1 - confidence` on each side. ValueError outside 0..1."""
     if not 0 < confidence < 1:

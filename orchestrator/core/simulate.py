@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.core import keys
+from orchestrator.core.calibration import IDENTITY, Calibration, Duel, lay_out, widen
 from orchestrator.core.flips import FlipCounts
 from orchestrator.core.metrics import Relevance, ranks_of, similarities
 
@@ -73,6 +74,7 @@ def refresh_curve(
     coverages: Sequence[float] = DEFAULT_COVERAGES,
     *,
     average_precision: bool = False,
+    calibration: Calibration | None = None,
 ) -> list[CurvePoint]:
     """Recall at 1, flips and, when asked for, mAP of every state of a refresh, exactly, ties by the lower row.
 
@@ -84,10 +86,13 @@ def refresh_curve(
         relevance: for Q queries; those without a relevant row are left out.
         old_right: (Q,) bool, what the old system answers right at 1.
         coverages: rising, 0..1.
+        calibration: of the scores of new vectors; rows are laid out as a replica lays them out.
 
     Raises ValueError for shapes that do not fit, coverages that fall or leave 0..1, and an order that is no permutation.
     """
     _check(queries, base, new, row_of, relevance, old_right, coverages)
+    if calibration is not None and not calibration.identity:
+        queries, base, new = widen(queries), lay_out(base, IDENTITY), lay_out(new, calibration)
     layout = _Layout.of(row_of, coverages)
     counted = np.flatnonzero(relevance.answerable)
     found = np.empty((len(coverages), len(counted)), np.int64)
@@ -103,22 +108,69 @@ def refresh_curve(
                 precisions[:, at + place] = _average_precisions(
                     old_scores[place], new_scores[place], relevance.of(int(query)), layout
                 )
-    right = [relevance.hits(rows[:, None], counted) for rows in found]
+    right = np.array([relevance.hits(rows[:, None], counted) for rows in found])
+    return _points(coverages, layout.edges, old_right[counted], right, precisions)
+
+
+def answered(points: Sequence[CurvePoint], old_right: Bools, right: Bools) -> list[CurvePoint]:
+    """The same states with other answers: `old_right` (n,) and `right` (S, n) bool, of the queries that count."""
+    edges = np.array([point.items for point in points], np.int64)
+    return _points([point.coverage for point in points], edges, old_right, right, None)
+
+
+def _points(
+    coverages: Sequence[float], edges: I64, old_right: Bools, right: Bools, precisions: F64 | None
+) -> list[CurvePoint]:
     return [
         CurvePoint(
             coverage=float(coverage),
-            items=int(layout.edges[state]),
-            n=len(counted),
+            items=int(edges[state]),
+            n=len(old_right),
             right=int(right[state].sum()),
-            flips=FlipCounts.of(old_right[counted], right[state]),
+            flips=FlipCounts.of(old_right, right[state]),
             previous_flips=FlipCounts.of(right[state - 1], right[state]) if state else None,
             mean_average_precision=(
-                float(precisions[state].mean()) if precisions is not None and len(counted) else None
+                float(precisions[state].mean()) if precisions is not None and len(old_right) else None
             ),
             answers=right[state],
         )
         for state, coverage in enumerate(coverages)
     ]
+
+
+def duel_of(
+    queries: F32,
+    base: F32,
+    new: F32,
+    row_of: npt.NDArray[np.integer],
+    relevance: Relevance,
+    coverages: Sequence[float] = DEFAULT_COVERAGES,
+    *,
+    base_queries: F32 | None = None,
+) -> Duel:
+    """In every state of a refresh, the best stored and the best renewed row of each query that counts.
+
+    Arguments as of `refresh_curve`. `base_queries`: (Q, d_base) float32, what the stored vectors are asked with, `base`
+    (N, d_base); None: with `queries`.
+    """
+    layout = _Layout.of(row_of, coverages)
+    counted = np.flatnonzero(relevance.answerable)
+    shape = len(coverages), len(counted)
+    best = [np.empty(shape, np.uint64), np.empty(shape, np.uint64)]
+    stored, renewed = base[layout.rows], new[layout.rows]
+    asked = queries if base_queries is None else base_queries
+    block = max(16, _SCORES_BYTES // (8 * max(len(base), 1)))
+    for at in range(0, len(counted), block):
+        some = counted[at : at + block]
+        scores = similarities(asked[some], stored), similarities(queries[some], renewed)
+        for each, found in zip(best, _best_keys(*scores, layout), strict=True):
+            each[:, at : at + len(some)] = found
+    values = [np.where(each == keys.EMPTY, -np.inf, keys.scores_of(each)).astype(np.float64) for each in best]
+    hits = [
+        np.array([relevance.hits(keys.rows_of(state).astype(np.int64)[:, None], counted) for state in each])
+        for each in best
+    ]
+    return Duel(np.asarray(coverages, np.float64), values[0], values[1], hits[0], hits[1])
 
 
 @dataclass(frozen=True)
@@ -150,11 +202,16 @@ class _Layout:
 
 def _best_rows(old_scores: F32, new_scores: F32, layout: _Layout) -> I64:
     """(states, q) int64: the first answer of each query in each state."""
+    return keys.rows_of(np.minimum(*_best_keys(old_scores, new_scores, layout))).astype(np.int64)
+
+
+def _best_keys(old_scores: F32, new_scores: F32, layout: _Layout) -> tuple[keys.Keys, keys.Keys]:
+    """(states, q) uint64 each: the best key of each query in each state among stored rows, and among renewed ones."""
     stored = _best_of_segments(old_scores, layout)
     renewed = _best_of_segments(new_scores, layout)
     up_to = np.minimum.accumulate(renewed, axis=0)[:-1]
     beyond = np.minimum.accumulate(stored[::-1], axis=0)[::-1][1:]
-    return keys.rows_of(np.minimum(up_to, beyond)).astype(np.int64)
+    return beyond, up_to
 
 
 def _best_of_segments(scores: F32, layout: _Layout) -> keys.Keys:

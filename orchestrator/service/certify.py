@@ -23,7 +23,7 @@ from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.matrix import GalleryMatrix, load_matrix
 
 if TYPE_CHECKING:
-    from orchestrator.core.certificate import Measurement
+    from orchestrator.core.certificate import Judgement, Measurement
     from orchestrator.core.significance import RefreshIntervals
     from orchestrator.core.simulate import CurvePoint
 
@@ -62,9 +62,8 @@ def certify(
         NotCertifiedError: dimensions that differ, and no adapter.
         UsageError: a query set of clicks, or without relevance.
     """
-    from orchestrator.core.certificate import judge
     from orchestrator.core.metrics import top_k
-    from orchestrator.core.simulate import refresh_curve
+    from orchestrator.service.calibrating import Sample, calibrate
 
     with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         old, new = find_model(connection, request.old), find_model(connection, request.new)
@@ -98,12 +97,24 @@ def certify(
     for place in failed:
         fresh[place] = base[place]  # a quarantined item keeps its old place in the gallery
     old_right = relevance.hits(top_k(old_queries, stored, 1)[1]) & relevance.answerable
-    curve = refresh_curve(new_queries, base, fresh, rng.permutation(len(rows)), relevance, old_right)
-    intervals = _intervals(old_right[relevance.answerable], curve, rng)
-    measured = _measurement(float(old_right.sum()), curve, intervals)
-    judgement = judge(measured, request.minimum_queries, request.tolerance)
+    unread = np.array(sorted(failed), np.int64)
+    sample = Sample(new_queries, base, fresh, unread, relevance, old_right, old_queries, adapter is not None)
+    order = rng.permutation(len(rows))
+    raw = _judged(sample.curve(order), old_right[sample.counted], rng, request)
+    # Of its own generator: what is judged raw stays what it was. Where queries move, nothing is ever mixed.
+    own_rng = np.random.default_rng([request.seed, 1])
+    found = None if backward else calibrate(sample, order, own_rng)
+    chosen = raw
+    if found is not None and found.fitted.effect.pays:
+        calibrated = _judged(found.curve, old_right[sample.counted], own_rng, request)
+        # A map that cuts flips is not worth a certificate.
+        chosen = raw if raw.judgement.certified and not calibrated.judgement.certified else calibrated
+    judgement = chosen.judgement
     report: dict[str, Any] = {
-        **_figures(measured, curve, intervals),
+        **chosen.figures,
+        "calibration": None if found is None else found.report(on=chosen is not raw),
+        "uncalibrated": None if chosen is raw else raw.kept(),
+        "guard": None if found is None else found.guard(chosen is not raw, own_rng),
         "adapter_maps": None if adapter is None else "queries" if backward else "gallery",
         "lowest": judgement.lowest,
         "update_gain": judgement.update_gain,
@@ -139,6 +150,44 @@ def certify(
         )
     assert row is not None
     return row
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A simulated refresh and what is said of it."""
+
+    judgement: Judgement
+    figures: dict[str, Any]
+
+    def kept(self) -> dict[str, Any]:
+        """The verdict and the figures that calibrated scores stand in for."""
+        kept = {key: self.figures[key] for key in ("curve", "flips")}
+        intervals = {
+            key: self.figures["intervals"].get(key) for key in ("start_difference", "lowest_difference")
+        }
+        judgement = self.judgement
+        return {
+            "verdict": judgement.verdict.value,
+            "reason": judgement.reason,
+            "lowest": judgement.lowest,
+            "intervals": intervals,
+            **kept,
+        }
+
+
+def _judged(
+    curve: list[CurvePoint],
+    old_right: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+    request: CertifyRequest,
+) -> _Judged:
+    """The verdict over a refresh; `old_right` (n,) bool, of the queries that count."""
+    from orchestrator.core.certificate import judge
+
+    intervals = _intervals(old_right, curve, rng)
+    measured = _measurement(float(old_right.sum()), curve, intervals)
+    judgement = judge(measured, request.minimum_queries, request.tolerance)
+    return _Judged(judgement, _figures(measured, curve, intervals))
 
 
 def _known_relevance(connection: Connection, gallery: GalleryRow, name: str | None) -> QuerySetRow:

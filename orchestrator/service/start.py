@@ -22,6 +22,7 @@ from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, RolloutRow
+from orchestrator.service.mixing import certified_uncalibrated, resolved_calibration, resolved_guard
 from orchestrator.service.names import find_adapter, find_gallery, find_model
 from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.scoring import check_order
@@ -47,6 +48,8 @@ class StartRequest:
         temperature: of the softmax over prototypes.
         lane: which rollout workers take first: urgent, backfill or repair.
         supersede: take the place of a rollout that still runs; what it committed stays in use.
+        calibration: auto: as the certificate says; off: raw scores.
+        guard: the old model helps with the queries at risk, while the refresh runs.
     """
 
     gallery: str
@@ -63,6 +66,8 @@ class StartRequest:
     supersede: bool = False
     demand_base: str = "entropy"
     reorder: str | None = None
+    calibration: str = "auto"
+    guard: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,8 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
             f"`hotrefresh model adapt {stored.name} {new.name} --gallery {gallery.name}`."
         )
     certificate = require_certificate(connection, gallery, new, stored, adapter)
+    calibration = resolved_calibration(connection, gallery, certificate, strategy, request.calibration)
+    guard = resolved_guard(connection, gallery, certificate, calibration, request, strategy)
     if running is not None:
         _certify_the_rest(connection, gallery, new, running)
     if strategy.reembeds:
@@ -162,6 +169,8 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         "flip_ks": sorted({1, *context.settings.flip_ks, *depths(gates, of_churn=False)}),
         "churn_k": max({context.settings.churn_k, *depths(gates, of_churn=True)}),
         "churn_p": context.settings.churn_p,
+        "calibration": calibration,
+        "guard": guard,
     }
     return Checked(
         gallery,
@@ -240,7 +249,7 @@ def _certify_the_rest(
         if rollout.id != running.id:
             old = model_queries.model_by_id(connection, rollout.to_model_id)
             adapter = None if adapter_id is None else model_queries.adapter_by_id(connection, adapter_id)
-            require_certificate(connection, gallery, new, old, adapter)
+            certified_uncalibrated(require_certificate(connection, gallery, new, old, adapter))
             if rollout.state == "finalized":
                 return
         if rollout.adapter_id is not None and adapter_id is not None:
@@ -281,7 +290,9 @@ def require_certificate(
     return certificate
 
 
-def simulated_curve(certificate: CertificateRow) -> list[tuple[str, str, float, float]]:
+def simulated_curve(
+    certificate: CertificateRow, calibration: str = "auto"
+) -> list[tuple[str, str, float, float]]:
     """What the certificate saw of a refresh, as points (metric, order, coverage, value) to lay beside its own.
 
     None of a sample of the gallery: among fewer items recall is higher, and the two could not be compared.
@@ -289,9 +300,10 @@ def simulated_curve(certificate: CertificateRow) -> list[tuple[str, str, float, 
     measured = certificate.measured
     if not measured.get("whole_gallery"):
         return []
+    raw = measured.get("uncalibrated")
     return [
         (measured["metric"], measured["simulated_order"], point["coverage"], point["value"])
-        for point in measured["curve"]
+        for point in (measured if raw is None or calibration == "auto" else raw)["curve"]
         if point["value"] is not None
     ]
 
@@ -346,7 +358,9 @@ def start(
             assert latest is not None
             raise already_active(checked.gallery, latest)
         if checked.strategy.reembeds and checked.running is None:
-            flip_queries.insert_curve_points(connection, rollout_id, simulated_curve(checked.certificate))
+            flip_queries.insert_curve_points(
+                connection, rollout_id, simulated_curve(checked.certificate, request.calibration)
+            )
         rollout_queries.write_audit(
             connection,
             actor=context.actor,

@@ -30,6 +30,7 @@ from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.flips import CLICKS, FLIPS, WHOLE
 from orchestrator.ledger.rows import ChurnRow, EvaluationRow, LogEntry, RolloutRow
+from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting
 from orchestrator.serving.embedding import QuerySet, load_query_set
 from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch, rows_of_ranks
 from orchestrator.serving.queries import encode_queries, query_path
@@ -263,10 +264,13 @@ class Evaluator:
             since = None if rollout.how.holds_vectors else self.seq
             before = load_matrix(connection, rollout.gallery_id, before=rollout.id, up_to=since)
             gone = log_queries.deleted_rows(connection, rollout.gallery_id, self.seen_seq)
-            before.vectors[gone] = 0
-            old_vectors = before.vectors.copy()
+            maps = calibrations(connection, rollout.gallery_id, self._holder)
+            before.vectors[gone], before.version[gone] = 0, 0
+            old_vectors = calibrated(before.vectors, before.version, maps).copy()
             apply_rollout(connection, before, rollout, seq=0)
-            before.vectors[gone] = 0
+            before.vectors[gone], before.version[gone] = 0, 0
+            deployed = calibrated(before.vectors, before.version, maps)
+            self._width = deployed.shape[1]
         self._sets = []
         for queries in loaded:
             old, _ = encode_queries(context, old_path, queries.uris)
@@ -275,10 +279,10 @@ class Evaluator:
                 QuerySetEvaluator(
                     rollout,
                     queries,
-                    old,
-                    new,
+                    fitting(old, old_vectors.shape[1]),
+                    fitting(new, self._width),
                     old_vectors,
-                    before.vectors.copy(),
+                    deployed.copy(),
                     rollout.config.get("flip_ks", [1]),
                     context.settings.buffer_size,
                     churn_k=rollout.config.get("churn_k", context.settings.churn_k),
@@ -312,8 +316,8 @@ class Evaluator:
             return []
         batch = read_batch(connection, self._holder, entry)
         rows = np.concatenate([batch.rows, batch.emptied])
-        empty = np.zeros((len(batch.emptied), batch.vectors.shape[1]), np.float32)
-        vectors = np.concatenate([batch.vectors, empty])
+        laid_out = batch_rows(self._holder, batch.vectors, self._width)
+        vectors = np.concatenate([laid_out, np.zeros((len(batch.emptied), self._width), np.float32)])
         return [each.apply(rows, vectors, batch.kept) for each in self._sets]
 
     def _outgrown(self, connection: Connection, entry: LogEntry) -> bool:

@@ -22,9 +22,12 @@ from orchestrator.index import Rows, make_index
 from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
+from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
+from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting, needs_layout
 from orchestrator.serving.filters import Where, checked, contents_of_batch, load_columns, put
+from orchestrator.serving.guard import Guarded, GuardedSearch, guard_of
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
 from orchestrator.serving.queries import QueryPath, mapped, query_path, serving_path
@@ -50,12 +53,29 @@ class Hit:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a search returns: the hits, the model that encoded the query, the place of the log it was answered at."""
+    """What a search returns: the hits, the model that encoded the query, the place of the log it was answered at.
+
+    `guarded`: the query was at risk, and the old system's answer was merged in (`core.guard`).
+    """
 
     hits: tuple[Hit, ...]
     model: str
     seq: int
     coverage_ratio: float
+    rollout_id: int | None
+    guarded: bool = False
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Answers of one mixture: scores, rows and versions (q, k), which are guarded (q,), and the mixture's place."""
+
+    scores: npt.NDArray[np.float32]
+    rows: npt.NDArray[np.int64]
+    versions: npt.NDArray[np.int64]
+    guarded: npt.NDArray[np.bool_]
+    seq: int
+    coverage: float
     rollout_id: int | None
 
 
@@ -96,12 +116,23 @@ class Replica:
                     f"`hotrefresh gallery embed {self.gallery.name} --model NAME` first."
                 )
             path = serving_path(connection, serving)
+            rollout = rollout_queries.rollout_by_id(connection, serving.rollout_id or 0)
+            guard = guard_of(connection, rollout)
             matrix = load_matrix(connection, self.gallery.id)
+            vectors = calibrated(matrix.vectors, matrix.version, calibrations(connection, self.gallery.id))
             columns = None
             if self._filtered:
                 columns = load_columns(connection, self.gallery.id, matrix.version, matrix.seq)
-        index = make_index(self._backend, matrix.vectors)
-        served = Served(index, matrix.version, path, serving.rollout_id, columns)
+        index = make_index(self._backend, vectors)
+        served = Served(
+            index,
+            matrix.version,
+            path,
+            serving.rollout_id,
+            width=vectors.shape[1],
+            guard=guard,
+            columns=columns,
+        )
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
 
@@ -117,7 +148,10 @@ class Replica:
                 self._served.columns = columns
 
     def snapshot(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
-        """What is served at one place of the log: vectors (n, dim), version (n,), both copies, and the place."""
+        """What is served at one place of the log: vectors (n, width), version (n,), both copies, and the place.
+
+        `width` is the dim, and one more where scores are calibrated (`serving.calibration`).
+        """
         with self._lock.read():
             return self._served.index.vectors().copy(), self._served.version.copy(), self.seq
 
@@ -146,17 +180,29 @@ class Replica:
         if entry.kind == "batch":
             self._apply_batch(connection, rollout, entry)
             return False
-        if entry.kind == "deployed" and not rollout.how.lifts and rollout.kind == "upgrade":
+        if (
+            entry.kind == "deployed"
+            and not rollout.how.lifts
+            and rollout.kind == "upgrade"
+            and not self._needs_layout(connection, rollout)
+        ):
             # Nothing stored changes: only what makes queries' vectors. This is why the answer comes in seconds.
             path = query_path(connection, rollout.to_model_id, rollout)
+            guard = guard_of(connection, rollout)
             with self._lock.write():
                 self._served.path, self._served.rollout_id, self.seq = path, rollout.id, entry.seq
+                self._served.guard = guard
             return False
         if entry.kind == "finalized" and rollout.kind == "upgrade":
             self.seq = entry.seq
             return False
         self._reload()
         return True
+
+    def _needs_layout(self, connection: Connection, rollout: RolloutRow) -> bool:
+        """Whether the index has no coordinate yet for the rollout's calibration, and is built anew beside this one."""
+        dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
+        return needs_layout(rollout, dim, self._served.width)
 
     def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
         """Put a batch over the mixture, all of it and its place in the log under one hold of the lock.
@@ -165,6 +211,7 @@ class Replica:
         What takes longer, the ledger's word and the extent with its checksum, comes before.
         """
         batch = read_batch(connection, rollout, entry)
+        vectors = batch_rows(rollout, batch.vectors, self._served.width)
         reach("replica_read")
         contents: Mapping[int, Mapping[str, str]] = {}
         if (columns := self._served.columns) is not None:
@@ -173,7 +220,7 @@ class Replica:
         with self._lock.write():
             served = self._served
             if len(batch.rows):
-                served.index.replace(batch.rows, batch.vectors)
+                served.index.replace(batch.rows, vectors)
                 reach("replica_mid_apply")
                 served.mark(batch.rows, rollout.id)
                 if columns is not None:
@@ -213,7 +260,7 @@ class Replica:
             encoder = self._context.encoder(path.model)
             vectors = encoder.encode([encoder.preprocess(query) for query in queries])
             with suppress(StalePathError):
-                return self._search(path, vectors, k, where)
+                return self._search(path, vectors, k, where, queries)
 
     def search_vectors(
         self,
@@ -222,12 +269,14 @@ class Replica:
         where: Where | None = None,
         *,
         path_ids: tuple[int, int | None] | None = None,
+        contents: Sequence[Any] | None = None,
     ) -> list[Answer]:
         """Answer queries that are embedded already, each from one consistent mixture.
 
         Args:
             vectors: (q, dim) float32, L2-normalised, as the model that serves makes them: before a query adapter.
             path_ids: the `path.ids` that they were made for.
+            contents: the decoded queries, for a guard: without them it has nothing to embed, and no answer is guarded.
 
         Raises:
             StalePathError: another model or adapter serves by now: encode the queries again.
@@ -236,49 +285,67 @@ class Replica:
         path = self._served.path
         if path_ids is not None and path_ids != path.ids:
             raise _stale(path)
-        return self._search(path, _checked_queries(vectors, path.model), k, where)
+        return self._search(path, _checked_queries(vectors, path.model), k, where, contents)
 
     def _search(
-        self, path: QueryPath, vectors: npt.NDArray[np.float32], k: int, where: Where | None
+        self,
+        path: QueryPath,
+        vectors: npt.NDArray[np.float32],
+        k: int,
+        where: Where | None,
+        contents: Sequence[Any] | None,
     ) -> list[Answer]:
+        """Search one mixture with the vectors that `path` made."""
         wanted = None if where is None else checked(where)
         if wanted and self._served.columns is None:
             self.load_attributes()
         queries = mapped(self._context, path, vectors)
-        with self._lock.read():
-            served = self._served
-            if served.path.ids != path.ids:
-                raise _stale(served.path)
-            most = min(k, max(1, len(served.version)))
-            scores, rows = served.index.search(queries, most, served.allowed(wanted))
-            versions = np.where(rows >= 0, served.version[rows], 0)
-            seq, rollout_id, coverage = self.seq, served.rollout_id, served.coverage_ratio
-        return self._answers(path.model.name, scores, rows, versions, seq, coverage, rollout_id)
+        guarding: GuardedSearch | None = None
+        while True:
+            with self._lock.read():
+                served = self._served
+                if served.path.ids != path.ids:
+                    raise _stale(served.path)
+                asked, allowed = fitting(queries, served.width), served.allowed(wanted)
+                scores, rows = served.index.search(asked, min(k, max(1, len(served.version))), allowed)
+                answered: Guarded | None = scores, rows, np.zeros(len(rows), np.bool_)
+                if served.guard is not None and contents is not None:
+                    if guarding is None or guarding.guard != served.guard:
+                        guarding = GuardedSearch(self._context, served.guard, contents)
+                    answered = guarding.answer(served.index, served.version, asked, scores, rows, allowed)
+                if answered is not None:
+                    found = self._found(served, *answered)
+                    break
+            assert guarding is not None, "only a guard asks for more"
+            guarding.encode()  # outside the lock; the mixture may move meanwhile, so everything is searched again
+        return self._answers(path.model.name, found)
 
-    def _answers(
+    def _found(
         self,
-        model: str,
-        scores: Any,
-        rows: Any,
-        versions: Any,
-        seq: int,
-        coverage: float,
-        rollout_id: int | None,
-    ) -> list[Answer]:
-        items = self.items(sorted({int(row) for row in rows.ravel() if row >= 0}))
+        served: Served,
+        scores: npt.NDArray[np.float32],
+        rows: npt.NDArray[np.int64],
+        guarded: npt.NDArray[np.bool_],
+    ) -> _Found:
+        versions = np.where(rows >= 0, served.version[rows], 0)
+        return _Found(scores, rows, versions, guarded, self.seq, served.coverage_ratio, served.rollout_id)
+
+    def _answers(self, model: str, found: _Found) -> list[Answer]:
+        items = self.items(sorted({int(row) for row in found.rows.ravel() if row >= 0}))
         return [
             Answer(
                 tuple(
                     Hit(int(r), items[int(r)].key, items[int(r)].uri, items[int(r)].label, float(s), int(v))
-                    for s, r, v in zip(scores[q], rows[q], versions[q], strict=True)
+                    for s, r, v in zip(found.scores[q], found.rows[q], found.versions[q], strict=True)
                     if r >= 0 and v > 0 and int(r) in items
                 ),
                 model,
-                seq,
-                coverage,
-                rollout_id,
+                found.seq,
+                found.coverage,
+                found.rollout_id,
+                bool(found.guarded[q]),
             )
-            for q in range(len(rows))
+            for q in range(len(found.rows))
         ]
 
     def items(self, rows: Sequence[int]) -> dict[int, ItemRow]:

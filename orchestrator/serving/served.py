@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from orchestrator.index import Mask, Rows, VectorIndex
 from orchestrator.serving.filters import Columns
+from orchestrator.serving.guard import RolloutGuard
 from orchestrator.serving.queries import QueryPath
 
 
@@ -20,6 +21,8 @@ class Served:
         version: (n,) int64, the rollout each row's vector comes from; 0 where it has none. Written by `mark` only.
         path: what makes a query's vector.
         rollout_id: the rollout that serves.
+        width: coordinates of a row in the index: the dim, and one more where scores are calibrated.
+        guard: what answers queries at risk by two models; None: nothing does.
         columns: the items' attributes; None until somebody filters by them.
         counts: how many rows there are of each version, so that no search counts them.
         written: rows written since somebody began to copy, None while nobody does (`snapshots`).
@@ -29,6 +32,8 @@ class Served:
     version: Rows
     path: QueryPath
     rollout_id: int | None
+    width: int
+    guard: RolloutGuard | None = None
     columns: Columns | None = None
     counts: dict[int, int] = field(default_factory=dict)
     written: list[Rows] | None = None
@@ -76,7 +81,7 @@ class Served:
 
     def empty(self, rows: Rows) -> None:
         """These rows have no vector from now on."""
-        self.index.replace(rows, np.zeros((len(rows), self.index.vectors().shape[1]), np.float32))
+        self.index.replace(rows, np.zeros((len(rows), self.width), np.float32))
         self.mark(rows, 0)
         if self.columns is not None:
             self.columns.drop(rows)

@@ -65,7 +65,8 @@ def test_the_same_seed_measures_the_same_and_another_draws_other_queries(world, 
     platform.register_network(world, tmp_path, "far", seed=0, moved=0.35)
     once, again, other = (certified(world, "far", seed=seed).measured for seed in (4, 4, 5))
     assert once == again
-    assert once["intervals"] != other["intervals"]
+    assert once["uncalibrated"]["intervals"] != other["uncalibrated"]["intervals"]
+    assert once["calibration"]["halves"] != other["calibration"]["halves"]
 
 
 def test_a_stranger_is_refused_for_flips_that_are_no_chance(world, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from orchestrator.core.calibration import IDENTITY, Calibration, lay_out, widen
 from orchestrator.core.flips import Cause, FlipCounts, FlipKind, FlipTracker, Reference
 from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import Relevance, top_k
@@ -34,10 +35,13 @@ def causes_in_full(answers, right, right_before, relevance, done):
 N, Q, D, BATCH = 1500, 120, 12, 50
 
 
+@pytest.mark.parametrize("calibration", [None, Calibration(1.5, 2.25)], ids=["raw", "calibrated"])
 @pytest.mark.parametrize("k", [1, 5])
 @pytest.mark.parametrize("drift", [0.6, 0.0, -0.6], ids=["improving", "neutral", "falling"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_at_ten_random_checkpoints_answers_scores_and_flips_are_those_of_a_full_search(seed, drift, k):
+def test_at_ten_random_checkpoints_answers_scores_and_flips_are_those_of_a_full_search(
+    seed, drift, k, calibration
+):
     """Whole coordinates: dot products are exact, so ids and scores are equal bit by bit, ties as well."""
     rng = np.random.default_rng(seed)
     queries = rng.integers(-4, 5, (Q, D)).astype(np.float32)
@@ -46,8 +50,12 @@ def test_at_ten_random_checkpoints_answers_scores_and_flips_are_those_of_a_full_
     owner = rng.integers(0, Q, N)  # each row answers one query, and moves towards it, or away
     relevance = Relevance.from_pairs(Q, owner, np.arange(N))
     new = np.rint(gallery + drift * queries[owner] + rng.integers(-1, 2, (N, D))).astype(np.float32)
+    old_queries = old_queries.astype(np.float32)
+    if calibration is not None:  # as rows are laid out where scores are calibrated
+        queries, old_queries = widen(queries), widen(old_queries)
+        gallery, new = lay_out(gallery, IDENTITY), lay_out(new, calibration)
 
-    old_scores, old_rows = top_k(old_queries.astype(np.float32), gallery, k)
+    old_scores, old_rows = top_k(old_queries, gallery, k)
     right_before = relevance.hits(old_rows)[relevance.answerable]
     tracker = FlipTracker(relevance, old_scores, old_rows)
     live = gallery.copy()
