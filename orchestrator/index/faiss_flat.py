@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from orchestrator.errors import UnreachableError
-from orchestrator.index import Mask, Rows, Vectors
+from orchestrator.index import IndexOptions, Mask, Rows, Vectors
 
 try:
     import faiss
@@ -21,7 +21,11 @@ faiss.cvar.distance_compute_blas_threshold = 20
 class FaissFlat:
     """An IndexFlatIP whose storage is written directly: replacing 1,024 rows is a copy, not remove and add."""
 
-    def __init__(self, vectors: Vectors) -> None:
+    exact = True
+
+    def __init__(self, vectors: Vectors, options: IndexOptions | None = None) -> None:
+        del options
+        self.dim = vectors.shape[1]
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         self._add(np.ascontiguousarray(vectors, np.float32))
 

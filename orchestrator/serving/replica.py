@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError, HotrefreshError
 from orchestrator.failpoints import reach
-from orchestrator.index import VectorIndex, make_index
+from orchestrator.index import VectorIndex, index_options, make_index
 from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
@@ -67,10 +67,12 @@ class _Served:
 class Replica:
     """Follows one gallery. `catch_up` applies what is new; `follow` does so in a thread until `close`."""
 
-    def __init__(self, context: Context, gallery: GalleryRow, backend: str = "faiss-flat") -> None:
+    def __init__(self, context: Context, gallery: GalleryRow, backend: str | None = None) -> None:
         self._context = context
         self.gallery = gallery
-        self._backend = backend
+        self._settings = context.settings.model_copy(
+            update={"index": backend or context.settings.index}
+        )  # the settings' index, unless a caller names one
         self._lock = WriterPreferringLock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
