@@ -90,9 +90,9 @@ class IndexOptions:
     seed: int = 0
 
 
-def index_options(settings: Settings, database_url: str) -> IndexOptions:
-    """The options that a process's settings say; a database backend without a URL of its own uses the ledger's."""
-    url = settings.index_url or (database_url if settings.index.startswith("pgvector") else None)
+def index_options(settings: Settings, name: str, database_url: str) -> IndexOptions:
+    """What the settings say for a backend; a database backend without a URL of its own uses the ledger's."""
+    url = settings.index_url or (database_url if name.startswith("pgvector") else None)
     return IndexOptions(
         url=url,
         token=settings.index_token,

@@ -70,9 +70,7 @@ class Replica:
     def __init__(self, context: Context, gallery: GalleryRow, backend: str | None = None) -> None:
         self._context = context
         self.gallery = gallery
-        self._settings = context.settings.model_copy(
-            update={"index": backend or context.settings.index}
-        )  # the settings' index, unless a caller names one
+        self._backend = backend or context.settings.index
         self._lock = WriterPreferringLock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -101,9 +99,15 @@ class Replica:
                 )
             path = serving_path(connection, serving)
             matrix = load_matrix(connection, self.gallery.id)
-        served = _Served(make_index(self._backend, matrix.vectors), matrix.version, path, serving.rollout_id)
+        url = self._context.engine.url.render_as_string(hide_password=False)
+        options = index_options(self._context.settings, self._backend, url)
+        index = make_index(self._backend, matrix.vectors, options, self._lock)
+        served = _Served(index, matrix.version, path, serving.rollout_id)
         with self._lock.write():
+            old: _Served | None = self.__dict__.get("_served")
             self._served, self.seq = served, matrix.seq
+        if old is not None:  # nobody searches it any more; a rebuild of it needs the lock to end
+            old.index.close()
 
     def snapshot(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], int]:
         """What is served at one place of the log: vectors (n, dim), version (n,), both copies, and the place."""
@@ -175,7 +179,7 @@ class Replica:
         """These rows have no vector from now on."""
         if len(rows):
             with self._lock.write():
-                vectors = np.zeros((len(rows), self._served.index.vectors().shape[1]), np.float32)
+                vectors = np.zeros((len(rows), self._served.index.dim), np.float32)
                 self._served.index.replace(rows, vectors)
                 self._served.version[rows] = 0
 
@@ -253,10 +257,11 @@ class Replica:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop following."""
+        """Stop following; what the index holds outside this process is gone after it."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
+        self._served.index.close()
 
     def __enter__(self) -> Replica:
         return self

@@ -166,7 +166,9 @@ def test_all_rows_replaced_is_a_new_gallery(make, exact):
     for at in range(0, 2000, 500):
         index.replace(np.arange(at, at + 500), new[at : at + 500])
     np.testing.assert_array_equal(index.vectors(), new)
-    if hasattr(index, "rebuilt"):  # its lists are the old model's: it says so, and new ones are as good as ever
+    if hasattr(
+        index, "rebuilt"
+    ):  # its lists are the old model's: it says so, and new ones are as good as ever
         assert index.stale()
         index = index.rebuilt(index.vectors())
         assert not index.stale()

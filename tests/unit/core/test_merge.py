@@ -40,7 +40,11 @@ def test_it_is_what_sorting_everything_gives(seed, widths, k, queries):
     assert found.shape == best.shape == (queries, k)
     for query, wanted in enumerate(naive(scores, rows, k)):
         assert found[query].tolist() == wanted + [-1] * (k - len(wanted))
-        of = {int(r): s for ss, rr in zip(scores, rows, strict=True) for s, r in zip(ss[query], rr[query], strict=True)}
+        of = {
+            int(r): s
+            for ss, rr in zip(scores, rows, strict=True)
+            for s, r in zip(ss[query], rr[query], strict=True)
+        }
         assert [of[r] for r in wanted] == best[query][: len(wanted)].tolist()
         assert (best[query][len(wanted) :] == -np.inf).all()
 
@@ -53,7 +57,9 @@ def test_shards_of_a_gallery_with_doubles_answer_as_the_whole():
     parts = [(0, 13), (13, 45), (45, 60)]
     found = [top_k(queries, gallery[a:b], 10) for a, b in parts]
     _, rows = merge_top_k(
-        [scores for scores, _ in found], [rows + a for (_, rows), (a, _) in zip(found, parts, strict=True)], 10
+        [scores for scores, _ in found],
+        [rows + a for (_, rows), (a, _) in zip(found, parts, strict=True)],
+        10,
     )
     np.testing.assert_array_equal(rows, top_k(queries, gallery, 10)[1])
 

@@ -100,7 +100,9 @@ def test_a_rebuild_that_fails_leaves_the_old_one_answering_and_says_so(caplog):
         assert index.wait(30)
     assert "MemoryError: no room" in caplog.text
     assert index.swaps == 0
-    write(index, lock, np.array([4]), some(1, seed=2))  # not tried again at once, and nothing is noted any more
+    write(
+        index, lock, np.array([4]), some(1, seed=2)
+    )  # not tried again at once, and nothing is noted any more
     assert index.wait(0)
     np.testing.assert_array_equal(index.vectors()[[3, 4]], np.concatenate([some(1, seed=1), some(1, seed=2)]))
 
