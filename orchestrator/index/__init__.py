@@ -110,6 +110,12 @@ BACKENDS: dict[str, tuple[str, str, str]] = {
     "faiss-flat": ("orchestrator.index.faiss_flat:FaissFlat", "exact", "one FAISS matrix in memory"),
     "faiss-ivf": ("orchestrator.index.faiss_ivf:FaissIvf", "approximate", "FAISS inverted lists in memory"),
     "torch": ("orchestrator.index.torch_flat:TorchFlat", "exact", "one matrix on the GPU, or on the CPU"),
+    "pgvector": ("orchestrator.index.pgvector:PgVector", "exact", "a table of a PostgreSQL server, scanned"),
+    "pgvector-hnsw": (
+        "orchestrator.index.pgvector:PgVectorHnsw",
+        "approximate",
+        "the same with an HNSW graph",
+    ),
 }
 
 

@@ -35,6 +35,11 @@ class Sharded:
         self.exact = all(shard.exact for shard in self._shards)
         self._pool = ThreadPoolExecutor(len(self._shards), thread_name_prefix="shard")
 
+    @property
+    def lost(self) -> bool:
+        """Whether a shard lost what it held."""
+        return any(getattr(shard, "lost", False) for shard in self._shards)
+
     def replace(self, rows: Rows, vectors: Vectors) -> None:
         rows = np.asarray(rows, np.int64)
         owners = np.searchsorted(self._starts, rows, side="right") - 1

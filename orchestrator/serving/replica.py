@@ -117,6 +117,8 @@ class Replica:
     def catch_up(self) -> int:
         """Apply every log entry that is new; returns how many."""
         applied = 0
+        if getattr(self._served.index, "lost", False):  # its server went away with what it held
+            self._reload()
         while True:
             with transaction(self._context.engine) as connection:
                 entries = log_queries.log_after(connection, self.gallery.id, self.seq, 256)
