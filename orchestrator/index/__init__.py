@@ -116,6 +116,11 @@ BACKENDS: dict[str, tuple[str, str, str]] = {
         "approximate",
         "the same with an HNSW graph",
     ),
+    "milvus": (
+        "orchestrator.index.milvus:Milvus",
+        "exact",
+        "a Milvus cluster, or milvus-lite in the data folder",
+    ),
 }
 
 

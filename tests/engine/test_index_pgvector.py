@@ -131,21 +131,27 @@ def test_a_lost_lock_is_noticed_by_the_next_write_and_by_the_next_connection(mak
 def test_the_graph_answers_unless_few_rows_are_allowed(make, empty_database):
     index = make(some(5000), "pgvector-hnsw")
 
-    def walks():
-        asked(empty_database, "SELECT pg_stat_force_next_flush()")
-        for connection in index._idle:
-            connection.execute("SELECT pg_stat_force_next_flush()")
-        return asked(
-            empty_database, "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname ~ 'vec'"
-        )[0][0]
+    def walks(wanted):
+        """Walks through the graph so far; a connection reports its own when it is idle, a moment later."""
+        for _ in range(100):
+            for connection in index._idle:
+                connection.execute("SELECT pg_stat_force_next_flush()")
+            found = asked(
+                empty_database, "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname ~ 'vec_idx'"
+            )[0][0]
+            if found >= wanted:
+                return found
+            asked(empty_database, "SELECT pg_sleep(0.05)")
+        return found
 
     index.search(some(4, seed=1), 10)
-    assert walks() == 4
+    assert walks(4) == 4
     index.search(some(3, seed=1), 10, np.arange(5000) < 4000)
-    assert walks() == 7
+    assert walks(7) == 7
     index.search(some(3, seed=1), 10, np.arange(5000) < 40)
     index.search(some(1, seed=1), 2000)  # more than the graph keeps candidates
-    assert walks() == 7
+    index.search(some(2, seed=1), 10)
+    assert walks(9) == 9
 
 
 def test_whoever_may_not_install_the_extension_is_told_what_to_do(empty_database):
