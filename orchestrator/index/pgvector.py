@@ -84,6 +84,9 @@ class PgVector:
         """Keys, statistics and the graph, after the rows are there."""
         self._run("ALTER TABLE {} ADD PRIMARY KEY (row)")
         if self._hnsw:
+            # A graph that does not fit the server's usual 64 MB is built many times slower: links are about 600 B a row.
+            megabytes = min(2000, max(64, self._n * (4 * self.dim + 600) // 10**6))
+            self._owner.execute("SELECT set_config('maintenance_work_mem', %s, false)", (f"{megabytes}MB",))
             self._run("CREATE INDEX ON {} USING hnsw (vec vector_ip_ops)")
         self._run("ANALYZE {}")
 
