@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from typing import Any
 
-_MODELS = Path(__file__).resolve().parent.parent / "models"
+_ROOT = Path(__file__).resolve().parent.parent
+_MODELS = _ROOT / "models"
 
 
 def method_names() -> list[str]:
@@ -18,9 +20,20 @@ def adapter_names() -> list[str]:
     return keys_of(_MODELS / "adapters" / "__init__.py", "ADAPTERS")
 
 
+def index_backends() -> dict[str, str]:
+    """The index backends, each with whether it is exact and what it is."""
+    found = literal_of(_ROOT / "orchestrator" / "index" / "__init__.py", "BACKENDS")
+    return {name: f"{exactness}, {what}" for name, (_, exactness, what) in found.items()}
+
+
 def keys_of(path: Path, name: str) -> list[str]:
     """The keys of the dict that a file assigns to `name`."""
+    return list(literal_of(path, name))
+
+
+def literal_of(path: Path, name: str) -> dict[str, Any]:
+    """The dict that a file assigns to `name`."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name and node.value is not None:
-            return list(ast.literal_eval(node.value))
+            return dict(ast.literal_eval(node.value))
     raise LookupError(f"{path} assigns no {name}")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cli.output import Format, Output, show
+from cli.registries import index_backends
 from cli.session import current, open_ledger, say, settings
 
 
@@ -22,6 +23,15 @@ def serve(
         str, typer.Option(help="Where to listen; beyond this machine a token is needed.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes a free one.")] = 8080,
+    index: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What searches are answered with, instead of the setting: "
+            + "; ".join(f"{name} ({what})" for name, what in index_backends().items())
+            + ".",
+        ),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Answer searches, health checks and metrics over HTTP until SIGTERM or Ctrl-C; requests at hand are finished.
@@ -41,6 +51,17 @@ def serve(
         say(f"serving on {url} (health: /livez, /readyz); log lines follow; stop with Ctrl-C")
         sys.stdout.flush()
 
+    _choose(index)
     current.interrupted = "The server has stopped; rollouts and workers go on."
     with open_socket(host, port) as listening, open_ledger() as context:
         serve_on(context, listening, token, ready)
+
+
+def _choose(index: str | None) -> None:
+    """Take another index backend than the setting's; a name that is none is refused before anything is loaded."""
+    from orchestrator.errors import UsageError
+
+    current.flags["index"] = index or current.flags.get("index")
+    chosen = settings().index
+    if chosen not in index_backends():
+        raise UsageError(f"there is no index backend {chosen!r}; there are {', '.join(index_backends())}.")

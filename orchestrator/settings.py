@@ -59,6 +59,25 @@ class Settings(BaseSettings):
     )
     api_token: str | None = Field(None, repr=False, description="bearer token of `hotrefresh serve`")
     api_token_file: Path | None = Field(None, description="a file with that token, mode 0600")
+    index: str = Field(
+        "faiss-flat", description="what replicas search with; `hotrefresh serve --help` lists the backends"
+    )
+    index_url: str | None = Field(
+        None,
+        repr=False,
+        description="server of that backend; unset: the ledger's database (pgvector), a file in data_dir (milvus)",
+    )
+    index_token: str | None = Field(None, repr=False, description="token of a Milvus cluster")
+    index_shards: int = Field(1, ge=1, le=256, description="row ranges searched side by side in one replica")
+    index_nprobe: int | None = Field(
+        None, ge=1, description="lists that faiss-ivf looks into; unset: a sixteenth of them, at least 8"
+    )
+    index_ef: int = Field(
+        100, ge=1, le=1000, description="candidates that an HNSW graph keeps while it searches"
+    )
+    index_rebuild_share: float = Field(
+        0.3, gt=0, le=1, description="share of rows replaced after which faiss-ivf makes its lists anew"
+    )
     worker_queues: list[str] = Field(
         ["control", "cpu", "gpu"],
         description="what a worker does: control (deploy, plan, finalize), cpu (evaluate), gpu (embed)",
@@ -113,10 +132,11 @@ class Settings(BaseSettings):
     def shown(self) -> dict[str, Any]:
         """The settings with passwords masked, ready to print."""
         shown = self.model_dump(mode="json")
-        for name in ("database_url", "broker_url"):
+        for name in ("database_url", "broker_url", "index_url"):
             shown[name] = masked(shown[name])
-        if shown["api_token"] is not None:
-            shown["api_token"] = "***"  # noqa: S105 - that is what masks it
+        for name in ("api_token", "index_token"):
+            if shown[name] is not None:
+                shown[name] = "***"
         return shown
 
 

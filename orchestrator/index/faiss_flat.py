@@ -9,7 +9,7 @@ import numpy as np
 from orchestrator.core import keys
 from orchestrator.core.metrics import top_keys
 from orchestrator.errors import UnreachableError
-from orchestrator.index import Mask, Rows, Vectors
+from orchestrator.index import IndexOptions, Mask, Rows, Vectors
 
 try:
     import faiss
@@ -33,7 +33,9 @@ class FaissFlat:
 
     exact = True
 
-    def __init__(self, vectors: Vectors) -> None:
+    def __init__(self, vectors: Vectors, options: IndexOptions | None = None) -> None:
+        del options
+        self.dim = vectors.shape[1]
         self._hold(np.array(vectors, np.float32, order="C"))
 
     def _hold(self, matrix: Vectors) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError, HotrefreshError, StalePathError, UsageError
 from orchestrator.failpoints import reach
-from orchestrator.index import Rows, make_index
+from orchestrator.index import Rows, index_options, make_index
 from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
@@ -82,10 +82,10 @@ class _Found:
 class Replica:
     """Follows one gallery. `catch_up` applies what is new; `follow` does so in a thread until `close`."""
 
-    def __init__(self, context: Context, gallery: GalleryRow, backend: str = "faiss-flat") -> None:
+    def __init__(self, context: Context, gallery: GalleryRow, backend: str | None = None) -> None:
         self._context = context
         self.gallery = gallery
-        self._backend = backend
+        self._backend = backend or context.settings.index
         self._lock = WriterPreferringLock()
         # Held by whoever changes what is served, or needs it to stand still while searches go on.
         self._applying = threading.Lock()
@@ -123,18 +123,15 @@ class Replica:
             columns = None
             if self._filtered:
                 columns = load_columns(connection, self.gallery.id, matrix.version, matrix.seq)
-        index = make_index(self._backend, vectors)
-        served = Served(
-            index,
-            matrix.version,
-            path,
-            serving.rollout_id,
-            width=vectors.shape[1],
-            guard=guard,
-            columns=columns,
-        )
+        url = self._context.engine.url.render_as_string(hide_password=False)
+        options = index_options(self._context.settings, self._backend, url)
+        index = make_index(self._backend, vectors, options, self._lock)
+        served = Served(index, matrix.version, path, serving.rollout_id, guard=guard, columns=columns)
         with self._lock.write():
+            old: Served | None = self.__dict__.get("_served")
             self._served, self.seq = served, matrix.seq
+        if old is not None:  # nobody searches it any more; a rebuild of it needs the lock to end
+            old.index.close()
 
     def load_attributes(self) -> None:
         """Read the items' attributes, unless they are there: from now on the log is followed with them."""
@@ -158,6 +155,8 @@ class Replica:
     def catch_up(self) -> int:
         """Apply every log entry that is new; returns how many."""
         applied = 0
+        if getattr(self._served.index, "lost", False):  # its server went away with what it held
+            self._reload()
         while True:
             with self._applying, transaction(self._context.engine) as connection:
                 entries = log_queries.log_after(connection, self.gallery.id, self.seq, 256)
@@ -202,7 +201,7 @@ class Replica:
     def _needs_layout(self, connection: Connection, rollout: RolloutRow) -> bool:
         """Whether the index has no coordinate yet for the rollout's calibration, and is built anew beside this one."""
         dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
-        return needs_layout(rollout, dim, self._served.width)
+        return needs_layout(rollout, dim, self._served.index.dim)
 
     def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
         """Put a batch over the mixture, all of it and its place in the log under one hold of the lock.
@@ -211,7 +210,7 @@ class Replica:
         What takes longer, the ledger's word and the extent with its checksum, comes before.
         """
         batch = read_batch(connection, rollout, entry)
-        vectors = batch_rows(rollout, batch.vectors, self._served.width)
+        vectors = batch_rows(rollout, batch.vectors, self._served.index.dim)
         reach("replica_read")
         contents: Mapping[int, Mapping[str, str]] = {}
         if (columns := self._served.columns) is not None:
@@ -306,7 +305,7 @@ class Replica:
                 served = self._served
                 if served.path.ids != path.ids:
                     raise _stale(served.path)
-                asked, allowed = fitting(queries, served.width), served.allowed(wanted)
+                asked, allowed = fitting(queries, served.index.dim), served.allowed(wanted)
                 scores, rows = served.index.search(asked, min(k, max(1, len(served.version))), allowed)
                 answered: Guarded | None = scores, rows, np.zeros(len(rows), np.bool_)
                 if served.guard is not None and contents is not None:
@@ -373,10 +372,11 @@ class Replica:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop following."""
+        """Stop following; what the index holds outside this process is gone after it."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
+        self._served.index.close()
 
     def __enter__(self) -> Replica:
         return self

@@ -18,10 +18,10 @@ class Served:
     """One mixture.
 
     Attributes:
+        index: as wide as the vectors, and one wider where scores are calibrated.
         version: (n,) int64, the rollout each row's vector comes from; 0 where it has none. Written by `mark` only.
         path: what makes a query's vector.
         rollout_id: the rollout that serves.
-        width: coordinates of a row in the index: the dim, and one more where scores are calibrated.
         guard: what answers queries at risk by two models; None: nothing does.
         columns: the items' attributes; None until somebody filters by them.
         counts: how many rows there are of each version, so that no search counts them.
@@ -32,7 +32,6 @@ class Served:
     version: Rows
     path: QueryPath
     rollout_id: int | None
-    width: int
     guard: RolloutGuard | None = None
     columns: Columns | None = None
     counts: dict[int, int] = field(default_factory=dict)
@@ -81,7 +80,7 @@ class Served:
 
     def empty(self, rows: Rows) -> None:
         """These rows have no vector from now on."""
-        self.index.replace(rows, np.zeros((len(rows), self.width), np.float32))
+        self.index.replace(rows, np.zeros((len(rows), self.index.dim), np.float32))
         self.mark(rows, 0)
         if self.columns is not None:
             self.columns.drop(rows)
