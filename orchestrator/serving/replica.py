@@ -6,7 +6,7 @@ It can die at any time: what it holds is a function of the ledger and the extent
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
-from orchestrator.errors import ConflictError, HotrefreshError
+from orchestrator.errors import ConflictError, HotrefreshError, UsageError
 from orchestrator.failpoints import reach
 from orchestrator.index import VectorIndex, make_index
 from orchestrator.ledger.database import snapshot, transaction
@@ -25,12 +25,19 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
-from orchestrator.serving.queries import QueryPath, mapped, query_path, serving_path
+from orchestrator.serving.queries import QueryPath, load, mapped, query_path, serving_path
 
 # Rows applied under one hold of the lock: a search waits for at most this copy.
 SLICE = 1024
 # After a fault the log is asked for again this much later.
 RETRY_S = 0.5
+
+
+class StalePathError(ConflictError):
+    """Queries were encoded by a model or an adapter that no longer serves; encode them again."""
+
+
+Where = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class Replica:
                 )
             path = serving_path(connection, serving)
             matrix = load_matrix(connection, self.gallery.id)
+        load(self._context, path)  # before it is asked for: no search waits for a model
         served = _Served(make_index(self._backend, matrix.vectors), matrix.version, path, serving.rollout_id)
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
@@ -138,6 +146,7 @@ class Replica:
         if entry.kind == "deployed" and not rollout.how.lifts and rollout.kind == "upgrade":
             # Nothing stored changes: only what makes queries' vectors. This is why the answer comes in seconds.
             path = query_path(connection, rollout.to_model_id, rollout)
+            load(self._context, path)  # the old model answers until the new one can
             with self._lock.write():
                 self._served.path, self._served.rollout_id, self.seq = path, rollout.id, entry.seq
             return False
@@ -177,7 +186,7 @@ class Replica:
                 self._served.index.replace(rows, vectors)
                 self._served.version[rows] = 0
 
-    def search(self, queries: Sequence[Any], k: int = 10) -> list[Answer]:
+    def search(self, queries: Sequence[Any], k: int = 10, where: Where | None = None) -> list[Answer]:
         """Answer queries (decoded images or texts), each from one consistent mixture.
 
         The query is encoded outside the lock; when the model or its adapter was switched meanwhile, it is encoded again.
@@ -185,19 +194,63 @@ class Replica:
         while True:
             path = self._served.path
             encoder = self._context.encoder(path.model)
-            prepared = [encoder.preprocess(query) for query in queries]
-            vectors = mapped(self._context, path, encoder.encode(prepared))
-            with self._lock.read():
-                served = self._served
-                if served.path.ids != path.ids:
-                    continue
-                # Rows without a vector score 0 and are left out afterwards: as many more are asked for.
-                empty = int(np.count_nonzero(served.version == 0))
-                scores, rows = served.index.search(vectors, min(k + empty, max(1, len(served.version))))
-                versions = np.where(rows >= 0, served.version[rows], 0)
-                seq, rollout_id = self.seq, served.rollout_id
-                coverage = float(np.mean(served.version == rollout_id)) if len(served.version) else 0.0
-            return self._answers(path.model.name, scores, rows, versions, k, seq, coverage, rollout_id)
+            vectors = encoder.encode([encoder.preprocess(query) for query in queries])
+            try:
+                return self.search_vectors(vectors, k, where, path_ids=path.ids)
+            except StalePathError:
+                continue
+
+    def search_vectors(
+        self,
+        vectors: npt.NDArray[np.float32],
+        k: int = 10,
+        where: Where | None = None,
+        *,
+        path_ids: tuple[int, int | None] | None = None,
+    ) -> list[Answer]:
+        """Answer vectors (q, dim) float32 of the serving query model, L2-normalised, all from one consistent mixture.
+
+        Args:
+            path_ids: the path that made them.
+
+        Raises:
+            StalePathError: that path no longer serves.
+            UsageError: `where` names an attribute that the items do not have.
+        """
+        path = self._served.path
+        if path_ids is not None and path.ids != path_ids:
+            raise StalePathError("the model was switched meanwhile; encode the query again.")
+        vectors = mapped(self._context, path, vectors)
+        allowed = None if where is None else self._allowed(where)
+        with self._lock.read():
+            served = self._served
+            if served.path.ids != path.ids:
+                raise StalePathError("the model was switched meanwhile; encode the query again.")
+            # Rows without a vector score 0 and are left out afterwards: as many more are asked for.
+            empty = int(np.count_nonzero(served.version == 0))
+            if allowed is not None:
+                allowed = np.resize(
+                    np.append(allowed, np.zeros(len(served.version), bool)), len(served.version)
+                )
+            scores, rows = served.index.search(
+                vectors, min(k + empty, max(1, len(served.version))), allowed=allowed
+            )
+            versions = np.where(rows >= 0, served.version[rows], 0)
+            seq, rollout_id = self.seq, served.rollout_id
+            coverage = float(np.mean(served.version == rollout_id)) if len(served.version) else 0.0
+        return self._answers(path.model.name, scores, rows, versions, k, seq, coverage, rollout_id)
+
+    def _allowed(self, where: Where) -> npt.NDArray[np.bool_]:
+        """Which rows have these labels, (n,) bool."""
+        if unknown := sorted(set(where) - {"label"}):
+            raise UsageError(f"items have no attribute {unknown[0][:80]!r}; there is label.")
+        n = len(self._served.version)
+        labels = where.get("label")
+        wanted = {labels} if isinstance(labels, str) else set(labels or ())
+        allowed = np.zeros(n, bool)
+        found = self.items(range(n)).values()
+        allowed[[item.row for item in found if labels is None or item.label in wanted]] = True
+        return allowed
 
     def _answers(
         self,
