@@ -59,7 +59,7 @@ def unexpected_failure(error: Exception) -> dict[str, str]:
 def _known(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HotrefreshError)
     status, content = known_failure(error)
-    return failure(status, **content)
+    return failure(status, content["code"], content["message"])
 
 
 def _refused(request: Request, error: Exception) -> JSONResponse:
@@ -83,10 +83,11 @@ def _too_slow(request: Request, error: Exception) -> JSONResponse:
 
 
 def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    return failure(500, **unexpected_failure(error))
+    content = unexpected_failure(error)
+    return failure(500, content["code"], content["message"])
 
 
-HANDLERS: dict[int | type[Exception], Callable[[Request, Exception], JSONResponse]] = {
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Any]] = {
     HotrefreshError: _known,
     HTTPException: _refused,
     RequestValidationError: _no_such_path,

@@ -23,10 +23,8 @@ _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer
 def body_of(shape: Any, name: str | None = None) -> dict[str, Any]:
     """A JSON body of this shape; `name`: it is a component of its own."""
     schema = TypeAdapter(shape).json_schema(ref_template=_COMPONENTS)
-    if name is not None:
-        schema = {"$ref": _COMPONENTS.format(model=name)}
-    else:  # exactly one fits: none allows another's names
-        schema = {"oneOf": schema["anyOf"]}
+    # Of several exactly one fits: none allows another's names.
+    schema = {"oneOf": schema["anyOf"]} if name is None else {"$ref": _COMPONENTS.format(model=name)}
     return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
@@ -67,7 +65,7 @@ def complete(app: FastAPI, most_queries: int) -> None:
             app.openapi_schema = _described(app, most_queries)
         return app.openapi_schema
 
-    app.openapi = described  # type: ignore[method-assign] - as its documentation says
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _described(app: FastAPI, most_queries: int) -> dict[str, Any]:

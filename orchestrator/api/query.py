@@ -8,7 +8,7 @@ import contextlib
 import json
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from orchestrator.api import shapes
 from orchestrator.api.guard import BodyTooLongError
 from orchestrator.api.replicas import ServedReplica
 from orchestrator.errors import ConflictError, UsageError
+from orchestrator.service.search import unit
 from orchestrator.serving.queries import QueryPath
 
 # Of a body with one text or one key; of each query in a batch of them.
@@ -138,7 +139,7 @@ async def parse_upload(headers: Headers, body: bytes) -> AskedSearch:
         UsageError: it is no such form.
     """
 
-    async def whole() -> AsyncIterator[bytes]:
+    async def whole() -> AsyncGenerator[bytes, None]:
         yield body
 
     try:
@@ -249,18 +250,13 @@ def vector_of(asked: Asked, path: QueryPath) -> Vector:
 
     Raises:
         ConflictError: it is not of that model: another one was named, or the dimension is another.
+        UsageError: it is not finite, or zero.
     """
     if asked.model is not None and asked.model != path.model.name:
         raise ConflictError(
             f"the vector is of {asked.model[:200]!r}, and {path.model.name!r} serves; encode the query with that."
         )
-    if len(asked.value) != path.model.dim:
-        raise ConflictError(
-            f"the vector has {len(asked.value)} numbers, and {path.model.name!r}, which serves, makes {path.model.dim}."
-        )
-    vector = np.array(asked.value, np.float64)
-    vector /= np.abs(vector).max()  # its square could be too large, or vanish
-    return (vector / np.linalg.norm(vector)).astype(np.float32)
+    return unit(asked.value, path.model.name, path.model.dim)
 
 
 def _picture(given: str | bytes) -> Any:
