@@ -36,12 +36,7 @@ def form_of() -> dict[str, Any]:
         "properties": {
             "file": {"type": "string", "format": "binary", "description": "The picture's file, with a name."},
             "k": options["k"],
-            "where": {
-                "type": "string",
-                "contentMediaType": "application/json",
-                "contentSchema": options["where"],
-                "description": "The attributes as JSON.",
-            },
+            "where": options["where"],
         },
         "required": ["file"],
         "additionalProperties": False,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 MOST_ANSWERS = 1000
 # Beyond the largest models; a body's length is limited before it is parsed.
@@ -13,21 +14,28 @@ MOST_DIMENSIONS = 65_536
 MOST_ATTRIBUTES, MOST_VALUES = 20, 1000
 # Names and values of attributes, as keys and labels are limited.
 MOST_CHARACTERS = 1024
-# Not empty, not blank, without NUL.
+# Without NUL; not empty and not blank, whatever a dialect of patterns takes for blank.
 NO_NUL = r"^[^\x00]*$"
-PLAIN = r"^[^\x00]*[^\s\x00][^\x00]*$"
+_SEEN = r"[^\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+PLAIN = rf"^[^\x00]*{_SEEN}[^\x00]*$"
 
 
 def _plain(text: str) -> str:
-    if not text.strip() or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    # Not by PLAIN itself: it takes the square of the length where the last character is wrong.
+    if "\0" in text or re.search(_SEEN, text) is None:
         raise ValueError("it must be plain text and not empty")
     return text
 
 
 def _no_nul(text: str) -> str:
-    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+    if "\0" in text:
         raise ValueError("it must be plain text")
     return text
+
+
+def _whole(number: object) -> object:
+    """JSON does not tell 10.0 from 10."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
 def _has_length(vector: list[float]) -> list[float]:
@@ -42,7 +50,11 @@ Value = Annotated[
     AfterValidator(_no_nul),
     Field(max_length=MOST_CHARACTERS),
 ]
-K = Annotated[int, Field(ge=1, le=MOST_ANSWERS, description="How many items at most.")]
+K = Annotated[
+    int,
+    Field(ge=1, le=MOST_ANSWERS, description="How many items at most."),
+    BeforeValidator(_whole),
+]
 _ONE = {"type": "string", "maxLength": MOST_CHARACTERS, "pattern": NO_NUL}
 Where = Annotated[
     dict[Value, Value | Annotated[list[Value], Field(min_length=1, max_length=MOST_VALUES)]],

@@ -125,7 +125,9 @@ class Load:
         else:
             asked = [at, (at + 1) % len(QUERIES)]
             batch = client.search_batch(world.GALLERY, [{"text": QUERIES[n]} for n in asked], k=K)
-            found = [(answer, n) for answer, n in zip(batch, asked, strict=True) if isinstance(answer, Answer)]
+            found = [
+                (answer, n) for answer, n in zip(batch, asked, strict=True) if isinstance(answer, Answer)
+            ]
             if len(found) != 2 or len({(a.model, a.rollout, a.log_sequence) for a, _ in found}) != 1:
                 self.faults.append(f"a batch is of two states: {batch}")
         for answer, n in found:
