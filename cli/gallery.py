@@ -10,9 +10,13 @@ import typer
 from cli.options import SOURCE_HELP, GalleryName, Split, Timeout
 from cli.output import Format, Output, draw, make_table, plain, show, show_object, show_rows
 from cli.progress import progress, working
-from cli.session import current, next_step, open_ledger, say
+from cli.session import current, next_step, open_ledger, say, settings
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from orchestrator.client import Answer
     from orchestrator.context import Context
     from orchestrator.ledger.rows import RolloutRow
     from orchestrator.service.galleries import Imported
@@ -206,30 +210,119 @@ def delete(
     next_step(then)
 
 
-@app.command(epilog="Example: hotrefresh gallery search photos --image query.jpg -k 5")
+@app.command(
+    epilog="Examples: hotrefresh gallery search photos --image query.jpg -k 5 --where label=bicycle; hotrefresh gallery search "
+    "photos --key holiday/1.jpg --server http://127.0.0.1:8080"
+)
 def search(
     name: GalleryName,
     text: Annotated[str | None, typer.Option(help="Search by this text.")] = None,
     image: Annotated[Path | None, typer.Option(help="Search by this picture.")] = None,
     key: Annotated[str | None, typer.Option(help="Search by an item of the gallery.")] = None,
+    vector: Annotated[
+        Path | None,
+        typer.Option(help="Search by this .npy file: one vector, (dim,), of the model that serves."),
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many answers.")] = 10,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ATTRIBUTE=VALUE",
+            help="Only items with this attribute, such as label=cat; again with the same attribute: or that value.",
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask this running `hotrefresh serve` (default: server_url); without one the search is done here."
+        ),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Search a gallery with the model that serves it now. Each hit names the version of its embedding."""
     from models.errors import UsageError
 
-    if sum(given is not None for given in (text, image, key)) != 1:
-        raise UsageError("say what to search by, one of --text TEXT, --image FILE, --key KEY.")
+    if sum(given is not None for given in (text, image, key, vector)) != 1:
+        raise UsageError("say what to search by, one of --text TEXT, --image FILE, --key KEY, --vector FILE.")
+    asked: dict[str, Any] = {
+        "text": text,
+        "image": image,
+        "key": key,
+        "vector": None if vector is None else _vector(vector),
+    }
+    wanted = _wanted(where or [])
+    url = server or settings().server_url
+    if url is not None:
+        _show_answer(_ask(url, name, asked, k, wanted), output)
+        return
     with open_ledger() as context:
         with working("searching"):
-            from orchestrator.service.search import Query, search
+            from orchestrator.service.search import Query
+            from orchestrator.service.search import search as search_here
 
-            found = search(context, name, Query(text=text, image=image, key=key), k)
+            answer = search_here(context, name, Query(**asked), k, wanted)
         from orchestrator.service.guide import next_command
 
         then = next_command(context, name)
-    if not show(found, output):
-        rows: list[dict[str, Any]] = plain(found.hits)
-        draw(make_table(rows, ("rank", "score", "key", "label", "version")))
-        say(f"answered by {found.model}; {found.coverage_ratio:.1%} of the gallery is embedded by it")
+    _show_answer(answer, output)
     next_step(then)
+
+
+def _ask(url: str, name: str, asked: dict[str, Any], k: int, wanted: dict[str, list[str]] | None) -> Answer:
+    from orchestrator.api.tokens import token_of
+    from orchestrator.client import Client
+
+    with working(f"asking {url}"), Client(url, token_of(settings())) as client:
+        return client.search(name, k=k, where=wanted, **asked)
+
+
+def _show_answer(answer: Answer, output: Format) -> None:
+    hits: list[dict[str, Any]] = [
+        {
+            "rank": rank,
+            "score": hit.score,
+            "key": hit.key,
+            "label": hit.label,
+            "uri": hit.uri,
+            "version": hit.model,
+        }
+        for rank, hit in enumerate(answer.hits, 1)
+    ]
+    document = {
+        "gallery": answer.gallery,
+        "model": answer.model,
+        "coverage_ratio": answer.coverage_ratio,
+        "seq": answer.log_sequence,
+        "hits": hits,
+    }
+    if not show(document, output):
+        draw(make_table(plain(hits), ("rank", "score", "key", "label", "version")))
+        say(f"answered by {answer.model}; {answer.coverage_ratio:.1%} of the gallery is embedded by it")
+
+
+def _vector(path: Path) -> npt.NDArray[np.floating[Any]]:
+    """One vector out of a .npy file."""
+    import numpy as np
+
+    from models.errors import UsageError
+
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path} cannot be read as a .npy file: {error}.") from error
+    if not isinstance(found, np.ndarray) or found.ndim != 1 or not np.issubdtype(found.dtype, np.floating):
+        raise UsageError(f"{path} must hold one vector, (dim,) of floating-point numbers.")
+    return found
+
+
+def _wanted(where: list[str]) -> dict[str, list[str]] | None:
+    """Attribute → values, out of ATTRIBUTE=VALUE again and again."""
+    from models.errors import UsageError
+
+    wanted: dict[str, list[str]] = {}
+    for each in where:
+        name, equals, value = each.partition("=")
+        if not name or not equals:
+            raise UsageError(f"{each!r} is no ATTRIBUTE=VALUE, such as label=cat.")
+        wanted.setdefault(name, []).append(value)
+    return wanted or None

@@ -12,10 +12,15 @@ from cli.output import Format, Output, show
 from cli.registries import index_backends
 from cli.session import current, open_ledger, say, settings
 
+EXAMPLES = (
+    'Examples: hotrefresh serve --port 8080; curl http://127.0.0.1:8080/search/photos -d \'{"key": "holiday/1.jpg", "k": 5}\'; '
+    "HOTREFRESH_API_TOKEN_FILE=tokens hotrefresh serve --host 0.0.0.0"
+)
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command(epilog="Example: hotrefresh serve --port 8080")(serve)
+    app.command(epilog=EXAMPLES)(serve)
 
 
 def serve(
@@ -36,13 +41,15 @@ def serve(
 ) -> None:
     """Answer searches, health checks and metrics over HTTP until SIGTERM or Ctrl-C; requests at hand are finished.
 
-    POST /search/GALLERY, GET /galleries, /rollouts, /rollouts/ID, /metrics, /livez, /readyz. The bearer token comes from
-    HOTREFRESH_API_TOKEN or a file with mode 0600 named by HOTREFRESH_API_TOKEN_FILE.
+    POST /search/GALLERY, /search/GALLERY/image, /search/GALLERY/batch; GET /galleries, /rollouts, /rollouts/ID, /metrics,
+    /livez, /readyz, /openapi.json; docs/API.md describes them. The bearer token comes from HOTREFRESH_API_TOKEN or a file
+    with mode 0600 named by HOTREFRESH_API_TOKEN_FILE: one token a line, each with a name before it if you like. What is
+    taken at most is set by api_requests_at_once, api_batch_queries, api_rate_per_s and api_rate_burst.
     """
-    from orchestrator.api.guard import check_binding, token_of
+    from orchestrator.api.guard import check_binding, tokens_of
 
-    token = token_of(settings())
-    check_binding(host, token)
+    tokens = tokens_of(settings())
+    check_binding(host, tokens)
     from orchestrator.api.server import open_socket
     from orchestrator.api.server import serve as serve_on
 
@@ -54,7 +61,7 @@ def serve(
     _choose(index)
     current.interrupted = "The server has stopped; rollouts and workers go on."
     with open_socket(host, port) as listening, open_ledger() as context:
-        serve_on(context, listening, token, ready)
+        serve_on(context, listening, tokens, ready)
 
 
 def _choose(index: str | None) -> None:

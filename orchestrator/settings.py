@@ -58,7 +58,26 @@ class Settings(BaseSettings):
         [], description="[[gate]] tables of the file: what pauses a rollout or takes it back"
     )
     api_token: str | None = Field(None, repr=False, description="bearer token of `hotrefresh serve`")
-    api_token_file: Path | None = Field(None, description="a file with that token, mode 0600")
+    api_token_file: Path | None = Field(
+        None, description="a file of mode 0600 with tokens, one a line: TOKEN, or NAME TOKEN"
+    )
+    server_url: str | None = Field(
+        None, repr=False, description="a running `hotrefresh serve` that `gallery search` asks; unset: none"
+    )
+    api_requests_at_once: int = Field(
+        256, ge=1, le=1000, description="requests that a server answers at a time; 503 beyond"
+    )
+    api_batch_queries: int = Field(100, ge=1, le=1000, description="queries in one batch of searches")
+    api_rate_per_s: float = Field(
+        0.0, ge=0, description="requests a second of one token, or of one address; 429 beyond; 0: no limit"
+    )
+    api_rate_burst: int = Field(20, ge=1, description="of those, so many may come at once")
+    encode_batch: int = Field(
+        64, ge=1, le=1024, description="queries of different requests encoded together; 1: each on its own"
+    )
+    encode_wait_ms: float = Field(
+        0.0, ge=0, le=1000, description="how long such a batch waits for more queries; 0: not at all"
+    )
     index: str = Field(
         "faiss-flat", description="what replicas search with; `hotrefresh serve --help` lists the backends"
     )
@@ -132,7 +151,7 @@ class Settings(BaseSettings):
     def shown(self) -> dict[str, Any]:
         """The settings with passwords masked, ready to print."""
         shown = self.model_dump(mode="json")
-        for name in ("database_url", "broker_url", "index_url"):
+        for name in ("database_url", "broker_url", "index_url", "server_url"):
             shown[name] = masked(shown[name])
         for name in ("api_token", "index_token"):
             if shown[name] is not None:

@@ -1,120 +1,180 @@
-"""The application: routes, what they answer, and how errors become answers."""
+"""The application: its operations, and what each takes and answers."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
+import anyio.to_thread
+from fastapi import FastAPI
+from fastapi import Path as PathParameter
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
-from models.errors import ItemError
-from orchestrator.api.guard import BodyTooLongError, Guard, failure
+from orchestrator import __version__
+from orchestrator.api import shapes
+from orchestrator.api.failures import EVERYWHERE, HANDLERS, IN_SEARCHES, OF_HEALTH, declared
+from orchestrator.api.guard import Guard, failure
 from orchestrator.api.health import Health
+from orchestrator.api.limits import AtOnce, Rate
 from orchestrator.api.metrics import make_registry
-from orchestrator.api.query import Bodies, content_of, parse
-from orchestrator.api.replicas import Replicas, ServedReplica
+from orchestrator.api.openapi import DESCRIPTION, body_of, complete, form_of
+from orchestrator.api.replicas import Replicas
+from orchestrator.api.searching import Searching
+from orchestrator.api.tokens import Tokens
 from orchestrator.context import Context
-from orchestrator.errors import ExitCode, HotrefreshError, NotFoundError
 from orchestrator.ledger.database import transaction
 from orchestrator.service import listings
 from orchestrator.service.demand import add_counts
 from orchestrator.serving.retrievals import RetrievalCounter
 
-_STATUS = {
-    ExitCode.USAGE: 400,
-    ExitCode.NOT_FOUND: 404,
-    ExitCode.CONFLICT: 409,
-    ExitCode.UNREACHABLE: 503,
-}
-_BIGGEST_ID = 2**63 - 1
+BIGGEST_ID = 2**63 - 1
+# Searches at hand: more than cores, because those that wait for the encoder are encoded together.
+THREADS = 80
+RolloutId = Annotated[int, PathParameter(ge=1, le=BIGGEST_ID)]
 
 
-def make_app(context: Context, token: str | None) -> Starlette:
-    """The application on an open context. `token`: what everything but health asks for; None on loopback only."""
+def make_app(context: Context, tokens: str | Tokens | None) -> FastAPI:
+    """The application on an open context. `tokens`: what everything but health asks for; None on loopback only."""
     server = _Server(context)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         server.replicas.start()
         server.retrievals.start()
         yield
         await run_in_threadpool(server.replicas.close)
         await run_in_threadpool(server.retrievals.close)
 
-    app = Starlette(
-        routes=[
-            Route("/livez", server.livez),
-            Route("/readyz", server.readyz),
-            Route("/metrics", server.metrics),
-            Route("/galleries", server.galleries),
-            Route("/rollouts", server.rollouts),
-            Route("/rollouts/{rollout_id:int}", server.rollout),
-            Route("/search/{gallery}", server.search, methods=["POST"]),
-        ],
-        exception_handlers={
-            HotrefreshError: _known,
-            HTTPException: _refused,
-            BodyTooLongError: _too_long,
-            TimeoutError: _too_slow,
-            Exception: _unexpected,
-        },
+    app = FastAPI(
+        title="hotrefresh",
+        version=__version__,
+        description=DESCRIPTION,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        exception_handlers=HANDLERS,
         lifespan=lifespan,
     )
-    app.add_middleware(Guard, token=token)
+    _reads(app, server)
+    _searches(app, server.searching)
+    settings = context.settings
+    complete(app, settings.api_batch_queries)
+    app.add_middleware(
+        Guard,
+        tokens=tokens,
+        at_once=AtOnce(settings.api_requests_at_once),
+        rate=Rate(settings.api_rate_per_s, settings.api_rate_burst, time.monotonic),
+    )
     return app
 
 
-def _known(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, ItemError):
-        status = 413 if error.reason == "too_large" else 400
-        return failure(status, error.reason, f"the query cannot be embedded: {error}")
-    assert isinstance(error, HotrefreshError)
-    return failure(_STATUS.get(ExitCode(error.exit_code), 500), error.code, str(error))
+def _reads(app: FastAPI, server: _Server) -> None:
+    """What is read. HEAD is answered as ever, and not described."""
+    reads: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        (
+            "/livez",
+            server.livez,
+            {
+                "response_model": shapes.Live,
+                "responses": declared(*OF_HEALTH),
+                "openapi_extra": {"security": []},
+            },
+        ),
+        (
+            "/readyz",
+            server.readyz,
+            {
+                "response_model": shapes.Ready,
+                "responses": declared(*OF_HEALTH)
+                | {
+                    503: {
+                        "model": shapes.Ready,
+                        "description": "A gallery is not loaded, or the schema is another.",
+                    }
+                },
+                "openapi_extra": {"security": [{}, {"token": []}]},
+            },
+        ),
+        (
+            "/metrics",
+            server.metrics,
+            {
+                "response_class": Response,
+                "responses": declared(*EVERYWHERE)
+                | {
+                    200: {
+                        "description": "Prometheus text.",
+                        "content": {"text/plain": {"schema": {"type": "string"}}},
+                    }
+                },
+            },
+        ),
+        (
+            "/galleries",
+            server.galleries,
+            {"response_model": shapes.Galleries, "responses": declared(*EVERYWHERE)},
+        ),
+        (
+            "/rollouts",
+            server.rollouts,
+            {"response_model": shapes.Rollouts, "responses": declared(*EVERYWHERE)},
+        ),
+        (
+            "/rollouts/{rollout_id}",
+            server.rollout,
+            {"response_model": shapes.OneRollout, "responses": declared(404, *EVERYWHERE)},
+        ),
+    )
+    for path, endpoint, more in reads:
+        app.add_api_route(path, endpoint, methods=["GET"], operation_id=endpoint.__name__, **more)
+        app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
-def _refused(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return failure(error.status_code, "refused", str(error.detail))
-
-
-def _too_long(request: Request, error: Exception) -> JSONResponse:
-    return failure(413, "too_large", "the body is too long.")
-
-
-def _too_slow(request: Request, error: Exception) -> JSONResponse:
-    return failure(408, "too_slow", "the body did not come in time.")
-
-
-def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    return failure(500, "error", f"unexpected {type(error).__name__}; the server's log says more.")
+def _searches(app: FastAPI, searching: Searching) -> None:
+    for path, endpoint, answer, body in (
+        ("/search/{gallery}", searching.search, shapes.SearchAnswer, body_of(shapes.Search)),
+        ("/search/{gallery}/image", searching.search_image, shapes.SearchAnswer, form_of()),
+        (
+            "/search/{gallery}/batch",
+            searching.search_batch,
+            shapes.BatchAnswer,
+            body_of(shapes.BatchSearch, "BatchSearch"),
+        ),
+    ):
+        app.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            operation_id=endpoint.__name__,
+            response_model=answer,
+            responses=declared(*IN_SEARCHES, *EVERYWHERE),
+            openapi_extra={"requestBody": body},
+        )
 
 
 class _Server:
-    """The endpoints."""
+    """The endpoints that read, and the parts of all."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
         self.replicas = Replicas(context)
         self.retrievals = RetrievalCounter(self._write_retrievals)
         self._health = Health(context, self.replicas)
-        self._bodies = Bodies()
-        self._registry, self._searches = make_registry(context, self.replicas)
+        self._registry, searches = make_registry(context, self.replicas)
+        self.searching = Searching(context, self.replicas, self.retrievals, searches)
 
     async def livez(self, request: Request) -> Response:
         """The process lives."""
         return JSONResponse({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
-        """Whether to send searches here, see `health`. Without the token, nothing but that."""
+        """Whether to send searches here. Without the token, nothing but that."""
         found = await run_in_threadpool(self._health.look)
         reasons = {"reasons": list(found.reasons)} if request.scope["trusted"] else {}
         return JSONResponse({"status": found.status, **reasons}, status_code=found.http_status)
@@ -134,45 +194,17 @@ class _Server:
         rows = await run_in_threadpool(listings.view, self._context, "rollout_status", limit=100)
         return JSONResponse({"schema_version": 1, "rollouts": [_plain(row) for row in rows]})
 
-    async def rollout(self, request: Request) -> Response:
+    async def rollout(self, rollout_id: RolloutId, request: Request) -> Response:
         """One rollout: its status and its queue."""
-        rollout_id = request.path_params["rollout_id"]
-        rows = []
-        if rollout_id <= _BIGGEST_ID:
-            rows = await run_in_threadpool(listings.view, self._context, "rollout_status", id=rollout_id)
+        rows = await run_in_threadpool(listings.view, self._context, "rollout_status", id=rollout_id)
         if not rows:
-            return failure(404, "not_found", f"there is no rollout {str(rollout_id)[:20]}.")
+            return failure(404, "not_found", f"there is no rollout {rollout_id}.")
         queue = await run_in_threadpool(listings.view, self._context, "queue_status", rollout=rollout_id)
         return JSONResponse({"schema_version": 1, **_plain(rows[0]), "queue": [_plain(row) for row in queue]})
-
-    async def search(self, request: Request) -> Response:
-        """POST {"text": …} or {"key": …} or {"image": base64}, and "k": the nearest items, each with its version."""
-        name = request.path_params["gallery"]
-        if "\0" in name:
-            raise NotFoundError("there is no gallery of this name.")
-        replica = await run_in_threadpool(self.replicas.of, name)
-        async with self._bodies.read(request, large=replica.gallery.modality == "image") as body:
-            return JSONResponse(await run_in_threadpool(self._search, replica, body))
 
     def _write_retrievals(self, gallery_id: int, counts: dict[int, int]) -> None:
         with transaction(self._context.engine) as connection:
             add_counts(connection, gallery_id, counts)
-
-    def _search(self, replica: ServedReplica, body: bytes) -> dict[str, Any]:
-        asked = parse(body)
-        with self._searches.time():
-            content = content_of(replica, asked)
-            answer = replica.search([content], asked.k)[0]
-        self.retrievals.count(replica.gallery.id, [hit.row for hit in answer.hits])
-        return {
-            "schema_version": 1,
-            "gallery": replica.gallery.name,
-            "model": answer.model,
-            "rollout": answer.rollout_id,
-            "log_sequence": answer.seq,
-            "coverage_ratio": answer.coverage_ratio,
-            "hits": [{**asdict(hit), "model": replica.model_of(hit.rollout_id)} for hit in answer.hits],
-        }
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,20 @@
-"""Who may ask, and how much: a bearer token, limits on bodies, and errors that say nothing about our inside."""
+"""Who may ask, and how much: bearer tokens, limits on bodies and requests, and errors that say nothing about our inside."""
 
 from __future__ import annotations
 
-import hmac
 import ipaddress
-import os
-import stat
 import time
-from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.api.limits import AtOnce, Rate
 from orchestrator.api.log import log
+from orchestrator.api.tokens import ONLY, Tokens, named, token_of, tokens_of
 from orchestrator.errors import UsageError
-from orchestrator.settings import Settings
+
+__all__ = ["Guard", "check_binding", "failure", "host_name", "is_loopback", "token_of", "tokens_of"]
 
 # Open to everybody: they say that the process lives and whether it is ready, nothing else.
 OPEN = frozenset({"/livez", "/readyz"})
@@ -23,48 +22,11 @@ OPEN = frozenset({"/livez", "/readyz"})
 SILENT = OPEN | {"/metrics"}
 # A picture of 50 MB in base64, and a little around it.
 MAX_BODY_BYTES = 50 * 2**20 * 4 // 3 + 65_536
-LEAST_TOKEN = 16
+# Not counted among the requests at once, nor among a client's requests a second.
+UNCOUNTED = SILENT
 
 
-def token_of(settings: Settings) -> str | None:
-    """The bearer token: of the environment, or of a file that only its owner may read; None where neither is set.
-
-    Raises:
-        UsageError: a file that others may read, or cannot be read at all; a token that is too short or no plain text.
-    """
-    if settings.api_token:
-        return _checked(settings.api_token.strip(), "HOTREFRESH_API_TOKEN")
-    if settings.api_token_file is None:
-        return None
-    return _checked(_private_text(Path(settings.api_token_file)).strip(), str(settings.api_token_file))
-
-
-def _private_text(path: Path) -> str:
-    try:
-        # What is judged is what is read. A named pipe would not be waited for.
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise UsageError(f"{path} is no file; put the API's token into one, mode 0600.")
-            if stat.S_IMODE(found.st_mode) & 0o077:
-                raise UsageError(
-                    f"others may read {path}, which holds the API's token: run `chmod 600 {path}`."
-                )
-            return file.read(4096).decode("utf-8", "replace")
-    except OSError as error:
-        raise UsageError(f"the token's file {path} cannot be read: {error.strerror}.") from error
-
-
-def _checked(token: str, where: str) -> str:
-    if len(token) < LEAST_TOKEN or not token.isascii() or any(c.isspace() for c in token):
-        raise UsageError(
-            f"the token in {where} must be at least {LEAST_TOKEN} plain characters without spaces; "
-            "`openssl rand -hex 32` makes one."
-        )
-    return token
-
-
-def check_binding(host: str, token: str | None, what: str = "the API") -> None:
+def check_binding(host: str, token: str | Tokens | None, what: str = "the API") -> None:
     """Refuse to listen beyond this machine without a token. `what`: who would listen, for the message.
 
     Raises:
@@ -92,17 +54,34 @@ def host_name(request: Request) -> str:
     return asked[1:].partition("]")[0] if asked.startswith("[") else asked.partition(":")[0]
 
 
-def failure(status: int, code: str, message: str) -> JSONResponse:
-    """An error as every endpoint answers it."""
-    return JSONResponse({"error": {"code": code, "message": message}}, status_code=status)
+def failure(status: int, code: str, message: str, retry_s: int | None = None) -> JSONResponse:
+    """An error as every endpoint answers it. `retry_s`: when to ask again."""
+    headers = {} if retry_s is None else {"Retry-After": str(retry_s)}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse({"error": {"code": code, "message": message}}, status_code=status, headers=headers)
 
 
 class Guard:
-    """Stands before the application: 401 without the token, 413 for a body that is too long; a log line a request."""
+    """Stands before the application: 401 without a token, 413 for a body that is too long; a log line a request.
 
-    def __init__(self, app: ASGIApp, token: str | None) -> None:
+    Args:
+        tokens: name → token, or the only one; None: this machine alone is answered.
+        at_once: 503 beyond so many requests.
+        rate: 429 for a client that asks too often: whoever holds a token, or an address where there is none.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        tokens: str | Tokens | None,
+        at_once: AtOnce | None = None,
+        rate: Rate | None = None,
+    ) -> None:
         self._app = app
-        self._token = token
+        self._tokens: Tokens | None = {ONLY: tokens} if isinstance(tokens, str) else tokens
+        self._at_once = at_once
+        self._rate = rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -116,40 +95,54 @@ class Guard:
             await send(message)
 
         request = Request(scope)
-        trusted = self._is_trusted(request)
-        scope["trusted"] = trusted
-        refused = self._refusal(request, trusted)
+        name = self._name(request)
+        scope["trusted"] = name is not None
+        refused = self._refusal(request, name)
+        counted = refused is None and self._at_once is not None and scope["path"] not in UNCOUNTED
         try:
+            if counted and self._at_once is not None and not self._at_once.enter():
+                counted = False
+                refused = failure(503, "busy", "too many requests at once; try again in a moment.", 1)
             if refused is not None:
                 await refused(scope, receive, noted)
             else:
                 await self._app(scope, _Limited(receive), noted)
         finally:
-            if request.scope["path"] not in SILENT:
+            if counted and self._at_once is not None:
+                self._at_once.leave()
+            if scope["path"] not in SILENT:
                 log(
                     "request.answered",
                     method=request.method,
-                    path=request.scope["path"][:200],
+                    path=scope["path"][:200],
                     status=status,
+                    token=None if self._tokens is None else name,
                     duration_s=round(time.monotonic() - begun, 6),
                 )
 
-    def _is_trusted(self, request: Request) -> bool:
-        if self._token is None:
-            # A page in the user's browser may send to this machine, or name it by a host of its own: not as us.
-            return is_loopback(host_name(request)) and "origin" not in request.headers
-        given = request.headers.get("authorization", "")
-        return hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode())
+    def _name(self, request: Request) -> str | None:
+        """Who asks: the name of the token, or without tokens an address of this machine; None: a stranger."""
+        if self._tokens is not None:
+            return named(self._tokens, request.headers.get("authorization", ""))
+        # A page in the user's browser may send to this machine, or name it by a host of its own: not as us.
+        if is_loopback(host_name(request)) and "origin" not in request.headers:
+            return request.client.host if request.client else "local"
+        return None
 
-    def _refusal(self, request: Request, trusted: bool) -> JSONResponse | None:
-        if not trusted and request.scope["path"] not in OPEN:
-            if self._token is None:
+    def _refusal(self, request: Request, name: str | None) -> JSONResponse | None:
+        if request.scope["path"] not in OPEN:
+            if name is None and self._tokens is None:
                 return failure(
                     403, "refused", "without a token only this machine is answered: ask 127.0.0.1 directly."
                 )
-            return failure(401, "unauthorized", "send the header `Authorization: Bearer TOKEN`.")
+            if name is None:
+                return failure(401, "unauthorized", "send the header `Authorization: Bearer TOKEN`.")
+            if self._rate is not None and request.scope["path"] not in UNCOUNTED:
+                wait_s = self._rate.wait_s(name)
+                if wait_s:
+                    return failure(429, "too_many", f"too many requests; ask again in {wait_s} s.", wait_s)
         length = request.headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or int(length) > MAX_BODY_BYTES:
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) > MAX_BODY_BYTES:
             return failure(413, "too_large", f"a body may have {MAX_BODY_BYTES} bytes.")
         return None
 

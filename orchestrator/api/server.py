@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from orchestrator.api.app import make_app
 from orchestrator.api.log import log, use_json_lines
+from orchestrator.api.tokens import Tokens
 from orchestrator.context import Context
 from orchestrator.errors import UsageError
 from orchestrator.ledger.database import limit_statements
@@ -42,9 +43,9 @@ def open_socket(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def make_server(context: Context, token: str | None) -> uvicorn.Server:
+def make_server(context: Context, tokens: str | Tokens | None) -> uvicorn.Server:
     """The server on an open context, not yet running; give it a socket."""
-    return server_of(make_app(context, token), context)
+    return server_of(make_app(context, tokens), context)
 
 
 def server_of(app: Starlette, context: Context) -> uvicorn.Server:
@@ -64,10 +65,10 @@ def server_of(app: Starlette, context: Context) -> uvicorn.Server:
 
 
 def serve(
-    context: Context, listening: socket.socket, token: str | None, ready: Callable[[str], None]
+    context: Context, listening: socket.socket, tokens: str | Tokens | None, ready: Callable[[str], None]
 ) -> None:
     """Serve until SIGTERM or Ctrl-C; requests at hand are finished first."""
-    run(make_server(context, token), listening, ready)
+    run(make_server(context, tokens), listening, ready)
 
 
 def run(server: uvicorn.Server, listening: socket.socket, ready: Callable[[str], None]) -> None:

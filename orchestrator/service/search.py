@@ -2,82 +2,100 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from models.errors import ItemError
+from orchestrator.client import answers
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import GalleryRow
 from orchestrator.service.listings import item_uri
 from orchestrator.service.names import find_gallery
-from orchestrator.serving.replica import Replica
+from orchestrator.serving.replica import Answer, Replica
 
 
 @dataclass(frozen=True)
 class Query:
-    """What to search by: exactly one of these."""
+    """What to search by: exactly one of these. `vector`: (dim,) of the model that serves, of any length but zero."""
 
     text: str | None = None
     image: Path | None = None
     key: str | None = None
+    vector: npt.NDArray[np.floating[Any]] | None = None
 
 
-@dataclass(frozen=True)
-class NamedHit:
-    """One answer; `version` is the model whose embedding of the item was compared."""
-
-    rank: int
-    score: float
-    key: str
-    label: str | None
-    uri: str
-    version: str
-
-
-@dataclass(frozen=True)
-class Found:
-    """The answers, the model that encoded the query, and how much of the gallery that model has embedded."""
-
-    gallery: str
-    model: str
-    coverage_ratio: float
-    seq: int
-    hits: tuple[NamedHit, ...]
-
-
-def search(context: Context, gallery_name: str, query: Query, k: int) -> Found:
+def search(
+    context: Context,
+    gallery_name: str,
+    query: Query,
+    k: int,
+    where: Mapping[str, str | Sequence[str]] | None = None,
+) -> answers.Answer:
     """Search a gallery once.
 
     Raises:
         NotFoundError: no such gallery or item.
         ConflictError: the gallery has no embeddings yet, or holds another kind of items than the query is.
-        UsageError: the query's picture cannot be read.
+        UsageError: the query's picture cannot be read; `where` names an attribute that there is not.
     """
-    from models.datasets import read_item
-
     with transaction(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
-    modality = "text" if query.text is not None else "image" if query.image is not None else gallery.modality
-    if modality != gallery.modality:
+    _check_kind(gallery, query)
+    try:
+        if query.vector is not None:
+            with Replica(context, gallery) as replica:
+                vector = unit(query.vector, replica.model.name, replica.model.dim)
+                answer = replica.search_vectors(vector[None], k, where)[0]
+        else:
+            content = _content(context, gallery_name, query)
+            with Replica(context, gallery) as replica:
+                answer = replica.search([content], k, where)[0]
+    except ItemError as error:
+        raise UsageError(f"the query cannot be embedded: {error}") from error
+    return _named(context, gallery, answer)
+
+
+def unit(given: Any, model: str, dim: int) -> npt.NDArray[np.float32]:
+    """(dim,) float32 of length 1 out of a vector of the model that serves, of any length but zero.
+
+    Raises:
+        ConflictError: it has another dimension.
+        UsageError: a number is not finite, or all are zero.
+    """
+    vector = np.asarray(given, np.float64)
+    if vector.shape != (dim,):
+        raise ConflictError(
+            f"the vector has the shape {vector.shape}, and {model!r}, which serves, makes ({dim},)."
+        )
+    if not np.isfinite(vector).all() or not vector.any():
+        raise UsageError("the vector must be finite, and not zero.")
+    vector = vector / np.abs(vector).max()  # its square could be too large, or vanish
+    found: npt.NDArray[np.float32] = (vector / np.linalg.norm(vector)).astype(np.float32)
+    return found
+
+
+def _check_kind(gallery: GalleryRow, query: Query) -> None:
+    given = "text" if query.text is not None else "image" if query.image is not None else gallery.modality
+    if given != gallery.modality:
         wanted = "--image FILE" if gallery.modality == "image" else "--text TEXT"
         raise ConflictError(
             f"gallery {gallery.name!r} holds {gallery.modality}s; search it with {wanted} or --key KEY."
         )
-    try:
-        content = query.text if query.text is not None else read_item(_uri(context, gallery_name, query))
-        with Replica(context, gallery) as replica:
-            answer = replica.search([content], k)[0]
-    except ItemError as error:
-        raise UsageError(f"the query cannot be embedded: {error}") from error
-    versions = _versions(context, {hit.rollout_id for hit in answer.hits})
-    hits = tuple(
-        NamedHit(rank, hit.score, hit.key, hit.label, hit.uri, versions[hit.rollout_id])
-        for rank, hit in enumerate(answer.hits, 1)
-    )
-    return Found(gallery.name, answer.model, answer.coverage_ratio, answer.seq, hits)
+
+
+def _content(context: Context, gallery_name: str, query: Query) -> Any:
+    from models.datasets import read_item
+
+    return query.text if query.text is not None else read_item(_uri(context, gallery_name, query))
 
 
 def _uri(context: Context, gallery_name: str, query: Query) -> str:
@@ -89,12 +107,18 @@ def _uri(context: Context, gallery_name: str, query: Query) -> str:
     return item_uri(context, gallery_name, query.key)
 
 
-def _versions(context: Context, rollout_ids: set[int]) -> dict[int, str]:
-    """The model of each rollout's embeddings, by name."""
+def _named(context: Context, gallery: GalleryRow, answer: Answer) -> answers.Answer:
+    """With the model of each hit's embedding, by name."""
     names = {}
     with transaction(context.engine) as connection:
-        for rollout_id in rollout_ids:
+        for rollout_id in {hit.rollout_id for hit in answer.hits}:
             row = rollout_queries.rollout_by_id(connection, rollout_id)
             assert row is not None, f"a vector came from rollout {rollout_id}, which the ledger does not hold"
             names[rollout_id] = model_queries.model_by_id(connection, row.to_model_id).name
-    return names
+    hits = tuple(
+        answers.Hit(hit.row, hit.key, hit.uri, hit.label, hit.score, hit.rollout_id, names[hit.rollout_id])
+        for hit in answer.hits
+    )
+    return answers.Answer(
+        gallery.name, answer.model, answer.rollout_id, answer.seq, answer.coverage_ratio, hits
+    )

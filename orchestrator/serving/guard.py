@@ -55,12 +55,16 @@ def guard_of(connection: Connection, rollout: RolloutRow | None) -> RolloutGuard
 
 
 class GuardedSearch:
-    """One search of decoded `queries`: `answer` until it needs nothing more, `encode` in between, without the lock."""
+    """One search of decoded `queries`: `answer` until it needs nothing more, `encode` in between, without the lock.
+
+    A query that is None came as a vector: there is nothing for the old model to embed, and its answer is not guarded.
+    """
 
     def __init__(self, context: Context, guard: RolloutGuard, queries: Sequence[Any]) -> None:
         self._context = context
         self.guard = guard
         self._queries = queries
+        self._known = np.array([query is not None for query in queries])
         self._old: dict[int, Vectors] = {}
         self._wanted: list[int] = []
 
@@ -87,7 +91,7 @@ class GuardedSearch:
         if not renewed.any() or not stored.any():
             return scores, rows, guarded
         margins = best_of(index, asked, renewed, scores, rows) - best_of(index, asked, stored, scores, rows)
-        guarded = self.guard.guard.at_risk(margins)
+        guarded = self.guard.guard.at_risk(margins) & self._known
         at = np.flatnonzero(guarded)
         self._wanted = [int(query) for query in at if int(query) not in self._old]
         if self._wanted:

@@ -27,16 +27,23 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
 from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting, needs_layout
 from orchestrator.serving.filters import Where, checked, contents_of_batch, load_columns, put
-from orchestrator.serving.guard import Guarded, GuardedSearch, guard_of
+from orchestrator.serving.guard import Guarded, GuardedSearch, RolloutGuard, guard_of
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
-from orchestrator.serving.queries import QueryPath, mapped, query_path, serving_path
+from orchestrator.serving.queries import QueryPath, load, mapped, query_path, serving_path
 from orchestrator.serving.served import Served
 
 # How far from 1 the length of a query's vector may be.
 LENGTH_WITHIN = 1e-2
 # After a fault the log is asked for again this much later.
 RETRY_S = 0.5
+
+
+class StalePathError(ConflictError):
+    """Queries were encoded by a model or an adapter that no longer serves; encode them again."""
+
+
+Where = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ class Replica:
             columns = None
             if self._filtered:
                 columns = load_columns(connection, self.gallery.id, matrix.version, matrix.seq)
+        self._load(path, guard)
         url = self._context.engine.url.render_as_string(hide_password=False)
         options = index_options(self._context.settings, self._backend, url)
         index = make_index(self._backend, vectors, options, self._lock)
@@ -132,6 +140,12 @@ class Replica:
             self._served, self.seq = served, matrix.seq
         if old is not None:  # nobody searches it any more; a rebuild of it needs the lock to end
             old.index.close()
+
+    def _load(self, path: QueryPath, guard: RolloutGuard | None) -> None:
+        """Load what a path needs before it serves: until then the one before answers, and no search waits for a model."""
+        load(self._context, path)
+        if guard is not None:
+            load(self._context, guard.path)
 
     def load_attributes(self) -> None:
         """Read the items' attributes, unless they are there: from now on the log is followed with them."""
@@ -188,6 +202,7 @@ class Replica:
             # Nothing stored changes: only what makes queries' vectors. This is why the answer comes in seconds.
             path = query_path(connection, rollout.to_model_id, rollout)
             guard = guard_of(connection, rollout)
+            self._load(path, guard)
             with self._lock.write():
                 self._served.path, self._served.rollout_id, self.seq = path, rollout.id, entry.seq
                 self._served.guard = guard
@@ -275,7 +290,7 @@ class Replica:
         Args:
             vectors: (q, dim) float32, L2-normalised, as the model that serves makes them: before a query adapter.
             path_ids: the `path.ids` that they were made for.
-            contents: the decoded queries, for a guard: without them it has nothing to embed, and no answer is guarded.
+            contents: the decoded queries, for a guard, None where there is but a vector: that answer is not guarded.
 
         Raises:
             StalePathError: another model or adapter serves by now: encode the queries again.

@@ -1,0 +1,214 @@
+"""Searches: the content of a request's queries, encoded together with others', answered from one state of the gallery."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from prometheus_client import Histogram
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from models.errors import ItemError
+from orchestrator.api.failures import known_failure, unexpected_failure
+from orchestrator.api.guard import MAX_BODY_BYTES
+from orchestrator.api.log import log
+from orchestrator.api.query import (
+    BYTES_A_NUMBER,
+    MAX_TEXT_BYTES,
+    Asked,
+    AskedSearch,
+    Bodies,
+    Vector,
+    content_of,
+    parse,
+    parse_batch,
+    parse_upload,
+    vector_of,
+)
+from orchestrator.api.replicas import Replicas, ServedReplica
+from orchestrator.context import Context
+from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, StalePathError
+from orchestrator.ledger.rows import ModelRow
+from orchestrator.serving.batching import QueryBatcher
+from orchestrator.serving.queries import QueryPath
+from orchestrator.serving.replica import Answer
+from orchestrator.serving.retrievals import RetrievalCounter
+
+
+class Searching:
+    """The endpoints that search."""
+
+    def __init__(
+        self, context: Context, replicas: Replicas, retrievals: RetrievalCounter, timed: Histogram
+    ) -> None:
+        self._context = context
+        self._replicas = replicas
+        self._retrievals = retrievals
+        self._timed = timed
+        self._bodies = Bodies()
+        self._batchers: dict[int, QueryBatcher] = {}
+        self._lock = threading.Lock()
+
+    async def search(self, gallery: str, request: Request) -> Response:
+        """The nearest items of a text, an item, a picture or a vector, each with its version."""
+        replica = await self._replica(gallery)
+        most = (
+            MAX_BODY_BYTES if replica.gallery.modality == "image" else MAX_TEXT_BYTES + _vector_bytes(replica)
+        )
+        async with self._bodies.read(request, most) as body:
+            return await run_in_threadpool(lambda: self._one(replica, parse(body)))
+
+    async def search_image(self, gallery: str, request: Request) -> Response:
+        """The same for a picture that is uploaded as a form's file."""
+        replica = await self._replica(gallery)
+        if replica.gallery.modality != "image":
+            raise ConflictError(f"gallery {replica.gallery.name!r} holds {replica.gallery.modality}s.")
+        async with self._bodies.read(request, MAX_BODY_BYTES) as body:
+            asked = await parse_upload(request.headers, body)
+            return await run_in_threadpool(self._one, replica, asked)
+
+    async def search_batch(self, gallery: str, request: Request) -> Response:
+        """Several queries at once: each is answered or refused on its own, all from the same state of the gallery."""
+        replica = await self._replica(gallery)
+        count = self._context.settings.api_batch_queries
+        most = min(MAX_BODY_BYTES, MAX_TEXT_BYTES + count * (MAX_TEXT_BYTES + _vector_bytes(replica)))
+        if replica.gallery.modality == "image":
+            most = MAX_BODY_BYTES
+        async with self._bodies.read(request, most) as body:
+            return await run_in_threadpool(lambda: self._many(replica, parse_batch(body, count)))
+
+    async def _replica(self, gallery: str) -> ServedReplica:
+        if "\0" in gallery:
+            raise NotFoundError("there is no gallery of this name.")
+        return await run_in_threadpool(self._replicas.of, gallery)
+
+    def _one(self, replica: ServedReplica, asked: AskedSearch) -> Response:
+        with self._timed.time():
+            [answer] = self._answers(replica, asked)
+        if isinstance(answer, Exception):
+            raise answer
+        found = {"schema_version": 1, "gallery": replica.gallery.name, **_hits(replica, answer)}
+        self._retrievals.count(replica.gallery.id, [hit.row for hit in answer.hits])
+        return JSONResponse(found)
+
+    def _many(self, replica: ServedReplica, asked: AskedSearch) -> Response:
+        answers = []
+        for found in self._answers(replica, asked):
+            if isinstance(found, HotrefreshError):
+                answers.append({"error": known_failure(found)[1]})
+            elif isinstance(found, Exception):
+                log("query.failed", level="error", message=f"{type(found).__name__}: {found}"[:500])
+                answers.append({"error": unexpected_failure(found)})
+            else:
+                self._retrievals.count(replica.gallery.id, [hit.row for hit in found.hits])
+                answers.append(_hits(replica, found))
+        return JSONResponse({"schema_version": 1, "gallery": replica.gallery.name, "answers": answers})
+
+    def _answers(self, replica: ServedReplica, asked: AskedSearch) -> list[Answer | Exception]:
+        """An answer or what was wrong for every query. They are encoded anew where the model is switched meanwhile."""
+        contents = [_content(replica, query) for query in asked.queries]
+        while True:
+            path = replica.path
+            vectors = self._vectors(path, asked.queries, contents)
+            good = [at for at, vector in enumerate(vectors) if not isinstance(vector, Exception)]
+            found: list[Any] = list(vectors)
+            try:
+                if good:
+                    answers = replica.search_vectors(
+                        np.stack([found[at] for at in good]),
+                        asked.k,
+                        asked.where,
+                        path_ids=path.ids,
+                        contents=[contents[at] for at in good],
+                    )
+                    for at, answer in zip(good, answers, strict=True):
+                        found[at] = answer
+                return found
+            except StalePathError:
+                continue
+
+    def _vectors(
+        self, path: QueryPath, queries: Sequence[Asked], contents: Sequence[Any]
+    ) -> list[Vector | Exception]:
+        """(dim,) float32 of length 1 or what is wrong, for every query."""
+        encoder = self._context.encoder(path.model)
+        found: list[Any] = list(contents)
+        prepared: dict[int, Any] = {}
+        for at, (query, content) in enumerate(zip(queries, contents, strict=True)):
+            try:
+                if query.kind == "vector":
+                    found[at] = vector_of(query, path)
+                elif not isinstance(content, Exception):
+                    prepared[at] = encoder.preprocess(content)
+            except Exception as error:  # noqa: BLE001 - this query's, not its neighbours'
+                found[at] = error
+        if prepared:
+            vectors = self._encode(path.model, list(prepared.values()))
+            found = [vectors.pop(0) if at in prepared else each for at, each in enumerate(found)]
+        return found
+
+    def _encode(self, model: ModelRow, prepared: list[Any]) -> list[Any]:
+        """A vector or an exception for each; where all together fail, only the culprits fail."""
+        batcher = self._batcher(model)
+        try:
+            return [_finite(vector) for vector in batcher.encode(prepared)]
+        except Exception as error:  # noqa: BLE001 - told apart below
+            if len(prepared) == 1:
+                return [error]
+        return [each for one in prepared for each in self._encode(model, [one])]
+
+    def _batcher(self, model: ModelRow) -> QueryBatcher:
+        with self._lock:
+            if model.id not in self._batchers:
+                settings = self._context.settings
+                self._batchers[model.id] = QueryBatcher(
+                    lambda prepared: self._context.encoder(model).encode(prepared),
+                    settings.encode_batch,
+                    settings.encode_wait_ms / 1e3,
+                )
+            return self._batchers[model.id]
+
+
+def _vector_bytes(replica: ServedReplica) -> int:
+    return BYTES_A_NUMBER * replica.model.dim
+
+
+def _content(replica: ServedReplica, asked: Asked) -> Any:
+    """A text, a decoded picture, None of a vector; or what is wrong with it."""
+    if asked.kind == "vector":
+        return None
+    try:
+        return content_of(replica, asked)
+    except Exception as error:  # noqa: BLE001 - this query's, not its neighbours'
+        return error
+
+
+def _finite(vector: Vector) -> Vector | ItemError:
+    if np.isfinite(vector).all():
+        return vector
+    return ItemError("not_finite", "the model makes no finite vector of it")
+
+
+def _hits(replica: ServedReplica, answer: Answer) -> dict[str, Any]:
+    return {
+        "model": answer.model,
+        "rollout": answer.rollout_id,
+        "log_sequence": answer.seq,
+        "coverage_ratio": answer.coverage_ratio,
+        "hits": [
+            {
+                "row": hit.row,
+                "key": hit.key,
+                "uri": hit.uri,
+                "label": hit.label,
+                "score": hit.score,
+                "rollout_id": hit.rollout_id,
+                "model": replica.model_of(hit.rollout_id),
+            }
+            for hit in answer.hits
+        ],
+    }

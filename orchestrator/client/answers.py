@@ -1,0 +1,88 @@
+"""What a search, and a look at galleries and rollouts, gives: the same types in process and from a server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One item that was found. `model` and `rollout_id` are the version of its vector."""
+
+    row: int
+    key: str
+    uri: str
+    label: str | None
+    score: float
+    rollout_id: int
+    model: str | None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The nearest items, nearest first.
+
+    Attributes:
+        model: the model that the query is of.
+        rollout: the rollout that serves.
+        log_sequence: the place of the gallery's log that was answered at.
+        coverage_ratio: how much of the gallery that rollout has embedded.
+    """
+
+    gallery: str
+    model: str
+    rollout: int | None
+    log_sequence: int
+    coverage_ratio: float
+    hits: tuple[Hit, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A gallery, the model that serves it, its newest rollout and that one's state."""
+
+    id: int
+    name: str
+    modality: str
+    n_items: int
+    model: str | None
+    rollout: int | None
+    state: str | None
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A rollout; `columns` is its whole row of `reporting.rollout_status`."""
+
+    id: int
+    gallery: str
+    from_model: str | None
+    to_model: str
+    state: str
+    reason: str | None
+    coverage: float | None
+    columns: Mapping[str, Any]
+
+
+def answer_of(document: Mapping[str, Any], gallery: str) -> Answer:
+    """An answer out of a server's JSON; names that a newer server adds are passed over.
+
+    Raises:
+        KeyError, TypeError: it is no answer.
+    """
+    hits = tuple(Hit(**{name: hit[name] for name in Hit.__dataclass_fields__}) for hit in document["hits"])
+    rest = {name: document[name] for name in ("model", "rollout", "log_sequence", "coverage_ratio")}
+    return Answer(gallery, hits=hits, **rest)
+
+
+def gallery_of(document: Mapping[str, Any]) -> Gallery:
+    """A gallery out of a server's JSON."""
+    return Gallery(**{name: document[name] for name in Gallery.__dataclass_fields__})
+
+
+def rollout_of(document: Mapping[str, Any]) -> Rollout:
+    """A rollout out of a server's JSON."""
+    named = {name: document[name] for name in Rollout.__dataclass_fields__ if name != "columns"}
+    return Rollout(columns=dict(document), **named)
