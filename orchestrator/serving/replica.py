@@ -39,13 +39,6 @@ LENGTH_WITHIN = 1e-2
 RETRY_S = 0.5
 
 
-class StalePathError(ConflictError):
-    """Queries were encoded by a model or an adapter that no longer serves; encode them again."""
-
-
-Where = Mapping[str, str | Sequence[str]]
-
-
 @dataclass(frozen=True)
 class Hit:
     """One answer: which item, how near, and in which version it is stored."""
