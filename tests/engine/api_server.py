@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import httpx
 
 from orchestrator.api.server import make_server, open_socket
+from orchestrator.api.tokens import Tokens
 from orchestrator.context import Context
 
 TOKEN = "a-token-of-the-tests"
@@ -24,10 +25,12 @@ def until(done: Callable[[], bool], seconds: float = 30.0) -> None:
 
 
 @contextmanager
-def client_of(context: Context, token: str | None = TOKEN, *, ready: bool = True) -> Iterator[httpx.Client]:
-    """A client with the token; `ready`: wait until every gallery is held."""
+def client_of(
+    context: Context, token: str | None = TOKEN, *, ready: bool = True, tokens: Tokens | None = None
+) -> Iterator[httpx.Client]:
+    """A client with the token; `ready`: wait until every gallery is held; `tokens`: what the server takes, if not that alone."""
     with open_socket("127.0.0.1", 0) as listening:
-        server = make_server(context, token)
+        server = make_server(context, tokens or token)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         until(lambda: server.started)
