@@ -6,9 +6,11 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import secrets
 import shutil
 import socket
+import zlib
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -62,7 +64,7 @@ class Milvus:
         self._closed = False
         self.lost = False
         """Whether somebody dropped the collection."""
-        self._name = PREFIX + secrets.token_hex(8)
+        self._name = f"{PREFIX}{_host()}_{_started(os.getpid())}_{secrets.token_hex(4)}"
         self._files = _Files(options.folder) if options.url is None else None
         self._place = str(self._files.path) if self._files else _checked(options.url)
         self._client: Any = None
@@ -80,9 +82,7 @@ class Milvus:
             raise
 
     def _create(self) -> None:
-        schema = MilvusClient.create_schema(
-            auto_id=False, enable_dynamic_field=False, description=_this_process()
-        )
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
         schema.add_field("row", DataType.INT64, is_primary=True)
         schema.add_field("vec", DataType.FLOAT_VECTOR, dim=self._width)
         index = self._client.prepare_index_params()
@@ -247,25 +247,22 @@ def _checked(url: str | None) -> str:
     return url
 
 
-def _this_process() -> str:
-    """Host, pid and start of this process, kept with its collection."""
-    process = psutil.Process()
-    return f"hotrefresh {socket.gethostname()} {process.pid} {process.create_time():.2f}"
+def _host() -> str:
+    """This host, as it can stand in a collection's name."""
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _started(pid: int) -> str | None:
+    """A process by its number and its start, which nobody has again: `PID_MILLISECONDS`; None where there is none."""
+    try:
+        return f"{pid}_{round(psutil.Process(pid).create_time() * 1000)}"
+    except psutil.Error:
+        return None
 
 
 def _drop_leftovers(client: Any) -> None:
-    """Drop collections whose process was on this host and is dead. Other hosts' are theirs to drop."""
+    """Drop collections whose process was on this host and is dead: its name says which. Other hosts' are theirs to drop."""
     for name in client.list_collections():
-        if not name.startswith(PREFIX):
-            continue
-        words = str(client.describe_collection(name).get("description", "")).split()
-        ours = len(words) == 4 and words[:2] == ["hotrefresh", socket.gethostname()]
-        if ours and not _lives(int(words[2]), float(words[3])):
+        named = re.fullmatch(rf"{PREFIX}{_host()}_((\d+)_\d+)_\w+", name)
+        if named is not None and _started(int(named[2])) != named[1]:
             client.drop_collection(name)
-
-
-def _lives(pid: int, started: float) -> bool:
-    try:
-        return abs(psutil.Process(pid).create_time() - started) < 1.0
-    except psutil.Error:
-        return False
