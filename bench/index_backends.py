@@ -63,7 +63,7 @@ def make_case(n: int, seed: int) -> Case:
 
 def run(
     settings: Settings | None = None,
-    repeats: int = 5,
+    repeats: int = 3,
     sizes: Sequence[int] = SIZES,
     seed: int = 0,
     only: Sequence[str] | None = None,

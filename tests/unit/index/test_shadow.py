@@ -75,6 +75,28 @@ def test_writes_that_arrive_while_the_new_index_is_made_are_in_it():
     np.testing.assert_array_equal(index.search(wanted, 1)[1][:, 0], top_k(wanted, wanted, 1)[1][:, 0])
 
 
+def test_a_write_that_comes_just_before_the_swap_is_in_it():
+    old = Held(some(50))
+    late = some(1, seed=9)
+
+    class Overtaken(WriterPreferringLock):
+        """Somebody writes at the very moment in which the rebuild asks for the lock."""
+
+        def write(self):
+            if threading.current_thread().name == "index-rebuild":
+                with super().write():
+                    index.replace(np.array([7]), late)
+            return super().write()
+
+    lock = Overtaken()
+    index = Shadowed(old, lock)
+    write(index, lock, np.array([3]), some(1, seed=1))
+    old.go_on.set()
+    assert index.wait(30)
+    assert index.swaps == 1
+    np.testing.assert_array_equal(index.vectors()[[7]], late)
+
+
 def test_a_swap_waits_for_whoever_searches():
     old = Held(some(50))
     lock = WriterPreferringLock()
@@ -90,7 +112,7 @@ def test_a_swap_waits_for_whoever_searches():
     assert index.swaps == 1
 
 
-def test_a_rebuild_that_fails_leaves_the_old_one_answering_and_says_so(caplog):
+def test_a_rebuild_that_fails_leaves_the_old_one_answering_and_says_so(caplog, monkeypatch):
     old = Held(some(50), fail=True)
     lock = WriterPreferringLock()
     index = Shadowed(old, lock)
@@ -105,6 +127,12 @@ def test_a_rebuild_that_fails_leaves_the_old_one_answering_and_says_so(caplog):
     )  # not tried again at once, and nothing is noted any more
     assert index.wait(0)
     np.testing.assert_array_equal(index.vectors()[[3, 4]], np.concatenate([some(1, seed=1), some(1, seed=2)]))
+    monkeypatch.setattr(index, "_retry_at", 0.0)  # a minute later
+    old.fail = False
+    write(index, lock, np.array([5]), some(1, seed=3))
+    assert index.wait(30)
+    assert index.swaps == 1
+    np.testing.assert_array_equal(index.vectors()[[4, 5]], np.concatenate([some(1, seed=2), some(1, seed=3)]))
 
 
 def test_closing_while_a_new_one_is_made_throws_it_away():
