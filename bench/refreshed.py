@@ -22,8 +22,7 @@ from orchestrator.context import Context
 from orchestrator.ledger.database import Line, transaction
 from orchestrator.ledger.queries import batches, galleries, rollouts
 from orchestrator.ledger.rows import GalleryRow, RolloutRow
-from orchestrator.service import advance, background, certify, embed, models
-from orchestrator.service import start as starting
+from orchestrator.service import background
 from orchestrator.serving.matrix import extents_of, rows_of_ranks
 from orchestrator.settings import load_settings
 
@@ -38,6 +37,7 @@ OLD, NEW = "old", "new"
 def register(context: Context, dim: int, moved: float = MOVED) -> None:
     """The old and the new model: stubs that compute next to nothing."""
     from models.encoders import factory
+    from orchestrator.service import models
 
     for name, share in ((OLD, 0.0), (NEW, moved)):
         folder = context.settings.data_dir / f"artifact-{name}"
@@ -47,6 +47,9 @@ def register(context: Context, dim: int, moved: float = MOVED) -> None:
 
 def load(context: Context, n: int, dim: int) -> GalleryRow:
     """A gallery of `n` stored vectors of the old model, and the certificate of the new one, measured on its queries."""
+    # Here and not above, as in the two functions beside: the writer's process starts without torch and scipy.
+    from orchestrator.service import certify, embed
+
     name = f"synthetic-{n}"
     asked = np.linspace(0, n - 1, QUERIES).astype(int).tolist()
     with transaction(context.engine) as connection:
@@ -68,6 +71,9 @@ def load(context: Context, n: int, dim: int) -> GalleryRow:
 
 def begin(context: Context, gallery: GalleryRow, batch_size: int = BATCH) -> RolloutRow:
     """Deploy the new model and plan the refresh, in a random order."""
+    from orchestrator.service import advance
+    from orchestrator.service import start as starting
+
     request = starting.StartRequest(gallery.name, NEW, order="random", batch_size=batch_size)
     return advance.advance(context, starting.start(context, request).id)
 

@@ -41,6 +41,7 @@ REQUESTS_PER_S = 45
 # Scores of two kernels on 64 products differ by rounding, 1e-7 each; an old and a new vector's by 1e-2.
 TOLERANCE = 5e-6
 Vectors = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
 
 
 def exact_backends() -> list[str]:
@@ -72,6 +73,21 @@ class Found:
         if len(self.examples) < 5:
             self.examples.append(text)
 
+    def look(self, answer: Seen, scores: Vectors, versions: Rows) -> None:
+        """Compare an answer's scores with those of the versions that it states, and these with the committed ones."""
+        self.answers += 1
+        self.hits += len(answer.rows)
+        torn = np.abs(scores - answer.scores) > TOLERANCE
+        if torn.any():
+            self.torn += int(torn.sum())
+            self.note(f"at {answer.seq} row {answer.rows[torn][0]} scores {answer.scores[torn][0]}")
+        other = answer.versions != versions
+        if other.any():
+            self.wrong_version += int(other.sum())
+            self.note(
+                f"at {answer.seq} row {answer.rows[other][0]} is said to be of {answer.versions[other][0]}"
+            )
+
     @property
     def right(self) -> bool:
         return not (self.torn or self.wrong_version or self.not_best)
@@ -92,41 +108,35 @@ def judge(
     mixture, version = old.copy(), np.full(n, before, np.int64)
     ahead = sorted(batches)
     found = Found()
-    for answer in sorted(seen, key=lambda each: each.seq):
-        while ahead and ahead[0] <= answer.seq:
+    by_place: dict[int, list[Seen]] = {}
+    for answer in seen:
+        by_place.setdefault(answer.seq, []).append(answer)
+    for place in sorted(by_place):
+        while ahead and ahead[0] <= place:
             rows = batches[ahead.pop(0)]
             mixture[rows], version[rows] = new[rows], rollout.id
-        assert answer.model == refreshed.NEW
-        found.answers += 1
-        found.hits += len(answer.rows)
-        found.places.add(answer.seq)
-        query = queries.vectors(np.array([answer.query]))
-        stated = np.where((answer.versions == rollout.id)[:, None], new[answer.rows], old[answer.rows])
-        torn = np.abs(stated @ query[0] - answer.scores) > TOLERANCE
-        if torn.any():
-            found.torn += int(torn.sum())
-            found.note(f"at {answer.seq} row {answer.rows[torn][0]} scores {answer.scores[torn][0]}")
-        other = answer.versions != version[answer.rows]
-        if other.any():
-            found.wrong_version += int(other.sum())
-            found.note(
-                f"at {answer.seq} row {answer.rows[other][0]} is said to be of {answer.versions[other][0]}"
-            )
-        if not _are_best(answer, query, mixture):
-            found.not_best += 1
-            found.note(f"at {answer.seq} the answer to {answer.query} is not that of the committed mixture")
+        answers = by_place[place]
+        asked = queries.vectors(np.array([answer.query for answer in answers]))
+        scores, best = top_k(asked, mixture, K)
+        found.places.add(place)
+        for number, answer in enumerate(answers):
+            assert answer.model == refreshed.NEW
+            stored = np.where((answer.versions == rollout.id)[:, None], new[answer.rows], old[answer.rows])
+            found.look(answer, stored @ asked[number], version[answer.rows])
+            if not _are_best(answer, asked[number], mixture, scores[number], best[number]):
+                found.not_best += 1
+                found.note(f"at {place} the answer to {answer.query} is not that of the committed mixture")
     return found
 
 
-def _are_best(answer: Seen, query: Vectors, mixture: Vectors) -> bool:
+def _are_best(answer: Seen, query: Vectors, mixture: Vectors, scores: Vectors, rows: Rows) -> bool:
     """Whether these are the k best rows of the mixture; rows whose scores are equal but for rounding may change places."""
-    scores, rows = top_k(query, mixture, K)
-    if len(set(answer.rows.tolist())) != len(rows[0]) or len(answer.rows) != len(rows[0]):
+    if len(set(answer.rows.tolist())) != len(rows) or len(answer.rows) != len(rows):
         return False
-    moved = answer.rows != rows[0]
-    same = np.abs(scores[0] - answer.scores).max() <= TOLERANCE
-    true = mixture[answer.rows[moved]] @ query[0]
-    return bool(same and (np.abs(true - scores[0][moved]) <= TOLERANCE).all())
+    if np.abs(scores - answer.scores).max() > TOLERANCE:
+        return False
+    moved = answer.rows != rows
+    return bool((np.abs(mixture[answer.rows[moved]] @ query - scores[moved]) <= TOLERANCE).all())
 
 
 def open_loop(search: Callable[..., list[Seen]], seed: int, n: int, over: threading.Event) -> list[Seen]:
