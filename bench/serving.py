@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def _batch_search(n: int, dim: int, q: int, k: int, aimed: bool, repeats: int) -
     flops = {"search": 2.0 * n * q * dim}
     for shape in SHAPES:
         for name, product in _products(shape).items():
-            works[name], flops[name] = product, 2.0 * np.prod(shape)
+            works[name], flops[name] = product, 2.0 * math.prod(shape)
     in_turns(works, 1)
     taken = in_turns(works, repeats)
     speed = {name: flops[name] / median(values) / 1e9 for name, values in taken.items()}

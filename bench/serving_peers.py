@@ -61,7 +61,7 @@ def _or_why(name: str, peer: Callable[[], list[Row]]) -> list[Row]:
     try:
         return peer()
     except (ImportError, psycopg.Error) as error:
-        return [Row(10, f"peer: {name}, not measured", float("nan"), "1/s", str(error).splitlines()[0])]
+        return [Row(10, f"peer: {name}, not measured", 0.0, "1/s", str(error).splitlines()[0])]
 
 
 class TwoIndexes:
