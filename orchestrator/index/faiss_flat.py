@@ -73,9 +73,8 @@ class FaissFlat:
         """FAISS's answers as keys (q, k), EMPTY where there are fewer."""
         scores = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
-        bits = (
-            None if allowed is None else np.packbits(allowed, bitorder="little")
-        )  # FAISS keeps a pointer to it
+        # FAISS keeps a pointer to them.
+        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
         n, dim = self._matrix.shape
         faiss.knn_inner_product(
             faiss.swig_ptr(queries), faiss.swig_ptr(self._matrix), dim, len(queries), n, k,

@@ -6,7 +6,7 @@ import json
 
 import psycopg
 
-from bench import core, engine, revision, views
+from bench import core, engine, revision, serving, views
 from orchestrator.ledger.queries.reporting import VIEWS
 
 
@@ -61,3 +61,16 @@ def test_a_revision_is_measured_on_a_plan_of_its_own(settings):
     assert "20,000 items" in row.name
     assert row.value > 0
     assert _databases(settings.database_url) == before
+
+
+def test_serving_is_measured_beside_its_peers(settings, tmp_path):
+    result = serving.run(settings, repeats=2, quick=True, only=["10", "11", "12"], folder=tmp_path)
+    assert {row["row"] for row in result["rows"]} == {10, 11, 12}
+    assert {row["holds"] for row in result["rows"]} == {None}, "smaller sizes than the targets' claim nothing"
+    assert json.loads((tmp_path / "serving.json").read_text()) == result
+    names = " ".join(row["name"] for row in result["rows"])
+    for peer in ("two indexes", "pgvector", "milvus-lite"):
+        assert peer in names
+    assert "not measured" not in names
+    refreshed = [row for row in result["rows"] if row["name"].startswith("QPS")]
+    assert all(row["value"] > 0 for row in refreshed)
