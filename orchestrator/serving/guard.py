@@ -114,10 +114,13 @@ class GuardedSearch:
     ) -> tuple[Vectors, Rows]:
         old = fitting(np.stack([self._old[int(query)] for query in at]), asked.shape[1])
         found = [index.search(old, k, allowed=stored), index.search(asked, k, allowed=renewed)]
-        merge = self.guard.guard.merge
-        new_scores = (np.float32(merge.scale) * found[1][0] + np.float32(merge.offset)).astype(np.float32)
         rows = np.concatenate([found[0][1], found[1][1]], axis=1)
-        scores = np.where(rows >= 0, np.concatenate([found[0][0], new_scores], axis=1), -np.inf)
+        scores = np.concatenate([found[0][0], found[1][0]], axis=1)
+        scores[
+            rows < 0
+        ] = -np.inf  # before the map: what an index puts there may be the smallest number there is
+        merge = self.guard.guard.merge
+        scores[:, k:] = np.float32(merge.scale) * scores[:, k:] + np.float32(merge.offset)
         # By falling score, then by rising row, like any search.
         order = np.lexsort((rows, -scores), axis=1)[:, :k]
         return np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1)
