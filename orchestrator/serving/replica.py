@@ -6,6 +6,7 @@ It can die at any time: what it holds is a function of the ledger and the extent
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
-from orchestrator.errors import ConflictError, HotrefreshError, StalePathError, UsageError
+from orchestrator.errors import ConflictError, HotrefreshError, NotCertifiedError, StalePathError, UsageError
 from orchestrator.failpoints import reach
 from orchestrator.index import Rows, index_options, make_index
 from orchestrator.ledger.database import snapshot, transaction
@@ -26,6 +27,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
 from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting, needs_layout
+from orchestrator.serving.certified import uncertified
 from orchestrator.serving.filters import Where, checked, contents_of_batch, load_columns, put
 from orchestrator.serving.guard import Guarded, GuardedSearch, RolloutGuard, guard_of
 from orchestrator.serving.lock import WriterPreferringLock
@@ -35,6 +37,8 @@ from orchestrator.serving.served import Served
 
 # How far from 1 the length of a query's vector may be.
 LENGTH_WITHIN = 1e-2
+# Certificates are looked up again after so long, beside whenever other versions are mixed.
+CERTIFIED_S = 5.0
 # After a fault the log is asked for again this much later.
 RETRY_S = 0.5
 
@@ -90,6 +94,8 @@ class Replica:
         # Held by whoever changes what is served, or needs it to stand still while searches go on.
         self._applying = threading.Lock()
         self._filtered = False
+        # The versions whose certificates were looked up, and when.
+        self._checked: tuple[frozenset[int], float] = frozenset(), 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.error: HotrefreshError | None = None
@@ -106,6 +112,11 @@ class Replica:
     def path(self) -> QueryPath:
         """What makes a query's vector: the model and, under a query adapter, that adapter."""
         return self._served.path
+
+    @property
+    def refused(self) -> str | None:
+        """Why no search is answered: a pair of models that lacks its certificate; None: searches are answered."""
+        return self._served.refused
 
     def _reload(self) -> None:
         with snapshot(self._context.engine) as connection:
@@ -128,6 +139,8 @@ class Replica:
         options = index_options(self._context.settings, self._backend, url)
         index = make_index(self._backend, vectors, options, self._lock)
         served = Served(index, matrix.version, path, serving.rollout_id, guard=guard, columns=columns)
+        with snapshot(self._context.engine) as connection:
+            served.refused = self._uncertified(connection, served)
         with self._lock.write():
             old: Served | None = self.__dict__.get("_served")
             self._served, self.seq = served, matrix.seq
@@ -171,8 +184,22 @@ class Replica:
                     if self._apply(connection, entry):
                         return applied + 1  # reloaded: the entries behind are already in
                     applied += 1
-            if len(entries) < 256:
-                return applied
+                if len(entries) < 256:
+                    self._check_certificates(connection)
+                    return applied
+
+    def _uncertified(self, connection: Connection, served: Served) -> str | None:
+        return uncertified(connection, self.gallery.id, served.path, served.rollout_id, served.versions)
+
+    def _check_certificates(self, connection: Connection) -> None:
+        """Ask again when the versions that are mixed are others, and now and then: certificates come and go without the log."""
+        versions, now = self._served.versions, time.monotonic()
+        due = CERTIFIED_S if self._served.refused is None else 0.0
+        if versions != self._checked[0] or now - self._checked[1] > due:
+            refused = self._uncertified(connection, self._served)
+            with self._lock.write():
+                self._served.refused = refused
+            self._checked = versions, now
 
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
         """Apply one entry; True when the whole gallery was loaded anew."""
@@ -196,9 +223,11 @@ class Replica:
             path = query_path(connection, rollout.to_model_id, rollout)
             guard = guard_of(connection, rollout)
             self._load(path, guard)
+            refused = uncertified(connection, self.gallery.id, path, rollout.id, self._served.versions)
             with self._lock.write():
-                self._served.path, self._served.rollout_id, self.seq = path, rollout.id, entry.seq
-                self._served.guard = guard
+                served = self._served
+                served.path, served.rollout_id, served.refused = path, rollout.id, refused
+                served.guard, self.seq = guard, entry.seq
             return False
         if entry.kind == "finalized" and rollout.kind == "upgrade":
             self.seq = entry.seq
@@ -261,6 +290,7 @@ class Replica:
 
         Raises:
             UsageError: a filter that is none, or an attribute that no item has.
+            NotCertifiedError: vectors are stored that the model may not search; the pair is named.
         """
         while True:
             path = self._served.path
@@ -288,6 +318,7 @@ class Replica:
         Raises:
             StalePathError: another model or adapter serves by now: encode the queries again.
             UsageError: vectors of another shape or length than the model's, or a filter as in `search`.
+            NotCertifiedError: as in `search`.
         """
         path = self._served.path
         if path_ids is not None and path_ids != path.ids:
@@ -313,6 +344,8 @@ class Replica:
                 served = self._served
                 if served.path.ids != path.ids:
                     raise _stale(served.path)
+                if served.refused is not None:
+                    raise NotCertifiedError(served.refused)
                 asked, allowed = fitting(queries, served.index.dim), served.allowed(wanted)
                 scores, rows = served.index.search(asked, min(k, max(1, len(served.version))), allowed)
                 answered: Guarded | None = scores, rows, np.zeros(len(rows), np.bool_)

@@ -23,6 +23,7 @@ class Served:
         path: what makes a query's vector.
         rollout_id: the rollout that serves.
         guard: what answers queries at risk by two models; None: nothing does.
+        refused: why no search may be answered, None where all may: a pair of models without a certificate (`certified`).
         columns: the items' attributes; None until somebody filters by them.
         counts: how many rows there are of each version, so that no search counts them.
         written: rows written since somebody began to copy, None while nobody does (`snapshots`).
@@ -33,6 +34,7 @@ class Served:
     path: QueryPath
     rollout_id: int | None
     guard: RolloutGuard | None = None
+    refused: str | None = None
     columns: Columns | None = None
     counts: dict[int, int] = field(default_factory=dict)
     written: list[Rows] | None = None
