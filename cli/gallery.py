@@ -211,7 +211,7 @@ def delete(
 
 
 @app.command(
-    epilog="Examples: hotrefresh gallery search photos --image query.jpg -k 5 --where label=bicycle; hotrefresh gallery search "
+    epilog="Example: hotrefresh gallery search photos --image query.jpg -k 5 --where label=bicycle; hotrefresh gallery search "
     "photos --key holiday/1.jpg --server http://127.0.0.1:8080"
 )
 def search(

@@ -204,7 +204,7 @@ def _shaped(shape: type[Shape], asked: dict[str, Any], where: str = "") -> Shape
         return shape.model_validate(asked)
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(str(part)[:80] for part in wrong["loc"])
+        place = str(wrong["loc"][0])[:80]  # what is inside it is named by our own code's names
         if wrong["type"] == "extra_forbidden":
             known = ", ".join(shape.model_fields)
             raise UsageError(f"{where}there is no {place!r} here; there is {known}.") from None

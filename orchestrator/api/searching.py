@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -169,8 +170,16 @@ class Searching:
                     lambda prepared: self._context.encoder(model).encode(prepared),
                     settings.encode_batch,
                     settings.encode_wait_ms / 1e3,
+                    _encoders_at_once(),
                 )
             return self._batchers[model.id]
+
+
+def _encoders_at_once() -> int:
+    """Batches that the processors can encode at a time; a GPU takes one after the other anyway."""
+    import torch
+
+    return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
 
 
 def _vector_bytes(replica: ServedReplica) -> int:

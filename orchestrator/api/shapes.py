@@ -16,19 +16,21 @@ MOST_ATTRIBUTES, MOST_VALUES = 20, 1000
 MOST_CHARACTERS = 1024
 # Without NUL; not empty and not blank, whatever a dialect of patterns takes for blank.
 NO_NUL = r"^[^\x00]*$"
+# NUL, and half of a pair of surrogates, which JSON can write.
+_NO_TEXT = r"[\x00\ud800-\udfff]"
 _SEEN = r"[^\x00-\x20\x7f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 PLAIN = rf"^[^\x00]*{_SEEN}[^\x00]*$"
 
 
 def _plain(text: str) -> str:
     # Not by PLAIN itself: it takes the square of the length where the last character is wrong.
-    if "\0" in text or re.search(_SEEN, text) is None:
+    if re.search(_NO_TEXT, text) or re.search(_SEEN, text) is None:
         raise ValueError("it must be plain text and not empty")
     return text
 
 
 def _no_nul(text: str) -> str:
-    if "\0" in text:
+    if re.search(_NO_TEXT, text):
         raise ValueError("it must be plain text")
     return text
 

@@ -40,15 +40,18 @@ class QueryBatcher:
         encode: prepared queries → (n, dim) float32, in their order.
         most: queries in a batch; 1: every caller encodes alone, at the same time as the others.
         wait_s: how long a batch waits for company once the encoder is free; 0: not at all.
+        at_once: batches encoded at the same time: as many as there are processors for, each with the encoder's threads.
     """
 
-    def __init__(self, encode: Encode, most: int = 64, wait_s: float = 0.0) -> None:
+    def __init__(self, encode: Encode, most: int = 64, wait_s: float = 0.0, at_once: int = 1) -> None:
         self._encode_all = encode
         self._most = most
         self._wait_s = wait_s
+        self._at_once = at_once
         self._lock = threading.Lock()
+        # Nobody waits in it while fewer than `at_once` encode.
         self._queue: list[_Waiting] = []
-        self._busy = False
+        self._encoding = 0
 
     def encode(self, prepared: Sequence[Any]) -> Vectors:
         """(n, dim) float32 of n prepared queries, whatever becomes of those beside them.
@@ -59,15 +62,18 @@ class QueryBatcher:
             return self._encode(prepared)
         mine = _Waiting(prepared)
         with self._lock:
-            self._queue.append(mine)
-            leads, self._busy = not self._busy, True
+            leads = self._encoding < self._at_once
+            if leads:
+                self._encoding += 1
+            else:
+                self._queue.append(mine)
         if not leads:
             mine.woken.wait()
         if not mine.is_answered:  # the encoder is ours
-            self._lead()
+            self._lead(mine)
         if mine.error is not None:
             raise mine.error
-        assert mine.vectors is not None, "who leads takes the oldest of the queue, itself among them"
+        assert mine.vectors is not None, "who leads answers himself first"
         return mine.vectors
 
     def _encode(self, prepared: Sequence[Any]) -> Vectors:
@@ -78,12 +84,12 @@ class QueryBatcher:
             raise ValueError(f"the encoder made {len(vectors)} vectors of {len(prepared)} queries")
         return vectors
 
-    def _lead(self) -> None:
-        """Encode one batch, oldest first, and hand the encoder over. The leader's own queries are the oldest."""
+    def _lead(self, mine: _Waiting) -> None:
+        """Encode one's own queries with the oldest that wait, and hand the encoder over to the next of them."""
         if self._wait_s > 0:
-            self._wait()
+            self._wait(len(mine.prepared))
         with self._lock:
-            batch = self._take()
+            batch = [mine, *self._take(self._most - len(mine.prepared))]
         try:
             self._answer(batch)
         finally:
@@ -91,24 +97,24 @@ class QueryBatcher:
                 for each in batch[1:]:
                     each.woken.set()
                 if self._queue:
-                    self._queue[0].woken.set()
+                    self._queue.pop(0).woken.set()
                 else:
-                    self._busy = False
+                    self._encoding -= 1
 
-    def _wait(self) -> None:
-        """Until the batch is full, or the time is over."""
+    def _wait(self, count: int) -> None:
+        """Until the batch is full, `count` of whose queries are there, or the time is over."""
         until = time.monotonic() + self._wait_s
         while time.monotonic() < until:
             with self._lock:
-                if sum(len(each.prepared) for each in self._queue) >= self._most:
+                if count + sum(len(each.prepared) for each in self._queue) >= self._most:
                     return
             time.sleep(min(0.001, self._wait_s))
 
-    def _take(self) -> list[_Waiting]:
-        """The oldest of the queue, at least one of them, and as many as fit into a batch."""
-        taken, count = 1, len(self._queue[0].prepared)
-        while taken < len(self._queue) and count + len(self._queue[taken].prepared) <= self._most:
-            count += len(self._queue[taken].prepared)
+    def _take(self, room: int) -> list[_Waiting]:
+        """The oldest of the queue, as many as there is room for."""
+        taken = 0
+        while taken < len(self._queue) and len(self._queue[taken].prepared) <= room:
+            room -= len(self._queue[taken].prepared)
             taken += 1
         batch, self._queue = self._queue[:taken], self._queue[taken:]
         return batch

@@ -57,11 +57,11 @@ def behind_one(pool, batcher, slow, queries):
 def test_what_comes_while_the_encoder_is_busy_is_one_batch_and_everybody_gets_his_own(pool):
     slow = Slow()
     batcher = QueryBatcher(slow)
-    queries = [[n] for n in range(1, 40)] + [[40, 41]]
+    queries = [[1, 2]] + [[n] for n in range(3, 42)]
     done = behind_one(pool, batcher, slow, queries)
     assert [each.result(10).tolist() for each in done] == [[[n, n] for n in q] for q in [[0], *queries]]
     assert slow.batches == [[0], [*range(1, 42)]]
-    assert (batcher._queue, batcher._busy) == ([], False)
+    assert (batcher._queue, batcher._encoding) == ([], 0)
 
 
 def test_one_alone_is_encoded_at_once_by_the_thread_that_asks():
@@ -119,8 +119,26 @@ def test_a_batch_waits_for_company_where_it_is_told_to(pool):
     assert [sorted(batch) for batch in slow.batches] == [[0, 1]]
 
 
-def test_many_clients_are_all_answered(pool):
-    batcher = QueryBatcher(lambda prepared: np.array([[n, n] for n in prepared], np.float32), most=8)
+def test_two_batches_are_encoded_at_once_where_there_are_processors_for_them(pool):
+    slow = Slow()
+    batcher = QueryBatcher(slow, at_once=2)
+    done = [pool.submit(batcher.encode, [n]) for n in range(2)]
+    for _ in range(2):
+        assert slow.begun.acquire(timeout=10)
+    done += [pool.submit(batcher.encode, [n]) for n in range(2, 6)]
+    queued(batcher, 4)
+    slow.go.set()
+    assert [each.result(10).tolist() for each in done] == [[[n, n]] for n in range(6)]
+    assert [sorted(batch) for batch in sorted(slow.batches)][:2] == [[0], [1]]
+    assert len(slow.batches) <= 4  # each of the two that end takes what waits then
+    assert batcher._encoding == 0
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_many_clients_are_all_answered(pool, at_once):
+    batcher = QueryBatcher(
+        lambda prepared: np.array([[n, n] for n in prepared], np.float32), most=8, at_once=at_once
+    )
 
     def ask(client):
         return [batcher.encode([client * 1000 + n])[0, 0] for n in range(200)]
