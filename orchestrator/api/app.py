@@ -33,6 +33,7 @@ _STATUS = {
     ExitCode.USAGE: 400,
     ExitCode.NOT_FOUND: 404,
     ExitCode.CONFLICT: 409,
+    ExitCode.NOT_CERTIFIED: 409,
     ExitCode.UNREACHABLE: 503,
 }
 _BIGGEST_ID = 2**63 - 1

@@ -6,6 +6,7 @@ It can die at any time: what it holds is a function of the ledger and the extent
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
-from orchestrator.errors import ConflictError, HotrefreshError, StalePathError, UsageError
+from orchestrator.errors import ConflictError, HotrefreshError, NotCertifiedError, StalePathError, UsageError
 from orchestrator.failpoints import reach
 from orchestrator.index import Rows, make_index
 from orchestrator.ledger.database import snapshot, transaction
@@ -24,6 +25,7 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
+from orchestrator.serving.certified import uncertified
 from orchestrator.serving.filters import Where, checked, contents_of_batch, load_columns, put
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import load_matrix, read_batch
@@ -34,6 +36,8 @@ from orchestrator.serving.served import Served
 SLICE = 1024
 # How far from 1 the length of a query's vector may be.
 LENGTH_WITHIN = 1e-2
+# Certificates are looked up again after so long, beside whenever other versions are mixed.
+CERTIFIED_S = 5.0
 # After a fault the log is asked for again this much later.
 RETRY_S = 0.5
 
@@ -72,6 +76,8 @@ class Replica:
         # Held by whoever changes what is served, or needs it to stand still while searches go on.
         self._applying = threading.Lock()
         self._filtered = False
+        # The versions whose certificates were looked up, and when.
+        self._checked: tuple[frozenset[int], float] = frozenset(), 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.error: HotrefreshError | None = None
@@ -89,6 +95,11 @@ class Replica:
         """What makes a query's vector: the model and, under a query adapter, that adapter."""
         return self._served.path
 
+    @property
+    def refused(self) -> str | None:
+        """Why no search is answered: a pair of models that lacks its certificate; None: searches are answered."""
+        return self._served.refused
+
     def _reload(self) -> None:
         with snapshot(self._context.engine) as connection:
             serving = rollout_queries.serving_now(connection, self.gallery.id)
@@ -103,7 +114,9 @@ class Replica:
             if self._filtered:
                 columns = load_columns(connection, self.gallery.id, matrix.version, matrix.seq)
         index = make_index(self._backend, matrix.vectors)
-        served = Served(index, matrix.version, path, serving.rollout_id, columns)
+        served = Served(index, matrix.version, path, serving.rollout_id, columns=columns)
+        with snapshot(self._context.engine) as connection:
+            served.refused = self._uncertified(connection, served)
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
 
@@ -133,8 +146,22 @@ class Replica:
                     if self._apply(connection, entry):
                         return applied + 1  # reloaded: the entries behind are already in
                     applied += 1
-            if len(entries) < 256:
-                return applied
+                if len(entries) < 256:
+                    self._check_certificates(connection)
+                    return applied
+
+    def _uncertified(self, connection: Connection, served: Served) -> str | None:
+        return uncertified(connection, self.gallery.id, served.path, served.rollout_id, served.versions)
+
+    def _check_certificates(self, connection: Connection) -> None:
+        """Ask again when the versions that are mixed are others, and now and then: certificates come and go without the log."""
+        versions, now = self._served.versions, time.monotonic()
+        due = CERTIFIED_S if self._served.refused is None else 0.0
+        if versions != self._checked[0] or now - self._checked[1] > due:
+            refused = self._uncertified(connection, self._served)
+            with self._lock.write():
+                self._served.refused = refused
+            self._checked = versions, now
 
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
         """Apply one entry; True when the whole gallery was loaded anew."""
@@ -153,8 +180,10 @@ class Replica:
         if entry.kind == "deployed" and not rollout.how.lifts and rollout.kind == "upgrade":
             # Nothing stored changes: only what makes queries' vectors. This is why the answer comes in seconds.
             path = query_path(connection, rollout.to_model_id, rollout)
+            refused = uncertified(connection, self.gallery.id, path, rollout.id, self._served.versions)
             with self._lock.write():
-                self._served.path, self._served.rollout_id, self.seq = path, rollout.id, entry.seq
+                self._served.path, self._served.rollout_id, self._served.refused = path, rollout.id, refused
+                self.seq = entry.seq
             return False
         if entry.kind == "finalized" and rollout.kind == "upgrade":
             self.seq = entry.seq
@@ -205,6 +234,7 @@ class Replica:
 
         Raises:
             UsageError: a filter that is none, or an attribute that no item has.
+            NotCertifiedError: vectors are stored that the model may not search; the pair is named.
         """
         while True:
             path = self._served.path
@@ -230,6 +260,7 @@ class Replica:
         Raises:
             StalePathError: another model or adapter serves by now: encode the queries again.
             UsageError: vectors of another shape or length than the model's, or a filter as in `search`.
+            NotCertifiedError: as in `search`.
         """
         path = self._served.path
         if path_ids is not None and path_ids != path.ids:
@@ -247,6 +278,8 @@ class Replica:
             served = self._served
             if served.path.ids != path.ids:
                 raise _stale(served.path)
+            if served.refused is not None:
+                raise NotCertifiedError(served.refused)
             most = min(k, max(1, len(served.version)))
             scores, rows = served.index.search(queries, most, served.allowed(wanted))
             versions = np.where(rows >= 0, served.version[rows], 0)

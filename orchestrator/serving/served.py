@@ -20,6 +20,7 @@ class Served:
         version: (n,) int64, the rollout each row's vector comes from; 0 where it has none. Written by `mark` only.
         path: what makes a query's vector.
         rollout_id: the rollout that serves.
+        refused: why no search may be answered, None where all may: a pair of models without a certificate (`certified`).
         columns: the items' attributes; None until somebody filters by them.
         counts: how many rows there are of each version, so that no search counts them.
         written: rows written since somebody began to copy, None while nobody does (`snapshots`).
@@ -29,6 +30,7 @@ class Served:
     version: Rows
     path: QueryPath
     rollout_id: int | None
+    refused: str | None = None
     columns: Columns | None = None
     counts: dict[int, int] = field(default_factory=dict)
     written: list[Rows] | None = None

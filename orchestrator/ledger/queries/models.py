@@ -167,6 +167,29 @@ def newest_certificate(
     )
 
 
+def newest_decided_certificate(
+    connection: Connection,
+    gallery_id: int,
+    query_model_id: int,
+    gallery_model_id: int,
+    adapter_id: int | None,
+) -> CertificateRow | None:
+    """As `newest_certificate`, without the inconclusive ones: too few queries say nothing against what was measured before."""
+    return fetch_one(
+        connection,
+        CertificateRow,
+        "newest_decided_certificate",
+        """SELECT c.* FROM certificate c JOIN query_set s ON s.id = c.query_set_id
+           WHERE c.query_model_id = :query_model AND c.gallery_model_id = :gallery_model AND c.verdict <> 'inconclusive'
+             AND c.adapter_id IS NOT DISTINCT FROM CAST(:adapter AS bigint) AND s.gallery_id = :gallery
+           ORDER BY c.id DESC LIMIT 1""",
+        query_model=query_model_id,
+        gallery_model=gallery_model_id,
+        adapter=adapter_id,
+        gallery=gallery_id,
+    )
+
+
 def certificates_of_model(connection: Connection, model_id: int) -> list[CertificateRow]:
     """The certificates in which a model takes part, newest first."""
     return fetch_all(
