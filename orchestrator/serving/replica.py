@@ -110,17 +110,21 @@ class Replica:
         """Apply every log entry that is new; returns how many."""
         applied = 0
         while True:
+            stale = False
             with transaction(self._context.engine) as connection:
                 entries = log_queries.log_after(connection, self.gallery.id, self.seq, 256)
                 for entry in entries:
-                    if self._apply(connection, entry):
-                        return applied + 1  # reloaded: the entries behind are already in
                     applied += 1
+                    if stale := self._apply(connection, entry):
+                        break
+            if stale:  # outside the transaction: the ledger ends one that is idle for as long as this may take
+                self._reload()
+                return applied  # the entries behind are already in
             if len(entries) < 256:
                 return applied
 
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
-        """Apply one entry; True when the whole gallery was loaded anew."""
+        """Apply one entry; True when the whole gallery has to be loaded anew."""
         if entry.kind == "deleted":
             self._grow(max(entry.rows) + 1)
             self._empty(np.array(entry.rows, np.int64), entry.seq)
@@ -140,7 +144,6 @@ class Replica:
         if entry.kind == "finalized" and rollout.kind == "upgrade":
             self.seq = entry.seq
             return False
-        self._reload()
         return True
 
     def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
