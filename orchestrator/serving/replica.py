@@ -117,7 +117,8 @@ class Replica:
                     applied += 1
                     if stale := self._apply(connection, entry):
                         break
-            if stale:  # outside the transaction: the ledger ends one that is idle for as long as this may take
+            if stale:
+                # Outside the transaction: the ledger ends one that is idle for as long as this may take.
                 self._reload()
                 return applied  # the entries behind are already in
             if len(entries) < 256:
