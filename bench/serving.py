@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from orchestrator.index.faiss_flat import FaissFlat
 from orchestrator.settings import Settings
 
 F32 = npt.NDArray[np.float32]
+Product = tuple[float, Callable[[], Any]]
+"""A matrix product: its products and sums, and the work."""
 SEED = 0
 DIM, BATCH = 256, 1024
 SHAPES = ((256, 1024, 256), (256, 4096, 256), (1024, 4096, 1024), (2048, 2048, 2048))
@@ -89,48 +91,60 @@ def replacing(settings: Settings | None = None, *, repeats: int = 5, quick: bool
 
 
 def batch_search(settings: Settings | None = None, *, repeats: int = 5, quick: bool = False) -> list[Row]:
-    """Row 12: products and sums a second of a whole search, top-k included, of the fastest plain matrix product's."""
+    """Row 12: products and sums a second of a whole search, top-k included, of the fastest plain matrix product's.
+
+    By processor time of this one thread: a search is long enough to be interrupted by others, a product is not.
+    """
     n = 16_384 if quick else 131_072
+    products = {name: product for shape in SHAPES for name, product in _products(shape).items()}
     cases = [(DIM, 256, 10, True), (DIM, 1024, 10, True), (DIM, 256, 100, False), (64, 256, 10, False)]
-    return [_batch_search(n, *case, repeats) for case in cases]
+    return [_batch_search(n, *case, products, repeats) for case in cases]
 
 
-def _batch_search(n: int, dim: int, q: int, k: int, aimed: bool, repeats: int) -> Row:
+def _batch_search(
+    n: int, dim: int, q: int, k: int, aimed: bool, products: dict[str, Product], repeats: int
+) -> Row:
     gallery, queries = random_unit(n, dim), random_unit(q, dim, SEED + 1)
     index = FaissFlat(gallery)
-    works: dict[str, Callable[[], Any]] = {"search": lambda: index.search(queries, k)}
-    flops = {"search": 2.0 * n * q * dim}
-    for shape in SHAPES:
-        for name, product in _products(shape).items():
-            works[name], flops[name] = product, 2.0 * math.prod(shape)
-    in_turns(works, 1)
-    taken = in_turns(works, repeats)
-    speed = {name: flops[name] / median(values) / 1e9 for name, values in taken.items()}
-    ours = speed.pop("search")
-    best = max(speed, key=lambda name: speed[name])
-    share = ours / speed[best]
+    index.search(queries, k)
+    found: list[float] = []
+    peaks: dict[str, list[float]] = {name: [] for name in products}
+    for _ in range(repeats):
+        found.append(2.0 * n * q * dim / _processor_s(lambda: index.search(queries, k)) / 1e9)
+        for name, (flops, product) in products.items():
+            times = max(1, round(2e9 / flops))
+            taken = _processor_s(lambda: [product() for _ in range(times)])  # noqa: B023 - called at once
+            peaks[name].append(times * flops / taken / 1e9)
+    best = max(peaks, key=lambda name: median(peaks[name]))
+    share = median(found) / median(peaks[best])
     return Row(
         12,
         f"batch search, N = {n:,}, d = {dim}, nq = {q:,}, k = {k}, seed {SEED}: median of {repeats}, "
-        f"{quartiles([flops['search'] / each / 1e9 for each in taken['search']], form='.1f')}",
-        ours,
+        f"{quartiles(found, form='.1f')}, by processor time",
+        median(found),
         "GFLOP/s",
-        f"SGEMM peak {speed[best]:.1f} ({best})",
+        f"SGEMM peak {median(peaks[best]):.1f}, {quartiles(peaks[best], form='.1f')} ({best})",
         share,
         ">= 0.9" if aimed else "-",
         share >= 0.9 if aimed else None,
     )
 
 
-def _products(shape: tuple[int, int, int]) -> dict[str, Callable[[], Any]]:
+def _processor_s(work: Callable[[], Any]) -> float:
+    started = time.thread_time()
+    work()
+    return time.thread_time() - started
+
+
+def _products(shape: tuple[int, int, int]) -> dict[str, Product]:
     m, n, d = shape
     left, right = random_unit(m, d), random_unit(n, d, SEED + 1)
     out = np.empty((m, n), np.float32)
     a, b, c = (torch.from_numpy(each) for each in (left, right, out))
-    size = f"{m} × {n} × {d}"
+    size, flops = f"{m} × {n} × {d}", 2.0 * m * n * d
     return {
-        f"numpy {size}": lambda: np.matmul(left, right.T, out=out),
-        f"torch {size}": lambda: torch.mm(a, b.T, out=c),
+        f"numpy {size}": (flops, lambda: np.matmul(left, right.T, out=out)),
+        f"torch {size}": (flops, lambda: torch.mm(a, b.T, out=c)),
     }
 
 

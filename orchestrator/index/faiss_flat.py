@@ -56,7 +56,10 @@ class FaissFlat:
             self._hold(grown)
 
     def search(self, queries: Vectors, k: int, allowed: Mask | None = None) -> tuple[Vectors, Rows]:
-        """Equal scores by the lower row, as everywhere; FAISS leaves them to chance."""
+        """Equal scores by the lower row, as everywhere; FAISS leaves them to chance.
+
+        In batches of 20 queries and more two equal vectors may score apart by a rounding.
+        """
         queries = np.ascontiguousarray(queries, np.float32)
         found = self._ask(queries, k + 1, allowed)
         found.sort(axis=1)

@@ -178,15 +178,21 @@ class Replica:
         if getattr(self._served.index, "lost", False):  # its server went away with what it held
             self._reload()
         while True:
-            with self._applying, transaction(self._context.engine) as connection:
-                entries = log_queries.log_after(connection, self.gallery.id, self.seq, 256)
-                for entry in entries:
-                    if self._apply(connection, entry):
-                        return applied + 1  # reloaded: the entries behind are already in
-                    applied += 1
-                if len(entries) < 256:
-                    self._check_certificates(connection)
-                    return applied
+            stale = False
+            with self._applying:
+                with transaction(self._context.engine) as connection:
+                    entries = log_queries.log_after(connection, self.gallery.id, self.seq, 256)
+                    for entry in entries:
+                        applied += 1
+                        if stale := self._apply(connection, entry):
+                            break
+                    if not stale and len(entries) < 256:
+                        self._check_certificates(connection)
+                if stale:
+                    # Outside the transaction: the ledger ends one that is idle for as long as this may take.
+                    self._reload()
+            if stale or len(entries) < 256:
+                return applied  # after a reload the entries behind are already in
 
     def _uncertified(self, connection: Connection, served: Served) -> str | None:
         return uncertified(connection, self.gallery.id, served.path, served.rollout_id, served.versions)
@@ -202,7 +208,7 @@ class Replica:
             self._checked = versions, now
 
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
-        """Apply one entry; True when the whole gallery was loaded anew."""
+        """Apply one entry; True when the whole gallery has to be loaded anew."""
         if entry.kind == "deleted":
             self._grow(max(entry.rows) + 1)
             self._empty(np.array(entry.rows, np.int64), entry.seq)
@@ -232,7 +238,6 @@ class Replica:
         if entry.kind == "finalized" and rollout.kind == "upgrade":
             self.seq = entry.seq
             return False
-        self._reload()
         return True
 
     def _needs_layout(self, connection: Connection, rollout: RolloutRow) -> bool:
