@@ -23,11 +23,12 @@ from orchestrator.api.metrics import make_registry
 from orchestrator.api.query import Bodies, content_of, parse
 from orchestrator.api.replicas import Replicas, ServedReplica
 from orchestrator.context import Context
-from orchestrator.errors import ExitCode, HotrefreshError, NotFoundError
+from orchestrator.errors import ExitCode, HotrefreshError, NotFoundError, UsageError
 from orchestrator.ledger.database import transaction
 from orchestrator.service import listings
 from orchestrator.service.demand import add_counts
 from orchestrator.serving.retrievals import RetrievalCounter
+from orchestrator.serving.traffic import Traffic
 
 _STATUS = {
     ExitCode.USAGE: 400,
@@ -36,6 +37,7 @@ _STATUS = {
     ExitCode.UNREACHABLE: 503,
 }
 _BIGGEST_ID = 2**63 - 1
+STICKY_HEADER, MAX_STICKY = "X-Hotrefresh-Sticky", 200
 
 
 def make_app(context: Context, token: str | None) -> Starlette:
@@ -45,9 +47,11 @@ def make_app(context: Context, token: str | None) -> Starlette:
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         server.replicas.start()
+        server.traffic.start()
         server.retrievals.start()
         yield
         await run_in_threadpool(server.replicas.close)
+        await run_in_threadpool(server.traffic.close)
         await run_in_threadpool(server.retrievals.close)
 
     app = Starlette(
@@ -103,7 +107,8 @@ class _Server:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.replicas = Replicas(context)
+        self.traffic = Traffic(context)
+        self.replicas = Replicas(context, self.traffic)
         self.retrievals = RetrievalCounter(self._write_retrievals)
         self._health = Health(context, self.replicas)
         self._bodies = Bodies()
@@ -152,27 +157,48 @@ class _Server:
             raise NotFoundError("there is no gallery of this name.")
         replica = await run_in_threadpool(self.replicas.of, name)
         async with self._bodies.read(request, large=replica.gallery.modality == "image") as body:
-            return JSONResponse(await run_in_threadpool(self._search, replica, body))
+            return JSONResponse(await run_in_threadpool(self._search, replica, body, sticky_of(request)))
 
     def _write_retrievals(self, gallery_id: int, counts: dict[int, int]) -> None:
         with transaction(self._context.engine) as connection:
             add_counts(connection, gallery_id, counts)
 
-    def _search(self, replica: ServedReplica, body: bytes) -> dict[str, Any]:
+    def _search(self, replica: ServedReplica, body: bytes, sticky: str | None = None) -> dict[str, Any]:
         asked = parse(body)
         with self._searches.time():
             content = content_of(replica, asked)
-            answer = replica.search([content], asked.k)[0]
+            routed = self.traffic.answer(
+                replica,
+                lambda system, k: system.search([content], k)[0],
+                asked.k,
+                sticky=sticky,
+                item=replica.item(asked.value) if asked.kind == "key" else None,
+                text=asked.value if asked.kind == "text" else None,
+            )
+        answer = routed.answer
         self.retrievals.count(replica.gallery.id, [hit.row for hit in answer.hits])
         return {
             "schema_version": 1,
             "gallery": replica.gallery.name,
+            "system": routed.system,
             "model": answer.model,
             "rollout": answer.rollout_id,
             "log_sequence": answer.seq,
             "coverage_ratio": answer.coverage_ratio,
             "hits": [{**asdict(hit), "model": replica.model_of(hit.rollout_id)} for hit in answer.hits],
         }
+
+
+def sticky_of(request: Request) -> str | None:
+    """What a caller wants to be told apart by, where it says so.
+
+    Raises:
+        UsageError: it is longer than MAX_STICKY.
+    """
+    sticky = request.headers.get(STICKY_HEADER)
+    if sticky is not None and len(sticky) > MAX_STICKY:
+        raise UsageError(f"{STICKY_HEADER} has at most {MAX_STICKY} characters.")
+    return sticky or None
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

@@ -67,6 +67,9 @@ class _Served:
 class Replica:
     """Follows one gallery. `catch_up` applies what is new; `follow` does so in a thread until `close`."""
 
+    observer: Callable[[Connection, LogEntry | None], None] | None = None
+    """Sees each log entry before it is applied, and None before a gallery that was loaded anew is served."""
+
     def __init__(self, context: Context, gallery: GalleryRow, backend: str = "faiss-flat") -> None:
         self._context = context
         self.gallery = gallery
@@ -89,6 +92,11 @@ class Replica:
         """What makes a query's vector: the model and, under a query adapter, that adapter."""
         return self._served.path
 
+    @property
+    def rollout_id(self) -> int | None:
+        """The rollout that serves."""
+        return self._served.rollout_id
+
     def _reload(self) -> None:
         with snapshot(self._context.engine) as connection:
             serving = rollout_queries.serving_now(connection, self.gallery.id)
@@ -99,6 +107,8 @@ class Replica:
                 )
             path = serving_path(connection, serving)
             matrix = load_matrix(connection, self.gallery.id)
+            if self.observer is not None:
+                self.observer(connection, None)
         served = _Served(make_index(self._backend, matrix.vectors), matrix.version, path, serving.rollout_id)
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
@@ -123,6 +133,8 @@ class Replica:
 
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
         """Apply one entry; True when the whole gallery was loaded anew."""
+        if self.observer is not None:
+            self.observer(connection, entry)
         if entry.kind == "deleted":
             self._grow(max(entry.rows) + 1)
             self._empty(np.array(entry.rows, np.int64))
@@ -141,7 +153,7 @@ class Replica:
             with self._lock.write():
                 self._served.path, self._served.rollout_id, self.seq = path, rollout.id, entry.seq
             return False
-        if entry.kind == "finalized" and rollout.kind == "upgrade":
+        if entry.kind == "traffic" or (entry.kind == "finalized" and rollout.kind == "upgrade"):
             self.seq = entry.seq
             return False
         self._reload()

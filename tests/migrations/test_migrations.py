@@ -33,6 +33,10 @@ COLUMNS = {
     "refresh_curve": "rollout coverage metric value against_order queryset",
     "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect queryset measure slice k seq reason "
     "times last_at newest",
+    "traffic": "rollout gallery revision canary shadow actor at newest",
+    "shadow": "rollout gallery coverage_from k n overlap rbo p first_changed label_n label_both_right label_negative_flips "
+    "label_positive_flips label_both_wrong label_negative_flip_rate dropped failed last_seq first_at last_at",
+    "shadow_samples": "rollout id at served seq coverage old_rows old_scores new_rows new_scores content",
     "serving_history": "gallery model rollout valid_from valid_to actor reason",
     "audit": "at actor action target before after",
 }
