@@ -22,6 +22,7 @@ from orchestrator.api.health import Health
 from orchestrator.api.metrics import make_registry
 from orchestrator.api.query import Bodies, content_of, parse
 from orchestrator.api.replicas import Replicas, ServedReplica
+from orchestrator.api.traffic_metrics import TrafficCollector
 from orchestrator.context import Context
 from orchestrator.errors import ExitCode, HotrefreshError, NotFoundError, UsageError
 from orchestrator.ledger.database import transaction
@@ -113,6 +114,7 @@ class _Server:
         self._health = Health(context, self.replicas)
         self._bodies = Bodies()
         self._registry, self._searches = make_registry(context, self.replicas)
+        self._registry.register(TrafficCollector(self.traffic))
 
     async def livez(self, request: Request) -> Response:
         """The process lives."""

@@ -67,8 +67,9 @@ class _Served:
 class Replica:
     """Follows one gallery. `catch_up` applies what is new; `follow` does so in a thread until `close`."""
 
-    observer: Callable[[Connection, LogEntry | None], None] | None = None
-    """Sees each log entry before it is applied, and None before a gallery that was loaded anew is served."""
+    observer: Callable[[Connection, LogEntry | None], bool] | None = None
+    """Sees each log entry before it is applied, and None before a gallery that was loaded anew is served. True: instead of
+    applying the entry, load everything anew."""
 
     def __init__(self, context: Context, gallery: GalleryRow, backend: str = "faiss-flat") -> None:
         self._context = context
@@ -133,8 +134,9 @@ class Replica:
 
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
         """Apply one entry; True when the whole gallery was loaded anew."""
-        if self.observer is not None:
-            self.observer(connection, entry)
+        if self.observer is not None and self.observer(connection, entry):
+            self._reload()
+            return True
         if entry.kind == "deleted":
             self._grow(max(entry.rows) + 1)
             self._empty(np.array(entry.rows, np.int64))

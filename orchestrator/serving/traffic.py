@@ -16,6 +16,7 @@ from functools import partial
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.states import RolloutState
 from orchestrator.core.traffic import BUCKETS, NEW, OLD, WHOLE, Split, bucket
 from orchestrator.errors import ConflictError
 from orchestrator.ledger.database import snapshot
@@ -26,6 +27,10 @@ from orchestrator.serving.old_system import OldSystem
 from orchestrator.serving.replica import Answer, Replica
 from orchestrator.serving.shadow import Compared, Shadow
 
+# Of a rollout in these states the older one serves.
+TAKEN_BACK = {
+    RolloutState.CANCELLING, RolloutState.CANCELLED, RolloutState.ROLLING_BACK, RolloutState.ROLLED_BACK, RolloutState.FAILED,
+}  # fmt: skip
 # An old system that nobody can be sent to any more is let go within this time.
 TIDY_S = 1.0
 
@@ -110,38 +115,54 @@ class Traffic:
                     self.shadow.offer(asked, replica.gallery.modality)
             return Routed(answer, system)
 
+    def canaries(self) -> dict[str, float]:
+        """Gallery → percent of its traffic that the new system answers, where a canary goes on here."""
+        held = list(self._held.items())
+        return {
+            self._replicas[gallery_id].gallery.name: each.split.canary
+            for (gallery_id, rollout_id), each in held
+            if self._replicas[gallery_id].rollout_id == rollout_id
+        }
+
     def _count(self, system: str) -> None:
         with self._lock:
             self.answered[system] += 1
 
-    def _observe(self, replica: Replica, connection: Connection, entry: LogEntry | None) -> None:
-        """Look at a log entry before the replica applies it; None: it loads everything anew."""
+    def _observe(self, replica: Replica, connection: Connection, entry: LogEntry | None) -> bool:
+        """Look at a log entry before the replica applies it; None: it loads everything anew. True: it should do that."""
+        skip = False
         if entry is None:
             serving = rollout_queries.serving_now(connection, replica.gallery.id)
             self._hold(connection, replica, None if serving is None else serving.rollout_id)
         elif entry.kind in ("deployed", "traffic"):
-            self._hold(connection, replica, entry.rollout_id)
+            skip = self._hold(connection, replica, entry.rollout_id)
         for held in self._of(replica.gallery.id):
             if held.old is not None:
                 if entry is None:
                     held.old.catch_up()
                 else:
                     held.old.take(connection, entry)
+        return skip
 
     def _of(self, gallery_id: int) -> list[_Held]:
         return [held for (of, _), held in list(self._held.items()) if of == gallery_id]
 
-    def _hold(self, connection: Connection, replica: Replica, rollout_id: int | None) -> None:
-        """Know how a rollout's traffic is divided, and hold its old system while that is asked."""
+    def _hold(self, connection: Connection, replica: Replica, rollout_id: int | None) -> bool:
+        """Know how a rollout's traffic is divided, and hold its old system while that is asked.
+
+        True: it was taken back by now, and nobody may have its answers meanwhile.
+        """
         key = replica.gallery.id, rollout_id
         self._newest[replica.gallery.id] = rollout_id
         rollout = None if rollout_id is None else rollout_queries.rollout_by_id(connection, rollout_id)
         if rollout is None:
-            return
+            return False
         split = traffic_queries.split_of(connection, rollout.id) or WHOLE
         if split.over or rollout.kind != "upgrade":
             self._held.pop(key, None)
-            return
+            return False
+        if RolloutState(rollout.state) in TAKEN_BACK:
+            return True
         if not self._context.settings.hold_old_system:
             raise ConflictError(
                 f"rollout {rollout.id} sends {split.canary:g} % of the traffic to the new system, and hold_old_system = false "
@@ -151,6 +172,7 @@ class Traffic:
         before = self._held.get(key)
         old = OldSystem(self._context, replica, rollout) if before is None else before.old
         self._held[key] = _Held(rollout, split, old)
+        return False
 
     def _tidy(self) -> None:
         while not self._stop.wait(TIDY_S):

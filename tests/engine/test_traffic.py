@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cli.main import main
 from models.datasets import read_item
 from orchestrator.api.replicas import ServedReplica
 from orchestrator.context import Context
@@ -23,7 +27,9 @@ from orchestrator.serving.matrix import load_matrix
 from orchestrator.serving.traffic import Traffic
 from tests.engine import platform
 from tests.engine.api_server import client_of, until
+from tests.engine.dashboard_server import browser_of, figures
 
+ROOT = Path(__file__).parents[2]
 KEYS = [f"class-{label:02d}/0.png" for label in range(0, 40, 2)]
 
 
@@ -239,6 +245,10 @@ def test_a_server_that_may_not_hold_both_says_so(world, server):
     assert held.ask(KEYS[0]).answer.model == "old", "it stays where it was"
     with pytest.raises(ConflictError, match=f"rollout promote {row.id}"):
         Server(forbidding)
+    rollouts.rollback(world, row.id)
+    held.replica.catch_up()
+    assert held.ask(KEYS[0]).answer.model == "old", "it never held both, and never came to the new one"
+    row = platform.start(world, canary=10)
     service.change(world, row.id, 100)
     held.replica.catch_up()
     assert held.ask(KEYS[0]).answer.model == "kin"
@@ -261,6 +271,136 @@ def test_over_http_an_answer_says_its_system_and_a_sticky_id_keeps_it(world):
             assert (body["system"], body["model"]) == (expected, "kin" if expected == NEW else "old")
             assert (body["rollout"] == row.id) == (expected == NEW)
         assert ask("x" * 201).status_code == 400
+        scraped = client.get("/metrics").text
+        assert 'hotrefresh_canary_percent{gallery="pics"} 50.0' in scraped
+        assert 'hotrefresh_canary_answers_total{system="old"}' in scraped
         rollouts.rollback(world, row.id)
         until(lambda: ask().json()["system"] is None)
         assert ask().json()["model"] == "old"
+
+
+def test_the_roll_ups_of_a_shadow_are_those_of_brute_force(world, server):
+    row = platform.start(world, canary=0, shadow=1.0)
+    server.replica.catch_up()
+    shared, changed, outcomes = np.zeros(10, np.int64), 0, {}
+    for key in KEYS:
+        assert server.ask(key, k=3 if key == KEYS[0] else 10).system == OLD
+        server.settle()
+        asked = server.replica.item(key)
+        found = [
+            truth(world, model, key, before=row.id if model == "old" else None) for model in ("old", "kin")
+        ]
+        old, new = (rows for rows, _, _ in found)
+        shared += [len(set(old[:depth]) & set(new[:depth])) for depth in range(1, 11)]
+        changed += old != new
+        right = tuple(
+            server.replica.items(rows)[next(r for r in rows if r != asked.row)].label == asked.label
+            for rows in (old, new)
+        )
+        outcomes[right] = outcomes.get(right, 0) + 1
+    with transaction(world.engine) as connection:
+        [counted] = read_view(connection, "shadow", rollout=row.id)
+        samples = read_view(connection, "shadow_samples", rollout=row.id)
+        sums = connection.exec_driver_sql("SELECT shared FROM shadow_count").scalar_one()
+    assert sums == shared.tolist()
+    assert (counted["n"], counted["label_n"], counted["coverage_from"]) == (len(KEYS), len(KEYS), 0)
+    assert counted["overlap"] == pytest.approx(shared[9] / (10 * len(KEYS)))
+    assert counted["first_changed"] == (len(KEYS) - shared[0]) / len(KEYS)
+    assert {
+        (True, True): counted["label_both_right"],
+        (True, False): counted["label_negative_flips"],
+        (False, True): counted["label_positive_flips"],
+        (False, False): counted["label_both_wrong"],
+    } == {
+        each: outcomes.get(each, 0) for each in ((True, True), (True, False), (False, True), (False, False))
+    }
+    assert changed, "two models answer something differently"
+    assert len(samples) == changed
+    assert {(each["served"], each["content"]) for each in samples} == {("old", None)}
+    assert samples[0]["old_rows"] != samples[0]["new_rows"]
+    documented = re.search(r'query = "(.*)"', (ROOT / "docs" / "CANARY.md").read_text()).group(1)
+    with world.engine.connect() as connection:
+        rate = connection.exec_driver_sql(documented.replace("photos", "pics")).scalar_one()
+    assert rate == counted["label_negative_flips"] / len(KEYS)
+    with browser_of(world) as browser:
+        page = browser.get(f"/rollouts/{row.id}")
+    for hook, column in (
+        ("shadow_n", "n"),
+        ("shadow_overlap", "overlap"),
+        ("shadow_label_lost", "label_negative_flips"),
+    ):
+        assert [float(value) for value, _ in figures(page, hook)] == [counted[column]]
+    assert [float(value) for value, _ in figures(page, "canary")] == [0]
+
+
+def test_a_shadow_never_fails_nor_delays_an_answer_and_what_is_too_much_is_counted(world, server):
+    platform.start(world, canary=0, shadow=1.0)
+    server.replica.catch_up()
+    shadow = server.traffic.shadow
+    for _ in range(30):  # nobody compares
+        assert server.ask(KEYS[0]).system == OLD
+    assert (len(shadow._waiting), shadow.counts["dropped"]) == (8, 22)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def broken(k: int):
+        begun.set()
+        assert go_on.wait(30)
+        raise RuntimeError("the other system cannot")
+
+    first = shadow._waiting[0]
+    shadow._waiting[0] = type(first)(**{**vars(first), "other": broken})
+    shadow.start()
+    assert begun.wait(10)
+    assert server.ask(KEYS[0]).system == OLD, "answered while the other system hangs"
+    go_on.set()
+    assert shadow.settle()
+    shadow.flush()
+    with transaction(world.engine) as connection:
+        [counted] = read_view(connection, "shadow")
+    assert (counted["dropped"], counted["failed"], counted["n"]) == (22, 1, 8)
+
+
+def test_counts_that_cannot_be_written_are_kept_and_samples_are_bounded(world, server, monkeypatch):
+    row = platform.start(world, canary=0, shadow=1.0)
+    server.replica.catch_up()
+    monkeypatch.setattr("orchestrator.serving.shadow.MOST_SAMPLES", 3)
+    shadow = server.traffic.shadow
+
+    def ask_all() -> None:
+        for key in KEYS:
+            server.ask(key)
+            shadow.compare(shadow._waiting.popleft())
+
+    ask_all()
+    with monkeypatch.context() as gone:
+        gone.setattr("orchestrator.serving.shadow.transaction", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            shadow.flush()
+    ask_all()
+    shadow.flush()
+    shadow.flush()
+    with transaction(world.engine) as connection:
+        [counted] = read_view(connection, "shadow", rollout=row.id)
+        samples = read_view(connection, "shadow_samples", rollout=row.id)
+    assert (counted["n"], counted["label_n"]) == (2 * len(KEYS), 2 * len(KEYS))
+    assert 0 < len(samples) <= 3
+
+
+def test_the_command_line_starts_changes_and_ends_a_canary(world, monkeypatch, capsys):
+    for name in ("database_url", "broker_url", "data_dir"):
+        monkeypatch.setenv(f"HOTREFRESH_{name.upper()}", str(getattr(world.settings, name)))
+    row = platform.start(world, canary=0, shadow=0.25)
+
+    def run(*words: str) -> tuple[int, dict]:
+        code = main([*words, "-o", "json"])
+        printed = capsys.readouterr().out
+        return code, json.loads(printed) if printed.startswith("{") else {}
+
+    code, said = run("rollout", "canary", "pics", "10")
+    assert (code, said["rollout"], said["canary"], said["shadow"]) == (0, row.id, 10, 0.25)
+    assert run("rollout", "canary", "pics", "--shadow", "0")[1]["shadow"] == 0
+    assert run("ledger", "shadow", "pics")[0] == 0
+    assert run("ledger", "shadow", "pics", "--samples")[0] == 0
+    assert run("rollout", "promote", "pics")[1]["canary"] == 100
+    assert run("rollout", "canary", "pics", "10")[0] == 4
+    assert service.under_way(world, row.id) is None

@@ -285,6 +285,32 @@ def test_a_curve_says_of_which_query_set_it_is_until_a_downgrade(engine):
     database.upgrade(engine)
 
 
+def test_a_downgrade_is_refused_while_a_canary_goes_on_and_the_log_keeps_its_places(engine):
+    database.upgrade(engine, "0004")
+    _rollout_of_before(engine, adapter=False)
+    database.upgrade(engine)
+    with engine.begin() as connection:
+        for statement in (
+            "INSERT INTO traffic_change (rollout_id, revision, canary, shadow, actor) VALUES (1, 1, 10, 0.5, 'me')",
+            "INSERT INTO log_event (gallery_id, seq, kind, rollout_id) VALUES (1, 1000, 'traffic', 1)",
+            "UPDATE rollout SET state = 'deployed'",
+        ):
+            connection.exec_driver_sql(statement)
+    with pytest.raises(DBAPIError, match="a canary goes on"):
+        database.downgrade(engine, "0010")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO traffic_change (rollout_id, revision, canary, shadow, actor) VALUES (1, 2, 100, 0, 'me')"
+        )
+        [newest] = read_view(connection, "traffic", rollout=1, newest=True)
+        assert newest["canary"] == 100
+    database.downgrade(engine, "0010")
+    with engine.connect() as connection:
+        kind = connection.exec_driver_sql("SELECT kind FROM log_event WHERE seq = 1000").scalar_one()
+    assert kind == "reset"
+    database.upgrade(engine)
+
+
 def _curve(connection) -> list[tuple]:
     found = connection.exec_driver_sql(
         "SELECT queryset, value FROM reporting.refresh_curve ORDER BY queryset, value"
