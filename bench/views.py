@@ -67,6 +67,14 @@ INSERT INTO flip (rollout_id, query_set_id, query_no, kind, reference, k, opened
     WHERE s.gallery_id = {gallery} AND n % 5 = 0;
 INSERT INTO click_evaluation SELECT * FROM evaluation;
 INSERT INTO click_change SELECT * FROM flip;
+INSERT INTO traffic_change (rollout_id, revision, canary, shadow, actor)
+    SELECT {rollout}, n, n, 0.05, 'bench' FROM generate_series(1, 99) n;
+INSERT INTO shadow_count (rollout_id, stage, n, shared, labelled, both_wrong)
+    SELECT {rollout}, n, {n}, ARRAY(SELECT {n}::bigint * d * 9 / 10 FROM generate_series(1, 10) d), {n}, {n}
+    FROM generate_series(0, 20) n;
+INSERT INTO shadow_sample (rollout_id, at, served, seq, coverage, old_rows, old_scores, new_rows, new_scores)
+    SELECT {rollout}, clock_timestamp(), 'old', n, 0.5, '{{1,2,3}}', '{{0.9,0.8,0.7}}', '{{1,3,2}}', '{{0.9,0.8,0.7}}'
+    FROM generate_series(1, 200) n;
 INSERT INTO gate_decision (rollout_id, gate, result, value, "limit", sample_n, effect, query_set, seq)
     SELECT {rollout}, 'flips', CASE n % 2 WHEN 0 THEN 'pass' ELSE 'fail' END, 0.01, 0.05, {queries}, 'none', 'asked', n + 2
     FROM generate_series(0, 999) n;
@@ -126,6 +134,9 @@ def reads(rollout: int) -> Mapping[str, Mapping[str, Any]]:
         "click_items": {"rollout": rollout, "queryset": "asked", "reference": "old_system", "limit": 100},
         "refresh_curve": {"rollout": rollout, "limit": 10_000},
         "gate_decisions": {"rollout": rollout, "newest": True},
+        "traffic": {"rollout": rollout, "newest": True},
+        "shadow": {"rollout": rollout},
+        "shadow_samples": {"rollout": rollout, "limit": 200},
         "serving_history": {"gallery": "bench"},
         "audit": {"target": str(rollout), "limit": 100},
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import ledger_churn
+from cli import ledger_churn, ledger_shadow
 from cli.options import GalleryName, Limit, RolloutName
 from cli.output import Format, Output, show, show_rows
 from cli.progress import working
@@ -126,6 +126,7 @@ def flips(
 
 
 ledger_churn.add_commands(app)
+app.command(epilog="Example: hotrefresh ledger shadow photos")(ledger_shadow.shadow)
 
 
 @app.command(epilog="Example: hotrefresh ledger versions photos")

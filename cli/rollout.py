@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli import rollout_traffic
 from cli.options import GalleryName, Reason, RolloutName, Seed, Timeout, Yes
 from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import progress, working
@@ -131,6 +133,8 @@ def start(
     reorder: Reorder = "none",
     calibration: CalibrationMode = "auto",
     guard: GuardMode = False,
+    canary: rollout_traffic.Canary = None,
+    shadow: rollout_traffic.Shadow = 0.0,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="Wait until every item is re-embedded.")
     ] = False,
@@ -160,7 +164,9 @@ def start(
         current.interrupted = (
             f"What was accepted goes on with a worker. Look: hotrefresh rollout status {gallery}"
         )
-        row = _start(context, request)
+        if shadow and canary is None:
+            canary = 0.0
+        row = _start(context, replace(request, canary=canary, shadow=shadow))
         start_worker(context, row.id)
         if wait:
             wait_with_bar(context, row.id, f"re-embedding {gallery}", timeout)
@@ -178,8 +184,9 @@ def _start(context: Context, request: StartRequest) -> RolloutRow:
             update(done, total)
 
         row = start(context, request, adapted)
+    part = "" if request.canary is None else f" {request.canary:g} % of the traffic of"
     say(
-        f"{request.to_model} serves {request.gallery} since {time.monotonic() - began:.2f} s after the request"
+        f"{request.to_model} serves{part} {request.gallery} since {time.monotonic() - began:.2f} s after the request"
     )
     if lifted[0]:
         say(
@@ -322,7 +329,7 @@ def finalize(
 ) -> None:
     """Accept the upgrade once every item is re-embedded. It can be rolled back until its window closes.
 
-    Exit code 4 names what blocks it: paused, open_items, flips_not_counted.
+    Exit code 4 names what blocks it: paused, open_items, flips_not_counted, canary.
     """
     with open_ledger() as context:
         from orchestrator.service.finish import finalize
@@ -398,5 +405,6 @@ def _acknowledged(context: Context, rollout_id: int) -> RolloutStatus:
     return status
 
 
-for alias, verb in (("promote", finalize), ("abort", cancel), ("undo", rollback)):
+rollout_traffic.add_commands(app, finalize)
+for alias, verb in (("abort", cancel), ("undo", rollback)):
     app.command(alias, hidden=True, epilog=f"Example: hotrefresh rollout {alias} photos")(verb)

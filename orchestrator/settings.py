@@ -122,6 +122,12 @@ class Settings(BaseSettings):
         CHURN_K, ge=1, le=100, description="churn is measured on so many first answers of each query"
     )
     churn_p: float = Field(0.9, gt=0, lt=1, description="p of rank-biased overlap: nearer to 1 looks deeper")
+    hold_old_system: bool = Field(
+        True, description="`serve` holds both systems during a canary, twice the memory; false: it refuses"
+    )
+    shadow_keep_texts: bool = Field(
+        False, description="samples of shadow queries keep the text that was asked; it may be private"
+    )
     buffer_size: int = Field(100, ge=10, description="candidates kept for each query by the flip evaluator")
 
     @property

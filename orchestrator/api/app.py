@@ -27,11 +27,13 @@ from orchestrator.api.openapi import DESCRIPTION, body_of, complete, form_of
 from orchestrator.api.replicas import Replicas
 from orchestrator.api.searching import Searching
 from orchestrator.api.tokens import Tokens
+from orchestrator.api.traffic_metrics import TrafficCollector
 from orchestrator.context import Context
 from orchestrator.ledger.database import transaction
 from orchestrator.service import listings
 from orchestrator.service.demand import add_counts
 from orchestrator.serving.retrievals import RetrievalCounter
+from orchestrator.serving.traffic import Traffic
 
 BIGGEST_ID = 2**63 - 1
 # Searches at hand: more than cores, because those that wait for the encoder are encoded together.
@@ -47,9 +49,11 @@ def make_app(context: Context, tokens: str | Tokens | None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = THREADS
         server.replicas.start()
+        server.traffic.start()
         server.retrievals.start()
         yield
         await run_in_threadpool(server.replicas.close)
+        await run_in_threadpool(server.traffic.close)
         await run_in_threadpool(server.retrievals.close)
 
     app = FastAPI(
@@ -163,11 +167,13 @@ class _Server:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.replicas = Replicas(context)
+        self.traffic = Traffic(context)
+        self.replicas = Replicas(context, self.traffic)
         self.retrievals = RetrievalCounter(self._write_retrievals)
         self._health = Health(context, self.replicas)
         self._registry, searches = make_registry(context, self.replicas)
-        self.searching = Searching(context, self.replicas, self.retrievals, searches)
+        self._registry.register(TrafficCollector(self.traffic))
+        self.searching = Searching(context, self.replicas, self.traffic, self.retrievals, searches)
 
     async def livez(self, request: Request) -> Response:
         """The process lives."""

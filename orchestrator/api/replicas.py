@@ -18,6 +18,7 @@ from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry
 from orchestrator.service.names import find_gallery
 from orchestrator.serving.queries import load
 from orchestrator.serving.replica import Replica
+from orchestrator.serving.traffic import Traffic
 
 # Galleries that were embedded since are found within this time.
 DISCOVER_S = 2.0
@@ -103,8 +104,9 @@ def _pages(context: Context, gallery_id: int) -> Iterator[list[ItemRow]]:
 class Replicas:
     """Every embedded gallery, found by itself. Safe for many threads."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, traffic: Traffic | None = None) -> None:
         self._context = context
+        self._traffic = traffic
         self._open: dict[str, ServedReplica] = {}
         self._loading: dict[str, threading.Lock] = {}
         self._failed: dict[str, str] = {}
@@ -138,6 +140,8 @@ class Replicas:
 
     def _load(self, gallery: GalleryRow) -> ServedReplica:
         replica = ServedReplica(self._context, gallery)
+        if self._traffic is not None:
+            self._traffic.attach(replica)
         replica.follow()
         log("replica.loaded", gallery=gallery.name, seq=replica.seq, model=replica.model.name)
         return replica

@@ -32,22 +32,32 @@ from orchestrator.api.query import (
 )
 from orchestrator.api.replicas import Replicas, ServedReplica
 from orchestrator.context import Context
-from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, StalePathError
+from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, StalePathError, UsageError
 from orchestrator.ledger.rows import ModelRow
 from orchestrator.serving.batching import QueryBatcher
+from orchestrator.serving.filters import Where
 from orchestrator.serving.queries import QueryPath
-from orchestrator.serving.replica import Answer
+from orchestrator.serving.replica import Answer, Replica
 from orchestrator.serving.retrievals import RetrievalCounter
+from orchestrator.serving.traffic import Traffic
+
+STICKY_HEADER, MAX_STICKY = "X-Hotrefresh-Sticky", 200
 
 
 class Searching:
     """The endpoints that search."""
 
     def __init__(
-        self, context: Context, replicas: Replicas, retrievals: RetrievalCounter, timed: Histogram
+        self,
+        context: Context,
+        replicas: Replicas,
+        traffic: Traffic,
+        retrievals: RetrievalCounter,
+        timed: Histogram,
     ) -> None:
         self._context = context
         self._replicas = replicas
+        self._traffic = traffic
         self._retrievals = retrievals
         self._timed = timed
         self._bodies = Bodies()
@@ -60,17 +70,19 @@ class Searching:
         most = (
             MAX_BODY_BYTES if replica.gallery.modality == "image" else MAX_TEXT_BYTES + _vector_bytes(replica)
         )
+        sticky = sticky_of(request)
         async with self._bodies.read(request, most) as body:
-            return await run_in_threadpool(lambda: self._one(replica, parse(body)))
+            return await run_in_threadpool(lambda: self._one(replica, parse(body), sticky))
 
     async def search_image(self, gallery: str, request: Request) -> Response:
         """The same for a picture that is uploaded as a form's file."""
         replica = await self._replica(gallery)
         if replica.gallery.modality != "image":
             raise ConflictError(f"gallery {replica.gallery.name!r} holds {replica.gallery.modality}s.")
+        sticky = sticky_of(request)
         async with self._bodies.read(request, MAX_BODY_BYTES) as body:
             asked = await parse_upload(request.headers, body)
-            return await run_in_threadpool(self._one, replica, asked)
+            return await run_in_threadpool(self._one, replica, asked, sticky)
 
     async def search_batch(self, gallery: str, request: Request) -> Response:
         """Several queries at once: each is answered or refused on its own, all from the same state of the gallery."""
@@ -79,50 +91,97 @@ class Searching:
         most = min(MAX_BODY_BYTES, MAX_TEXT_BYTES + count * (MAX_TEXT_BYTES + _vector_bytes(replica)))
         if replica.gallery.modality == "image":
             most = MAX_BODY_BYTES
+        sticky = sticky_of(request)
         async with self._bodies.read(request, most) as body:
-            return await run_in_threadpool(lambda: self._many(replica, parse_batch(body, count)))
+            return await run_in_threadpool(lambda: self._many(replica, parse_batch(body, count), sticky))
 
     async def _replica(self, gallery: str) -> ServedReplica:
         if "\0" in gallery:
             raise NotFoundError("there is no gallery of this name.")
         return await run_in_threadpool(self._replicas.of, gallery)
 
-    def _one(self, replica: ServedReplica, asked: AskedSearch) -> Response:
+    def _one(self, replica: ServedReplica, asked: AskedSearch, sticky: str | None) -> Response:
+        [query] = asked.queries
         with self._timed.time():
-            [answer] = self._answers(replica, asked)
-        if isinstance(answer, Exception):
-            raise answer
-        found = {"schema_version": 1, "gallery": replica.gallery.name, **_hits(replica, answer)}
+            content = _content(replica, query)
+            if isinstance(content, Exception):
+                raise content
+            if query.kind == "vector":  # made by the model that serves: no other system could read it
+                answer, system = self._ask(replica, query, content, asked, asked.k), None
+            else:
+                routed = self._traffic.answer(
+                    replica,
+                    lambda searched, k: self._ask(searched, query, content, asked, k),
+                    asked.k,
+                    sticky=sticky,
+                    item=replica.item(query.value) if query.kind == "key" else None,
+                    text=query.value if query.kind == "text" else None,
+                )
+                answer, system = routed.answer, routed.system
+        found = {
+            "schema_version": 1,
+            "gallery": replica.gallery.name,
+            "system": system,
+            **_hits(replica, answer),
+        }
         self._retrievals.count(replica.gallery.id, [hit.row for hit in answer.hits])
         return JSONResponse(found)
 
-    def _many(self, replica: ServedReplica, asked: AskedSearch) -> Response:
-        answers = []
-        for found in self._answers(replica, asked):
-            if isinstance(found, HotrefreshError):
-                answers.append({"error": known_failure(found)[1]})
-            elif isinstance(found, Exception):
-                log("query.failed", level="error", message=f"{type(found).__name__}: {found}"[:500])
-                answers.append({"error": unexpected_failure(found)})
-            else:
-                self._retrievals.count(replica.gallery.id, [hit.row for hit in found.hits])
-                answers.append(_hits(replica, found))
-        return JSONResponse({"schema_version": 1, "gallery": replica.gallery.name, "answers": answers})
+    def _ask(self, searched: Replica, query: Asked, content: Any, asked: AskedSearch, k: int) -> Answer:
+        """One query's answer by one system."""
+        [answer] = self._answers(searched, (query,), [content], k, asked.where)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    def _answers(self, replica: ServedReplica, asked: AskedSearch) -> list[Answer | Exception]:
-        """An answer or what was wrong for every query. They are encoded anew where the model is switched meanwhile."""
+    def _many(self, replica: ServedReplica, asked: AskedSearch, sticky: str | None) -> Response:
         contents = [_content(replica, query) for query in asked.queries]
+
+        def ask(searched: Replica) -> list[Answer | Exception]:
+            return self._answers(searched, asked.queries, contents, asked.k, asked.where)
+
+        if any(query.kind == "vector" for query in asked.queries):
+            found, system = ask(replica), None
+        else:
+            found, system = self._traffic.answer_all(replica, ask, sticky=sticky)
+        answers: list[dict[str, Any]] = []
+        for each in found:
+            if isinstance(each, HotrefreshError):
+                answers.append({"error": known_failure(each)[1]})
+            elif isinstance(each, Exception):
+                log("query.failed", level="error", message=f"{type(each).__name__}: {each}"[:500])
+                answers.append({"error": unexpected_failure(each)})
+            else:
+                self._retrievals.count(replica.gallery.id, [hit.row for hit in each.hits])
+                answers.append(_hits(replica, each))
+        whole = {
+            "schema_version": 1,
+            "gallery": replica.gallery.name,
+            "system": system,
+            "answers": answers,
+        }
+        return JSONResponse(whole)
+
+    def _answers(
+        self,
+        replica: Replica,
+        queries: Sequence[Asked],
+        contents: Sequence[Any],
+        k: int,
+        where: Where | None,
+    ) -> list[Answer | Exception]:
+        """An answer or what was wrong for every query. They are encoded anew where the model is switched meanwhile."""
         while True:
             path = replica.path
-            vectors = self._vectors(path, asked.queries, contents)
+            vectors = self._vectors(path, queries, contents)
             good = [at for at, vector in enumerate(vectors) if not isinstance(vector, Exception)]
             found: list[Any] = list(vectors)
             try:
                 if good:
                     answers = replica.search_vectors(
                         np.stack([found[at] for at in good]),
-                        asked.k,
-                        asked.where,
+                        k,
+                        where,
                         path_ids=path.ids,
                         contents=[contents[at] for at in good],
                     )
@@ -182,6 +241,18 @@ def _encoders_at_once() -> int:
     return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
 
 
+def sticky_of(request: Request) -> str | None:
+    """What a caller wants to be told apart by, where it says so.
+
+    Raises:
+        UsageError: it is longer than MAX_STICKY.
+    """
+    sticky = request.headers.get(STICKY_HEADER)
+    if sticky is not None and len(sticky) > MAX_STICKY:
+        raise UsageError(f"{STICKY_HEADER} has at most {MAX_STICKY} characters.")
+    return sticky or None
+
+
 def _vector_bytes(replica: ServedReplica) -> int:
     return BYTES_A_NUMBER * replica.model.dim
 
@@ -208,6 +279,7 @@ def _hits(replica: ServedReplica, answer: Answer) -> dict[str, Any]:
         "rollout": answer.rollout_id,
         "log_sequence": answer.seq,
         "coverage_ratio": answer.coverage_ratio,
+        "guarded": answer.guarded,
         "hits": [
             {
                 "row": hit.row,

@@ -190,7 +190,11 @@ class Hits(_Answer):
     coverage_ratio: float = Field(
         ge=0, le=1, description="How much of the gallery that rollout has embedded."
     )
+    guarded: bool = Field(description="Whether the model before helped, because the query was at risk.")
     hits: list[Hit]
+
+
+SYSTEM = Field(description="While a canary goes on: which of its two systems answered; else null.")
 
 
 class SearchAnswer(Hits):
@@ -198,6 +202,7 @@ class SearchAnswer(Hits):
 
     schema_version: Literal[1] = 1
     gallery: str
+    system: Literal["old", "new"] | None = SYSTEM
 
 
 class Problem(_Answer):
@@ -218,6 +223,7 @@ class BatchAnswer(_Answer):
 
     schema_version: Literal[1] = 1
     gallery: str
+    system: Literal["old", "new"] | None = SYSTEM
     answers: list[Hits | Failure]
 
 

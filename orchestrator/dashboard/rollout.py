@@ -56,6 +56,8 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
         ]
         seqs = sorted({row["seq"] for row in measured if row["k"] == 1})
         causes = dashboard_queries.flips_by_cause(connection, rollout_id, seqs)
+        split = read_view(connection, "traffic", rollout=rollout_id, newest=True)
+        shadow = read_view(connection, "shadow", rollout=rollout_id)
         errors = read_view(connection, "errors", rollout=rollout_id, limit=ERRORS + 1)
         workers = read_view(connection, "worker_health", live=True, limit=50)
         happened = dashboard_queries.audit_page(
@@ -73,6 +75,8 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
         "recall_charts": recall_charts,
         "charts": curves.in_order(recall_charts, curves.cause_charts(measured, causes)),
         "has_random": any(line.style == "random" for chart in recall_charts for line in chart.lines),
+        "split": split[0] if split else None,
+        "shadow": shadow,
         "errors": errors[:ERRORS],
         "more_errors": len(errors) > ERRORS,
         "workers": workers,

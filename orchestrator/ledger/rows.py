@@ -236,7 +236,7 @@ class LogEntry:
     """One entry of a gallery's log.
 
     Attributes:
-        kind: batch, deployed, finalized, reset, deleted.
+        kind: batch, deployed, finalized, reset, deleted, traffic.
         first_rank, n, fence, crc, holes, superseded: of batches; `fence` is part of the bytes' address.
         plan_revision: of batches: the one that gave them their rows.
         rows: of deletions.

@@ -20,6 +20,7 @@ from orchestrator.ledger.queries import gates as gate_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.queries import traffic as traffic_queries
 from orchestrator.ledger.rows import RolloutRow
 from orchestrator.service.gates import Gatekeeper
 from orchestrator.service.names import find_gallery
@@ -77,6 +78,8 @@ def blockers(connection: Connection, row: RolloutRow) -> list[Blocker]:
         found.append(Blocker("open_items", f"{open_items} of {row.n_items} items are not re-embedded yet"))
     if row.state == RolloutState.FINALIZABLE and _uncounted(connection, row):
         found.append(Blocker("flips_not_counted", "the flips of the last batches are not counted yet"))
+    if split := traffic_queries.canary_under_way(connection, row.id):
+        found.append(Blocker("canary", f"the new system answers {split.canary:g} % of the traffic"))
     if row.kind == "upgrade":
         found += _closed_gates(connection, row)
     return found
@@ -164,6 +167,8 @@ def _blocked(row: RolloutRow, found: list[Blocker]) -> HotrefreshError:
     advice = (
         f"Go on with `hotrefresh rollout resume {row.id}`"
         if row.state == RolloutState.PAUSED
+        else f"End it with `hotrefresh rollout promote {row.id}`"
+        if names == {"canary"}
         else f"Wait with `hotrefresh rollout status -w {row.id}`"
     )
     return ConflictError(

@@ -21,11 +21,13 @@ from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.queries import traffic as traffic_queries
 from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, RolloutRow
 from orchestrator.service.mixing import certified_uncalibrated, resolved_calibration, resolved_guard
 from orchestrator.service.names import find_adapter, find_gallery, find_model
 from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.scoring import check_order
+from orchestrator.service.traffic import divide
 from orchestrator.service.wakeups import relay, request_wakeup
 from orchestrator.store import new_folder
 from orchestrator.throttles import resolved
@@ -50,6 +52,8 @@ class StartRequest:
         supersede: take the place of a rollout that still runs; what it committed stays in use.
         calibration: auto: as the certificate says; off: raw scores.
         guard: the old model helps with the queries at risk, while the refresh runs.
+        canary: percent of the traffic that the new model answers; None: all of it, or with a shadow none.
+        shadow: part of the queries that both systems answer, 0..1; it ends with the canary.
     """
 
     gallery: str
@@ -68,6 +72,8 @@ class StartRequest:
     reorder: str | None = None
     calibration: str = "auto"
     guard: bool = False
+    canary: float | None = None
+    shadow: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
     latest = rollout_queries.latest_rollout(connection, gallery.id)
     running = latest if latest is not None and RolloutState(latest.state) in ACTIVE else None
     if running is not None:
-        _check_supersede(gallery, running, request)
+        _check_supersede(connection, gallery, running, request)
     old = model_queries.model_by_id(connection, serving.model_id)
     stored = _stored_model(connection, gallery)
     if new.id == old.id == stored.id:
@@ -219,9 +225,16 @@ def _choose_strategy(
         raise UsageError(str(error)) from None
 
 
-def _check_supersede(gallery: GalleryRow, running: RolloutRow, request: StartRequest) -> None:
+def _check_supersede(
+    connection: Connection, gallery: GalleryRow, running: RolloutRow, request: StartRequest
+) -> None:
     if not request.supersede:
         raise already_active(gallery, running)
+    if traffic_queries.canary_under_way(connection, running.id):
+        raise ConflictError(
+            f"rollout {running.id} has a canary and cannot be superseded; end it first with "
+            f"`hotrefresh rollout promote {running.id}`, or roll that rollout back."
+        )
     if running.kind == "initial" or running.state not in ("deployed", "backfilling", "paused"):
         raise ConflictError(
             f"rollout {running.id} is {running.state} and cannot be superseded; "
@@ -374,6 +387,7 @@ def start(
                 "order": request.order,
             },
         )
+        divide(connection, rollout_id, request.canary, request.shadow, context.actor)
         request_wakeup(connection, "deploy", rollout_id)
     from orchestrator.service.advance import deploy
 

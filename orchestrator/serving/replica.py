@@ -86,6 +86,10 @@ class _Found:
 class Replica:
     """Follows one gallery. `catch_up` applies what is new; `follow` does so in a thread until `close`."""
 
+    observer: Callable[[Connection, LogEntry | None], bool] | None = None
+    """Sees each log entry before it is applied, and None before a gallery that was loaded anew is served. True: instead of
+    applying the entry, load everything anew."""
+
     def __init__(self, context: Context, gallery: GalleryRow, backend: str | None = None) -> None:
         self._context = context
         self.gallery = gallery
@@ -118,6 +122,11 @@ class Replica:
         """Why no search is answered: a pair of models that lacks its certificate; None: searches are answered."""
         return self._served.refused
 
+    @property
+    def rollout_id(self) -> int | None:
+        """The rollout that serves."""
+        return self._served.rollout_id
+
     def _reload(self) -> None:
         with snapshot(self._context.engine) as connection:
             serving = rollout_queries.serving_now(connection, self.gallery.id)
@@ -134,6 +143,8 @@ class Replica:
             columns = None
             if self._filtered:
                 columns = load_columns(connection, self.gallery.id, matrix.version, matrix.seq)
+            if self.observer is not None:
+                self.observer(connection, None)
         self._load(path, guard)
         url = self._context.engine.url.render_as_string(hide_password=False)
         options = index_options(self._context.settings, self._backend, url)
@@ -209,6 +220,8 @@ class Replica:
 
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
         """Apply one entry; True when the whole gallery has to be loaded anew."""
+        if self.observer is not None and self.observer(connection, entry):
+            return True
         if entry.kind == "deleted":
             self._grow(max(entry.rows) + 1)
             self._empty(np.array(entry.rows, np.int64), entry.seq)
@@ -235,7 +248,7 @@ class Replica:
                 served.path, served.rollout_id, served.refused = path, rollout.id, refused
                 served.guard, self.seq = guard, entry.seq
             return False
-        if entry.kind == "finalized" and rollout.kind == "upgrade":
+        if entry.kind == "traffic" or (entry.kind == "finalized" and rollout.kind == "upgrade"):
             self.seq = entry.seq
             return False
         return True

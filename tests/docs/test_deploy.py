@@ -16,6 +16,7 @@ from orchestrator import __version__
 from orchestrator.api import metrics
 from orchestrator.api.server import GRACE_S
 from orchestrator.api.timings import BatchTimings
+from orchestrator.api.traffic_metrics import traffic_metrics
 from orchestrator.settings import Settings
 from tests.engine import grafana
 
@@ -95,6 +96,7 @@ def exported() -> set[str]:
         *metrics.gate_metrics([]),
         *metrics.churn_metrics([], []),
         metrics.lag_metric({}),
+        *traffic_metrics({}, {}, {}),
         BatchTimings().family(),
     ]
     suffix = {"counter": "_total", "info": "_info", "histogram": "_bucket"}

@@ -33,6 +33,10 @@ COLUMNS = {
     "refresh_curve": "rollout coverage metric value against_order queryset",
     "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect queryset measure slice k seq reason "
     "times last_at newest",
+    "traffic": "rollout gallery revision canary shadow actor at newest",
+    "shadow": "rollout gallery coverage_from k n overlap rbo p first_changed label_n label_both_right label_negative_flips "
+    "label_positive_flips label_both_wrong label_negative_flip_rate dropped failed last_seq first_at last_at",
+    "shadow_samples": "rollout id at served seq coverage old_rows old_scores new_rows new_scores content",
     "serving_history": "gallery model rollout valid_from valid_to actor reason",
     "audit": "at actor action target before after",
 }
@@ -278,6 +282,32 @@ def test_a_curve_says_of_which_query_set_it_is_until_a_downgrade(engine):
         found = connection.exec_driver_sql("SELECT * FROM reporting.refresh_curve").mappings().all()
         assert len(found) == 3
         assert "queryset" not in found[0]
+    database.upgrade(engine)
+
+
+def test_a_downgrade_is_refused_while_a_canary_goes_on_and_the_log_keeps_its_places(engine):
+    database.upgrade(engine, "0004")
+    _rollout_of_before(engine, adapter=False)
+    database.upgrade(engine)
+    with engine.begin() as connection:
+        for statement in (
+            "INSERT INTO traffic_change (rollout_id, revision, canary, shadow, actor) VALUES (1, 1, 10, 0.5, 'me')",
+            "INSERT INTO log_event (gallery_id, seq, kind, rollout_id) VALUES (1, 1000, 'traffic', 1)",
+            "UPDATE rollout SET state = 'deployed'",
+        ):
+            connection.exec_driver_sql(statement)
+    with pytest.raises(DBAPIError, match="a canary goes on"):
+        database.downgrade(engine, "0010")
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO traffic_change (rollout_id, revision, canary, shadow, actor) VALUES (1, 2, 100, 0, 'me')"
+        )
+        [newest] = read_view(connection, "traffic", rollout=1, newest=True)
+        assert newest["canary"] == 100
+    database.downgrade(engine, "0010")
+    with engine.connect() as connection:
+        kind = connection.exec_driver_sql("SELECT kind FROM log_event WHERE seq = 1000").scalar_one()
+    assert kind == "reset"
     database.upgrade(engine)
 
 

@@ -44,6 +44,9 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
         "metric, against_order, queryset, coverage",
     ),
     "gate_decisions": (frozenset({"rollout", "gate", "queryset", "newest"}), "decided_at, gate, queryset"),
+    "traffic": (frozenset({"rollout", "gallery"}), "rollout, revision"),
+    "shadow": (frozenset({"rollout", "gallery"}), "rollout, coverage_from"),
+    "shadow_samples": (frozenset({"rollout", "served"}), "rollout, id"),
     "serving_history": (frozenset({"gallery"}), "gallery, valid_from"),
     "audit": (frozenset({"actor", "action", "target"}), "at"),
 }

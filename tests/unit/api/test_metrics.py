@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from orchestrator.api import metrics
 from orchestrator.api.timings import BUCKETS, BatchTimings
+from orchestrator.api.traffic_metrics import traffic_metrics
 
 CONTRACT = {
     "hotrefresh_items": ("gauge", {"rollout", "state"}),
@@ -36,6 +37,9 @@ CONTRACT = {
     "hotrefresh_workers": ("gauge", set()),
     "hotrefresh_worker_last_heartbeat_timestamp_seconds": ("gauge", {"worker"}),
     "hotrefresh_replica_lag_batches": ("gauge", {"gallery"}),
+    "hotrefresh_canary_answers": ("counter", {"system"}),
+    "hotrefresh_shadow_queries": ("counter", {"outcome"}),
+    "hotrefresh_canary_percent": ("gauge", {"gallery"}),
 }
 NOW = datetime.now(UTC)
 ROLLOUT = {
@@ -86,6 +90,7 @@ def families():
         *metrics.gate_metrics(DECISIONS),
         *metrics.churn_metrics(CHURN, CLICKS),
         metrics.lag_metric({"pics": 3}),
+        *traffic_metrics({"old": 9, "new": 1}, {"compared": 4, "dropped": 1, "failed": 0}, {"pics": 10.0}),
         BatchTimings().family(),
     ]
 

@@ -48,7 +48,7 @@ def test_destructive_commands_can_be_told_not_to_ask():
 
 
 def test_the_names_people_try_lead_to_the_same_verbs_and_stay_hidden():
-    for alias, verb in {"promote": "finalize", "abort": "cancel", "undo": "rollback"}.items():
+    for alias, verb in {"abort": "cancel", "undo": "rollback"}.items():
         assert COMMANDS["rollout", alias].hidden
         assert (
             COMMANDS["rollout", alias].callback.__wrapped__ is COMMANDS["rollout", verb].callback.__wrapped__
