@@ -161,7 +161,7 @@ def cut_late(connection: Connection, rollout_id: int, first: int, count: int, ba
         """WITH added AS (
                INSERT INTO batch (rollout_id, first_rank, n, band)
                SELECT :id, at, least(:size, CAST(:first AS bigint) + :count - at), :band
-               FROM generate_series(CAST(:first AS bigint), :first + :count - 1, :size) AS at RETURNING n
+               FROM generate_series(CAST(:first AS bigint), CAST(:first AS bigint) + :count - 1, :size) AS at RETURNING n
            ), banded AS (
                INSERT INTO band_progress (rollout_id, band, batches) SELECT :id, :band, count(*) FROM added
                ON CONFLICT (rollout_id, band) DO UPDATE SET batches = band_progress.batches + excluded.batches
