@@ -294,3 +294,39 @@ def test_a_guard_is_refused_where_old_queries_have_nothing_to_search(world):
         start(world, StartRequest("pics", "kin", adapter="old-to-kin", guard=True))
     assert IDENTITY.identity
     assert lay_out(np.ones((1, 2), np.float32), IDENTITY).tolist() == [[1, 1, 0]]
+
+
+def test_above_lifted_vectors_new_ones_are_mapped_and_the_evaluator_counts_that(world):
+    adapter = strategies.register_adapter(world, world.settings.data_dir, "old", "far")
+    row = measured(world, adapter="old-to-far")
+    own = {"on": True, "scale": 0.5, "offset": 0.3}
+    with world.engine.begin() as connection:
+        model_queries.insert_certificate(
+            connection, query_model_id=row.query_model_id, gallery_model_id=row.gallery_model_id, adapter_id=adapter.id,
+            query_set_id=row.query_set_id, verdict="certified", reason="by hand", measured={"calibration": own},
+        )  # fmt: skip
+    row = advance.advance(world, platform.start(world, "far", adapter="old-to-far").id)
+    maps = {row.id: (0.5, 0.3)}
+    follower, mixtures = replica_of(world), {}
+
+    def compare(seq):
+        follower.catch_up()
+        matrix = mixtures[seq] = matrix_of(world, up_to=seq)
+        np.testing.assert_array_equal(follower.snapshot()[0], by_definition(matrix, maps))
+
+    drain(world, row.id, owner="test", committed=compare)
+    platform.work(world, row.id)
+    asked, vectors = queries_of(world, "far")
+    with world.engine.connect() as connection:
+        stages = {
+            s["seq"]: s["both_right"] + s["positive_flips"]
+            for s in read_view(connection, "flip_summary", limit=10_000, rollout=row.id)
+            if s["k"] == 1
+        }
+    wanted = {
+        seq: int(asked.relevance.hits(top_k(widen(vectors), by_definition(matrix, maps), 1)[1]).sum())
+        for seq, matrix in mixtures.items()
+    }
+    assert len(wanted.keys() & stages.keys()) > 5
+    assert {seq: stages[seq] for seq in wanted} == wanted
+    assert len(set(wanted.values())) > 1
