@@ -95,6 +95,8 @@ def exported() -> set[str]:
         *metrics.gate_metrics([]),
         *metrics.churn_metrics([], []),
         metrics.lag_metric({}),
+        metrics.age_metric({}),
+        metrics.refused_metric({}),
         BatchTimings().family(),
     ]
     suffix = {"counter": "_total", "info": "_info", "histogram": "_bucket"}

@@ -58,7 +58,9 @@ def ask(replica):
 def assert_refused(context, follower, new, old):
     """By a replica that follows, by one that is loaded now, and by a search from the command line."""
     for replica in (follower, follow(context)):
-        with pytest.raises(NotCertifiedError, match=f"'{new}' may not search the stored embeddings of '{old}'"):
+        with pytest.raises(
+            NotCertifiedError, match=f"'{new}' may not search the stored embeddings of '{old}'"
+        ):
             ask(replica)
         assert new in replica.refused
     with pytest.raises(NotCertifiedError) as caught:

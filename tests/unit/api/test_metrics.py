@@ -36,6 +36,8 @@ CONTRACT = {
     "hotrefresh_workers": ("gauge", set()),
     "hotrefresh_worker_last_heartbeat_timestamp_seconds": ("gauge", {"worker"}),
     "hotrefresh_replica_lag_batches": ("gauge", {"gallery"}),
+    "hotrefresh_replica_lag_seconds": ("gauge", {"gallery"}),
+    "hotrefresh_replica_refused": ("gauge", {"gallery"}),
 }
 NOW = datetime.now(UTC)
 ROLLOUT = {
@@ -86,6 +88,8 @@ def families():
         *metrics.gate_metrics(DECISIONS),
         *metrics.churn_metrics(CHURN, CLICKS),
         metrics.lag_metric({"pics": 3}),
+        metrics.age_metric({"pics": 1.5}),
+        metrics.refused_metric({"pics": None}),
         BatchTimings().family(),
     ]
 
