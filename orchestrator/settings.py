@@ -130,6 +130,13 @@ class Settings(BaseSettings):
     )
     buffer_size: int = Field(100, ge=10, description="candidates kept for each query by the flip evaluator")
 
+    replica_lag_s: float = Field(
+        30.0, gt=0, description="a replica lags when a log entry it has not applied is older than this"
+    )
+    replica_lag_unready: bool = Field(
+        False, description="a replica that lags makes /readyz answer 503 instead of degraded"
+    )
+
     @property
     def extents(self) -> str:
         """Where the extents are: an absolute path, or a URL."""

@@ -2,9 +2,10 @@
 
 ready       200  the ledger answers, its schema is ours, every embedded gallery is held and follows its log
 degraded    200  every gallery that was ever held is answered, from the place of the log where it stands: the ledger is
-                 away, or a replica cannot apply what is new. To take such a process out of service, and with it all of
-                 them at once, would turn an absent ledger into an absent search
-not_ready   503  a gallery is not loaded yet, or the schema is another release's
+                 away, a replica cannot apply what is new, or lags. Or it refuses a pair of models without a certificate.
+                 To take such a process out of service, and with it all of them at once, would turn an absent ledger
+                 into an absent search
+not_ready   503  a gallery is not loaded yet, or the schema is another release's; with `replica_lag_unready`, a replica lags
 """
 
 from __future__ import annotations
@@ -44,10 +45,25 @@ class Health:
             f"replica {name}: {why}" if name else why for name, why in self._replicas.missing().items()
         ]
         behind = [f"replica {name}: {fault}" for name, fault in self._replicas.faults().items()]
-        reasons = (*away, *schema, *missing, *behind)
-        if schema or missing:
+        refused = [f"replica {name}: {why}" for name, why in self._replicas.refusals().items() if why]
+        lagging = [] if away else self._lagging()
+        reasons = (*away, *schema, *missing, *behind, *refused, *lagging)
+        if schema or missing or (lagging and self._context.settings.replica_lag_unready):
             return Found("not_ready", reasons)
         return Found("degraded" if reasons else "ready", reasons)
+
+    def _lagging(self) -> list[str]:
+        """Replicas whose oldest entry that is not applied is older than the settings allow."""
+        limit = self._context.settings.replica_lag_s
+        try:
+            ages = self._replicas.ages()
+        except HotrefreshError as error:
+            return [f"database: {error}"]
+        return [
+            f"replica {name} lags: an entry of the log has waited for {age:.0f} s (replica_lag_s is {limit:g})."
+            for name, age in ages.items()
+            if age > limit
+        ]
 
     def _ledger(self) -> tuple[list[str], list[str]]:
         """Why the ledger cannot be reached; why its schema does not fit."""

@@ -83,7 +83,11 @@ class LedgerCollector(Collector):
                 ),
             ]
             self._timings.read(connection)
-        return [*ledger, self._timings.family(), lag_metric(self._replicas.lags())]
+        return [*ledger, self._timings.family(), *self._replica_metrics()]
+
+    def _replica_metrics(self) -> list[Metric]:
+        ages, refusals = self._replicas.ages(), self._replicas.refusals()
+        return [lag_metric(self._replicas.lags()), age_metric(ages), refused_metric(refusals)]
 
 
 def lag_metric(lags: dict[str, int]) -> Metric:
@@ -92,6 +96,30 @@ def lag_metric(lags: dict[str, int]) -> Metric:
     for gallery, entries in lags.items():
         lag.add_metric([gallery], entries)
     return lag
+
+
+def age_metric(ages: dict[str, float]) -> Metric:
+    """Of this process's replicas."""
+    age = GaugeMetricFamily(
+        "hotrefresh_replica_lag_seconds",
+        "Since the oldest log entry that is not applied was committed",
+        labels=["gallery"],
+    )
+    for gallery, seconds in ages.items():
+        age.add_metric([gallery], seconds)
+    return age
+
+
+def refused_metric(refusals: dict[str, str | None]) -> Metric:
+    """Of this process's replicas."""
+    refused = GaugeMetricFamily(
+        "hotrefresh_replica_refused",
+        "1 while searches are refused: a pair of models lacks its certificate",
+        labels=["gallery"],
+    )
+    for gallery, reason in refusals.items():
+        refused.add_metric([gallery], float(reason is not None))
+    return refused
 
 
 def rollout_metrics(rows: list[Row], now: datetime) -> list[Metric]:

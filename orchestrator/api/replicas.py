@@ -186,6 +186,18 @@ class Replicas:
                 found[name] = max(0, log_queries.last_seq(connection, replica.gallery.id) - replica.seq)
         return found
 
+    def ages(self) -> dict[str, float]:
+        """Seconds since the oldest entry of the log that each replica has not applied was committed; 0: it has all."""
+        with transaction(self._context.engine) as connection:
+            return {
+                name: log_queries.oldest_age_s(connection, replica.gallery.id, replica.seq)
+                for name, replica in list(self._open.items())
+            }
+
+    def refusals(self) -> dict[str, str | None]:
+        """Why each replica answers no search, a pair of models without its certificate; None: it answers."""
+        return {name: replica.refused for name, replica in list(self._open.items())}
+
     def close(self) -> None:
         """Stop following."""
         self._stop.set()

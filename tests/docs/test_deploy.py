@@ -97,6 +97,8 @@ def exported() -> set[str]:
         *metrics.churn_metrics([], []),
         metrics.lag_metric({}),
         *traffic_metrics({}, {}, {}),
+        metrics.age_metric({}),
+        metrics.refused_metric({}),
         BatchTimings().family(),
     ]
     suffix = {"counter": "_total", "info": "_info", "histogram": "_bucket"}

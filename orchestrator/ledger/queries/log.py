@@ -85,6 +85,25 @@ def last_seq(connection: Connection, gallery_id: int) -> int:
     )
 
 
+def oldest_age_s(connection: Connection, gallery_id: int, seq: int) -> float:
+    """Seconds since the first log entry behind `seq` was committed, by the database's clock; 0 where there is none."""
+    return float(
+        execute(
+            connection,
+            "oldest_age_s",
+            """SELECT coalesce((
+                 SELECT greatest(0, extract(epoch FROM clock_timestamp() - at)) FROM (
+                   (SELECT b.seq, b.committed_at AS at FROM rollout r JOIN batch b ON b.rollout_id = r.id
+                    WHERE r.gallery_id = :gallery AND b.seq > :seq ORDER BY b.seq LIMIT 1)
+                   UNION ALL
+                   (SELECT seq, at FROM log_event WHERE gallery_id = :gallery AND seq > :seq ORDER BY seq LIMIT 1)
+                 ) AS waiting ORDER BY seq LIMIT 1), 0)""",
+            gallery=gallery_id,
+            seq=seq,
+        ).scalar_one()
+    )
+
+
 def append_log_event(
     connection: Connection,
     gallery_id: int,

@@ -40,6 +40,8 @@ CONTRACT = {
     "hotrefresh_canary_answers": ("counter", {"system"}),
     "hotrefresh_shadow_queries": ("counter", {"outcome"}),
     "hotrefresh_canary_percent": ("gauge", {"gallery"}),
+    "hotrefresh_replica_lag_seconds": ("gauge", {"gallery"}),
+    "hotrefresh_replica_refused": ("gauge", {"gallery"}),
 }
 NOW = datetime.now(UTC)
 ROLLOUT = {
@@ -91,6 +93,8 @@ def families():
         *metrics.churn_metrics(CHURN, CLICKS),
         metrics.lag_metric({"pics": 3}),
         *traffic_metrics({"old": 9, "new": 1}, {"compared": 4, "dropped": 1, "failed": 0}, {"pics": 10.0}),
+        metrics.age_metric({"pics": 1.5}),
+        metrics.refused_metric({"pics": None}),
         BatchTimings().family(),
     ]
 
