@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.certificates import draw_certificate
 from cli.options import SOURCE_HELP, Seed, Split
 from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import progress, working
@@ -16,7 +17,7 @@ from cli.session import next_step, open_ledger, say, settings, warn
 
 if TYPE_CHECKING:
     from orchestrator.context import Context
-    from orchestrator.ledger.rows import CertificateRow, ModelRow
+    from orchestrator.ledger.rows import ModelRow
 
 app = typer.Typer(no_args_is_help=True, help="Encoders, adapters and their certificates.")
 COLUMNS = ("name", "kind", "modality", "architecture", "dim", "leads", "fingerprint", "created_at")
@@ -327,74 +328,10 @@ def certify(
 
         then = next_command(context, gallery)
     if not show(row, output):
-        _draw_certificate(row)
+        draw_certificate(row)
     through = f" --adapter {adapter}" if adapter else ""
     next_step(f"rollout plan {gallery} --to {new}{through}" if row.verdict == "certified" else then)
     _exit_for(row.verdict)
-
-
-def _draw_certificate(row: CertificateRow) -> None:
-    names = {
-        "old_old": "old queries, old gallery",
-        "new_old": "new queries, gallery at 0 %",
-        "lowest": "lowest along a simulated refresh",
-        "new_new": "new queries, gallery at 100 %",
-    }
-    measured, intervals = row.measured, row.measured.get("intervals", {})
-    rows = [
-        {"": text, "recall at 1": measured.get(key), "95 % interval": _interval(intervals.get(key))}
-        for key, text in names.items()
-    ]
-    for key, text in {
-        "start_difference": "new − old at 0 %",
-        "lowest_difference": "lowest − old along it",
-    }.items():
-        before, after = (
-            measured.get("old_old"),
-            measured.get("new_old" if key == "start_difference" else "lowest"),
-        )
-        difference = None if before is None or after is None else after - before
-        rows.append({"": text, "recall at 1": difference, "95 % interval": _interval(intervals.get(key))})
-    flips = [{"flips": f"{where}, {point['coverage']:.0%}", **point}
-             for where, point in measured.get("flips", {}).items() if point]  # fmt: skip
-    draw(
-        make_table(rows, ("", "recall at 1", "95 % interval")),
-        *([make_table(flips, ("flips", "negative", "positive", "mcnemar_p"))] if flips else []),
-        make_pairs(
-            {
-                "update gain": measured.get("update_gain"),
-                "queries": measured.get("queries"),
-                **_calibration(measured),
-            }
-        ),
-    )
-    typer.echo(f"{row.verdict}: {row.reason}")
-
-
-def _calibration(measured: dict[str, Any]) -> dict[str, Any]:
-    """What calibrated scores do to queries they were not fitted on, in words."""
-    fitted = measured.get("calibration")
-    if fitted is None:
-        return {}
-    held_out = fitted["held_out"]
-    (raw_nfr, nfr), (raw_recall, recall) = held_out["nfr"], held_out["recall"]
-    shown = {
-        "calibration": "on" if fitted["on"] else "off, it does not pay",
-        "calibrated score": f"{fitted['scale']:.4f} s {fitted['offset']:+.4f}",
-        "mean NFR along it": f"{raw_nfr:.4f} raw, {nfr:.4f} calibrated ({_interval(held_out['difference'])})",
-        "mean recall along it": f"{raw_recall:.4f} raw, {recall:.4f} calibrated",
-    }
-    if (raw := measured.get("uncalibrated")) is not None:
-        shown["raw verdict"] = f"{raw['verdict']}: {raw['reason']}"
-    if (guard := measured.get("guard")) is not None:
-        held_out = guard["held_out"]
-        (nfr, guarded), share = held_out["nfr"], held_out["share"]
-        shown["with --guard"] = f"mean NFR {nfr:.4f} to {guarded:.4f}, {share:.1%} of searches guarded"
-    return shown
-
-
-def _interval(bounds: dict[str, float] | None) -> str | None:
-    return None if bounds is None else f"{bounds['low']:.4f} to {bounds['high']:.4f}"
 
 
 def _exit_for(verdict: str) -> None:

@@ -13,7 +13,7 @@ from cli.registries import index_backends
 from cli.session import current, open_ledger, say, settings
 
 EXAMPLES = (
-    'Examples: hotrefresh serve --port 8080; curl http://127.0.0.1:8080/search/photos -d \'{"key": "holiday/1.jpg", "k": 5}\'; '
+    'Example: hotrefresh serve --port 8080; curl http://127.0.0.1:8080/search/photos -d \'{"key": "holiday/1.jpg", "k": 5}\'; '
     "HOTREFRESH_API_TOKEN_FILE=tokens hotrefresh serve --host 0.0.0.0"
 )
 

@@ -34,10 +34,11 @@ from orchestrator.api.replicas import Replicas, ServedReplica
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, StalePathError, UsageError
 from orchestrator.ledger.rows import ModelRow
+from orchestrator.serving.answers import Answer
 from orchestrator.serving.batching import QueryBatcher
 from orchestrator.serving.filters import Where
 from orchestrator.serving.queries import QueryPath
-from orchestrator.serving.replica import Answer, Replica
+from orchestrator.serving.replica import Replica
 from orchestrator.serving.retrievals import RetrievalCounter
 from orchestrator.serving.traffic import Traffic
 

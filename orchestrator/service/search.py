@@ -20,7 +20,8 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow
 from orchestrator.service.listings import item_uri
 from orchestrator.service.names import find_gallery
-from orchestrator.serving.replica import Answer, Replica
+from orchestrator.serving.answers import Answer
+from orchestrator.serving.replica import Replica
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
-from orchestrator.errors import ConflictError, HotrefreshError, NotCertifiedError, StalePathError, UsageError
+from orchestrator.errors import ConflictError, HotrefreshError, NotCertifiedError, StalePathError
 from orchestrator.failpoints import reach
 from orchestrator.index import Rows, index_options, make_index
 from orchestrator.ledger.database import snapshot, transaction
@@ -26,6 +25,7 @@ from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
+from orchestrator.serving.answers import Answer, Found, Hit, checked_queries, stale
 from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting, needs_layout
 from orchestrator.serving.certified import uncertified
 from orchestrator.serving.filters import Where, checked, contents_of_batch, load_columns, put
@@ -35,52 +35,10 @@ from orchestrator.serving.matrix import load_matrix, read_batch
 from orchestrator.serving.queries import QueryPath, load, mapped, query_path, serving_path
 from orchestrator.serving.served import Served
 
-# How far from 1 the length of a query's vector may be.
-LENGTH_WITHIN = 1e-2
 # Certificates are looked up again after so long, beside whenever other versions are mixed.
 CERTIFIED_S = 5.0
 # After a fault the log is asked for again this much later.
 RETRY_S = 0.5
-
-
-@dataclass(frozen=True)
-class Hit:
-    """One answer: which item, how near, and in which version it is stored."""
-
-    row: int
-    key: str
-    uri: str
-    label: str | None
-    score: float
-    rollout_id: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a search returns: the hits, the model that encoded the query, the place of the log it was answered at.
-
-    `guarded`: the query was at risk, and the old system's answer was merged in (`core.guard`).
-    """
-
-    hits: tuple[Hit, ...]
-    model: str
-    seq: int
-    coverage_ratio: float
-    rollout_id: int | None
-    guarded: bool = False
-
-
-@dataclass(frozen=True)
-class _Found:
-    """Answers of one mixture: scores, rows and versions (q, k), which are guarded (q,), and the mixture's place."""
-
-    scores: npt.NDArray[np.float32]
-    rows: npt.NDArray[np.int64]
-    versions: npt.NDArray[np.int64]
-    guarded: npt.NDArray[np.bool_]
-    seq: int
-    coverage: float
-    rollout_id: int | None
 
 
 class Replica:
@@ -189,20 +147,20 @@ class Replica:
         if getattr(self._served.index, "lost", False):  # its server went away with what it held
             self._reload()
         while True:
-            stale = False
+            again = False
             with self._applying:
                 with transaction(self._context.engine) as connection:
                     entries = log_queries.log_after(connection, self.gallery.id, self.seq, 256)
                     for entry in entries:
                         applied += 1
-                        if stale := self._apply(connection, entry):
+                        if again := self._apply(connection, entry):
                             break
-                    if not stale and len(entries) < 256:
+                    if not again and len(entries) < 256:
                         self._check_certificates(connection)
-                if stale:
+                if again:
                     # Outside the transaction: the ledger ends one that is idle for as long as this may take.
                     self._reload()
-            if stale or len(entries) < 256:
+            if again or len(entries) < 256:
                 return applied  # after a reload the entries behind are already in
 
     def _uncertified(self, connection: Connection, served: Served) -> str | None:
@@ -340,8 +298,8 @@ class Replica:
         """
         path = self._served.path
         if path_ids is not None and path_ids != path.ids:
-            raise _stale(path)
-        return self._search(path, _checked_queries(vectors, path.model), k, where, contents)
+            raise stale(path)
+        return self._search(path, checked_queries(vectors, path.model), k, where, contents)
 
     def _search(
         self,
@@ -361,7 +319,7 @@ class Replica:
             with self._lock.read():
                 served = self._served
                 if served.path.ids != path.ids:
-                    raise _stale(served.path)
+                    raise stale(served.path)
                 if served.refused is not None:
                     raise NotCertifiedError(served.refused)
                 asked, allowed = fitting(queries, served.index.dim), served.allowed(wanted)
@@ -384,11 +342,11 @@ class Replica:
         scores: npt.NDArray[np.float32],
         rows: npt.NDArray[np.int64],
         guarded: npt.NDArray[np.bool_],
-    ) -> _Found:
+    ) -> Found:
         versions = np.where(rows >= 0, served.version[rows], 0)
-        return _Found(scores, rows, versions, guarded, self.seq, served.coverage_ratio, served.rollout_id)
+        return Found(scores, rows, versions, guarded, self.seq, served.coverage_ratio, served.rollout_id)
 
-    def _answers(self, model: str, found: _Found) -> list[Answer]:
+    def _answers(self, model: str, found: Found) -> list[Answer]:
         items = self.items(sorted({int(row) for row in found.rows.ravel() if row >= 0}))
         return [
             Answer(
@@ -442,28 +400,3 @@ class Replica:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
-
-
-def _stale(path: QueryPath) -> StalePathError:
-    through = "" if path.adapter is None else f" through adapter {path.adapter.name!r}"
-    return StalePathError(f"queries are embedded by {path.model.name!r}{through} by now; embed them again.")
-
-
-def _checked_queries(vectors: npt.NDArray[np.float32], model: ModelRow) -> npt.NDArray[np.float32]:
-    """Vectors of queries, if they can be a model's.
-
-    Raises:
-        UsageError: another shape, or a vector that is not finite and of length 1.
-    """
-    if vectors.ndim != 2 or vectors.shape[1] != model.dim:
-        shape = " × ".join(map(str, vectors.shape))
-        raise UsageError(f"the queries' vectors are {shape}; {model.name!r} makes n × {model.dim}.")
-    vectors = np.ascontiguousarray(vectors, np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):  # that is what is looked for
-        lengths = np.linalg.norm(vectors, axis=1)
-    bad = np.flatnonzero(~(np.abs(lengths - 1) < LENGTH_WITHIN))
-    if len(bad):
-        raise UsageError(
-            f"query {int(bad[0])} has length {lengths[bad[0]]}; a query's vector must be finite and L2-normalised."
-        )
-    return vectors

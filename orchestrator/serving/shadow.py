@@ -22,7 +22,7 @@ from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import traffic as traffic_queries
 from orchestrator.ledger.queries.traffic import ShadowCounts, ShadowSample
 from orchestrator.ledger.rows import ItemRow, RolloutRow
-from orchestrator.serving.replica import Answer, Hit
+from orchestrator.serving.answers import Answer, Hit
 
 FLUSH_S = 5.0
 # Queries that wait for the other system; decoded pictures are large.

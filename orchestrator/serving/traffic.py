@@ -24,8 +24,9 @@ from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries import traffic as traffic_queries
 from orchestrator.ledger.rows import ItemRow, LogEntry, RolloutRow
+from orchestrator.serving.answers import Answer
 from orchestrator.serving.old_system import OldSystem
-from orchestrator.serving.replica import Answer, Replica
+from orchestrator.serving.replica import Replica
 from orchestrator.serving.shadow import Compared, Shadow
 
 # Of a rollout in these states the older one serves.

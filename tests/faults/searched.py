@@ -25,8 +25,9 @@ import numpy.typing as npt
 from orchestrator.context import Context
 from orchestrator.ledger.rows import ItemRow
 from orchestrator.service import background
+from orchestrator.serving.answers import Answer
 from orchestrator.serving.matrix import read_batch
-from orchestrator.serving.replica import Answer, Replica
+from orchestrator.serving.replica import Replica
 from orchestrator.settings import load_settings
 from tests.faults.volume import ROOT
 

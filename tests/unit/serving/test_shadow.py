@@ -6,7 +6,7 @@ import pytest
 
 from orchestrator.core.churn import shared_rows
 from orchestrator.ledger.rows import ItemRow
-from orchestrator.serving.replica import Answer, Hit
+from orchestrator.serving.answers import Answer, Hit
 from orchestrator.serving.shadow import _lists, _outcome
 
 
