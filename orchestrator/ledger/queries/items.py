@@ -143,7 +143,7 @@ def cut_late(connection: Connection, rollout_id: int, first: int, count: int, ba
         "cut_late",
         """WITH added AS (
                INSERT INTO batch (rollout_id, first_rank, n, band)
-               SELECT :id, at, least(:size, :first + :count - at), :band
+               SELECT :id, at, least(:size, CAST(:first AS bigint) + :count - at), :band
                FROM generate_series(CAST(:first AS bigint), :first + :count - 1, :size) AS at RETURNING n
            ), banded AS (
                INSERT INTO band_progress (rollout_id, band, batches) SELECT :id, :band, count(*) FROM added
@@ -163,7 +163,7 @@ def late_rows(connection: Connection, rollout_id: int, first: int, count: int) -
     result = execute(
         connection,
         "late_rows",
-        """SELECT row FROM late_item WHERE rollout_id = :id AND rank >= :first AND rank < :first + :count ORDER BY rank""",
+        """SELECT row FROM late_item WHERE rollout_id = :id AND rank >= :first AND rank < CAST(:first AS bigint) + :count ORDER BY rank""",
         id=rollout_id,
         first=first,
         count=count,
