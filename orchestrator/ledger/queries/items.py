@@ -163,7 +163,8 @@ def late_rows(connection: Connection, rollout_id: int, first: int, count: int) -
     result = execute(
         connection,
         "late_rows",
-        """SELECT row FROM late_item WHERE rollout_id = :id AND rank >= :first AND rank < CAST(:first AS bigint) + :count ORDER BY rank""",
+        """SELECT row FROM late_item
+           WHERE rollout_id = :id AND rank >= :first AND rank < CAST(:first AS bigint) + :count ORDER BY rank""",
         id=rollout_id,
         first=first,
         count=count,
