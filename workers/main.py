@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 
 from celery.signals import setup_logging, worker_shutting_down
@@ -45,6 +46,7 @@ def run_worker(settings: Settings, *, exit_when_idle_s: float | None = None) -> 
             hurry.daemon = True
             hurry.start()
 
+        _keep_sigterm_for_celery()
         runtime.start()
         try:
             with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
@@ -52,6 +54,24 @@ def run_worker(settings: Settings, *, exit_when_idle_s: float | None = None) -> 
         finally:
             runtime.close()
     return 0
+
+
+def _keep_sigterm_for_celery() -> None:
+    """From now on a SIGTERM is heard, also before Celery listens: it is passed on then.
+
+    Until Celery has loaded its commands, half a second or more, one would end the process where it stands: an idle worker that
+    leaves by itself would look like one that was killed, and would be replaced.
+    """
+
+    def keep(*_: object) -> None:
+        threading.Thread(target=pass_on, daemon=True).start()
+
+    def pass_on() -> None:
+        while signal.getsignal(signal.SIGTERM) is keep:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, keep)
 
 
 def main() -> None:

@@ -74,12 +74,7 @@ def cells_of(models: Sequence[str], certificates: Sequence[Row]) -> dict[tuple[s
     for row in certificates:
         measured = row["measured"]
         cells.setdefault((row["query_model"], row["gallery_model"]), []).append(
-            {
-                **row,
-                "value": measured.get("new_old"),
-                "shade": shade(measured.get("new_old")),
-                "sampled_items": measured.get("sampled_items"),
-            }
+            row | _shown(measured.get("new_old"), measured)
         )
     for row in certificates:
         measured = row["measured"]
@@ -91,18 +86,15 @@ def cells_of(models: Sequence[str], certificates: Sequence[Row]) -> dict[tuple[s
             if value is not None and name in models:
                 cells.setdefault(
                     (name, name),
-                    [
-                        {
-                            "verdict": None,
-                            "adapter": None,
-                            "value": value,
-                            "shade": shade(value),
-                            "sampled_items": measured.get("sampled_items"),
-                        }
-                    ],
+                    [{"verdict": None, "adapter": None} | _shown(value, measured)],
                 )
     order = {"certified": 0, "inconclusive": 1, "refused": 2, None: 3}
     return {pair: sorted(rows, key=lambda row: order[row["verdict"]]) for pair, rows in cells.items()}
+
+
+def _shown(value: float | None, measured: Row) -> Row:
+    """A recall in its cell, and among how many items it was measured."""
+    return {"value": value, "shade": shade(value), "sampled_items": measured.get("sampled_items")}
 
 
 def shade(value: float | None) -> int:

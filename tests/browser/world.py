@@ -6,14 +6,10 @@ on. Gallery `hostile`, whose people gave names that a browser could take for its
 
 from __future__ import annotations
 
-import csv
 import threading
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from orchestrator.context import Context
-from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.ledger.queries import models as model_queries
 from orchestrator.service import advance, certify, embed, finish, galleries, rollouts
 from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.start import StartRequest, start
@@ -71,7 +67,7 @@ def _halted(context: Context, folder: Path, pictures: Path, queries: Path) -> No
         (f"q{number}", str(picture), picture.parent.name, tenants[number % 4])
         for number, picture in enumerate(sorted(queries.rglob("*.png")))
     ]
-    asked = write_manifest(folder / "asked.csv", ("key", "path", "label", "tenant"), rows)
+    asked = platform.write_csv(folder / "asked.csv", ("key", "path", "label", "tenant"), rows)
     galleries.import_query_set(context, "pics", "asked", str(asked))
     platform.work(context, embed.embed_gallery(context, "pics", "old").id)
     for new in ("kin", "stranger"):
@@ -79,7 +75,7 @@ def _halted(context: Context, folder: Path, pictures: Path, queries: Path) -> No
     taken_back = begin(context, "pics", "kin")
     work_some(context, taken_back, 2)
     rollouts.rollback(context, taken_back, "the marketing site complained")
-    certify_by_hand(context, "pics", "asked", "far")
+    platform.certify_by_hand(context, "far")
     halted = begin(context, "pics", "far")
     work_some(context, halted, 8)
     assert rollouts.reread(context, halted).state == "paused"
@@ -100,11 +96,11 @@ def _hostile(context: Context, folder: Path, pictures: Path, queries: Path) -> N
             (_hostile_key(number), str(path), HOSTILE_LABEL + path.parent.name, HOSTILE_TENANT)
             for number, path in enumerate(files)
         ]
-        write_manifest(folder / f"hostile-{name}.csv", ("key", "path", "label", "tenant"), rows)
+        platform.write_csv(folder / f"hostile-{name}.csv", ("key", "path", "label", "tenant"), rows)
     galleries.create_gallery(context, "hostile", str(folder / "hostile-gallery.csv"))
     galleries.import_query_set(context, "hostile", "asked", str(folder / "hostile-queries.csv"))
     platform.work(context, embed.embed_gallery(context, "hostile", "old").id)
-    certify_by_hand(context, "hostile", "asked", "far")
+    platform.certify_by_hand(context, "far", "hostile")
     hostile = begin(context, "hostile", "far")
     work_some(context, hostile, 8)  # a gate pauses it: its queries are too few
     rollouts.resume(context, hostile)
@@ -117,29 +113,9 @@ def _hostile_key(number: int) -> str:
     return f"{key}{again}" if again else key
 
 
-def write_manifest(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Path:
-    """A CSV file; returns its path."""
-    with file.open("w", newline="", encoding="utf-8") as opened:
-        csv.writer(opened).writerows([columns, *rows])
-    return file
-
-
 def begin(context: Context, gallery: str, to: str) -> int:
     """Start a rollout in entropy order and plan it; returns its id."""
     return start(context, StartRequest(gallery, to, prototypes="classes")).id
-
-
-def certify_by_hand(context: Context, gallery: str, queryset: str, new: str) -> None:
-    """A certificate for `new` on `old`, as if it had been measured on too little."""
-    with context.engine.begin() as connection:
-        found = gallery_queries.gallery_by_name(connection, gallery)
-        assert found is not None
-        model_queries.insert_certificate(
-            connection, adapter_id=None, verdict="certified", reason="by hand", measured={},
-            query_model_id=model_queries.model_by_name(connection, new).id,
-            gallery_model_id=model_queries.model_by_name(connection, "old").id,
-            query_set_id=gallery_queries.query_set_by_name(connection, found.id, queryset).id,
-        )  # fmt: skip
 
 
 def work_some(context: Context, rollout_id: int, batches: int) -> None:

@@ -7,6 +7,7 @@ at, without training. `stranger` is another random network of the same dimension
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -102,17 +103,25 @@ def embedded_gallery(context: Context, tmp_path: Path) -> None:
     certify_pair(context, "old", "kin")
 
 
-def import_logged(context: Context, tmp_path: Path) -> None:
-    """The 120 pictures of `asked` twice more: as `logged` without relevance, and as `clicked`, where 90 have a click."""
+def write_csv(file: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """A CSV file; returns its path."""
+    with file.open("w", newline="", encoding="utf-8") as opened:
+        csv.writer(opened).writerows([columns, *rows])
+    return file
+
+
+def import_logged(context: Context, tmp_path: Path, tenants: Sequence[str] = ("",)) -> None:
+    """The 120 pictures of `asked` twice more: as `logged` without relevance, and as `clicked`, where 90 have a click.
+
+    `tenants`: of the queries, in turn; an empty one is none.
+    """
     pictures = sorted((tmp_path / "queries").rglob("*.png"))
-    log, clicks = tmp_path / "log.csv", tmp_path / "clicks.csv"
-    with log.open("w", newline="") as file:
-        csv.writer(file).writerows([("key", "path"), *((f"q{n}", path) for n, path in enumerate(pictures))])
+    asked = [(f"q{n}", path, tenants[n % len(tenants)]) for n, path in enumerate(pictures)]
     clicked = [(f"q{n}", f"{path.parent.name}/0.png", 2) for n, path in enumerate(pictures) if n % 4]
-    with clicks.open("w", newline="") as file:
-        csv.writer(file).writerows([("query", "item", "count"), *clicked])
-    galleries.import_query_set(context, "pics", "logged", str(log), unlabelled=True)
-    galleries.import_query_set(context, "pics", "clicked", str(log), clicks=clicks)
+    log = str(write_csv(tmp_path / "log.csv", ("key", "path", "tenant"), asked))
+    clicks = write_csv(tmp_path / "clicks.csv", ("query", "item", "count"), clicked)
+    galleries.import_query_set(context, "pics", "logged", log, unlabelled=True)
+    galleries.import_query_set(context, "pics", "clicked", log, clicks=clicks)
 
 
 def certify_pair(context: Context, old: str, new: str) -> str:
@@ -121,12 +130,12 @@ def certify_pair(context: Context, old: str, new: str) -> str:
     return certify.certify(context, request).verdict
 
 
-def certify_by_hand(context: Context, new: str) -> None:
+def certify_by_hand(context: Context, new: str, gallery: str = "pics", queryset: str = "asked") -> None:
     """A certificate of `new` against `old` as if it had been measured on too little: for models that harm."""
     with context.engine.begin() as connection:
-        gallery = gallery_queries.gallery_by_name(connection, "pics")
-        assert gallery is not None
-        asked = gallery_queries.query_set_by_name(connection, gallery.id, "asked")
+        found = gallery_queries.gallery_by_name(connection, gallery)
+        assert found is not None
+        asked = gallery_queries.query_set_by_name(connection, found.id, queryset)
         ids = [getattr(model_queries.model_by_name(connection, name), "id", 0) for name in (new, "old")]
         model_queries.insert_certificate(
             connection, query_model_id=ids[0], gallery_model_id=ids[1], adapter_id=None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 
 import numpy as np
@@ -18,7 +17,7 @@ from orchestrator.errors import UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import VIEWS, read_view
-from orchestrator.service import background, certify, finish, galleries
+from orchestrator.service import background, certify, finish
 from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.wait import read_status
 from orchestrator.serving.embedding import encode_uris, load_query_set
@@ -43,37 +42,14 @@ def settings(settings):
     return settings.model_copy(update={"flip_ks": [1, 3], "churn_k": DEPTH, "churn_p": P, "gate": GATES})
 
 
-def pictures_of(tmp_path):
-    return sorted((tmp_path / "queries").rglob("*.png"))
-
-
 @pytest.fixture
 def watched(context, tmp_path):
     """Beside the labelled queries `asked`: `logged` without relevance, and `clicked`; and a worse model, `far`."""
     platform.embedded_gallery(context, tmp_path)
-    pictures = pictures_of(tmp_path)
-    with (tmp_path / "log.csv").open("w", newline="") as file:
-        rows = [(f"q{n}", path, ["acme", "zoo", ""][n % 3]) for n, path in enumerate(pictures)]
-        csv.writer(file).writerows([("key", "path", "tenant"), *rows])
-    with (tmp_path / "clicks.csv").open("w", newline="") as file:
-        rows = [(f"q{n}", f"{path.parent.name}/0.png", 2) for n, path in enumerate(pictures) if n % 4]
-        csv.writer(file).writerows([("query", "item", "count"), *rows])
-    log = str(tmp_path / "log.csv")
-    galleries.import_query_set(context, "pics", "logged", log, unlabelled=True)
-    galleries.import_query_set(context, "pics", "clicked", log, clicks=tmp_path / "clicks.csv")
-    far = platform.register_network(context, tmp_path, "far", seed=0, moved=0.1, kept=3)
-    certified_by_hand(context, far)
+    platform.import_logged(context, tmp_path, ("acme", "zoo", ""))
+    platform.register_network(context, tmp_path, "far", seed=0, moved=0.1, kept=3)
+    platform.certify_by_hand(context, "far")
     return context
-
-
-def certified_by_hand(context, model):
-    with context.engine.begin() as connection:
-        gallery = gallery_queries.gallery_by_name(connection, "pics")
-        model_queries.insert_certificate(
-            connection, query_model_id=model.id, adapter_id=None, verdict="certified", reason="by hand", measured={},
-            gallery_model_id=model_queries.model_by_name(connection, "old").id,
-            query_set_id=gallery_queries.query_set_by_name(connection, gallery.id, "asked").id,
-        )  # fmt: skip
 
 
 @pytest.fixture
@@ -152,8 +128,8 @@ def test_every_query_set_has_its_churn_and_only_known_relevance_has_flips(watche
 
 
 def test_a_model_that_answers_alike_has_no_churn(watched, tmp_path):
-    same = platform.register_network(watched, tmp_path, "same", seed=0, moved=0.0)
-    certified_by_hand(watched, same)
+    platform.register_network(watched, tmp_path, "same", seed=0, moved=0.0)
+    platform.certify_by_hand(watched, "same")
     row = platform.start(watched, "same")
     platform.work(watched, row.id)
     rows = view(watched, "churn_summary", rollout=row.id)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-
 import numpy as np
 import pytest
 
@@ -34,17 +32,10 @@ def refreshed(context, tmp_path):
     for number, picture in enumerate(sorted((tmp_path / "queries").rglob("*.png"))):
         tenant = ["acme", "zoo", "acme", ""][number % 4]
         rows.append((f"q{number}", picture, picture.parent.name, tenant, "few" if number < 3 else "many"))
-    with (tmp_path / "sliced.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("key", "path", "label", "tenant", "shelf"), *rows])
-    galleries.import_query_set(context, "pics", "sliced", str(tmp_path / "sliced.csv"))
-    far = platform.register_network(context, tmp_path, "far", seed=0, moved=0.1, kept=3)
-    with context.engine.begin() as connection:
-        gallery = gallery_queries.gallery_by_name(connection, "pics")
-        model_queries.insert_certificate(
-            connection, query_model_id=far.id, adapter_id=None, verdict="certified", reason="by hand", measured={},
-            gallery_model_id=model_queries.model_by_name(connection, "old").id,
-            query_set_id=gallery_queries.query_set_by_name(connection, gallery.id, "asked").id,
-        )  # fmt: skip
+    sliced = platform.write_csv(tmp_path / "sliced.csv", ("key", "path", "label", "tenant", "shelf"), rows)
+    galleries.import_query_set(context, "pics", "sliced", str(sliced))
+    platform.register_network(context, tmp_path, "far", seed=0, moved=0.1, kept=3)
+    platform.certify_by_hand(context, "far")
     row = platform.start(context, "far")
     platform.work(context, row.id)
     return row

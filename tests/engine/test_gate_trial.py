@@ -104,21 +104,30 @@ def tables(context):
         }
 
 
-def test_a_trial_gives_the_answers_that_the_gates_give_when_they_are_set(context, poor):
+def tried_and_set(context, rollout_id, gates):
+    """What a trial answers, which leaves everything as it is, and gives what the gates say when they are then set.
+
+    By gate and query set. Both look at where the rollout stands, not at what was before the gates were set.
+    """
     before = tables(context)
-    tried = try_gates(context, str(poor.id), GATES)
+    tried = try_gates(context, str(rollout_id), gates)
     assert tables(context) == before
 
-    tuning.set_values(context, poor.id, {"gates": resolved(GATES)})
-    evaluate_rollout(context, poor.id, {})
+    tuning.set_values(context, rollout_id, {"gates": resolved(gates)})
+    evaluate_rollout(context, rollout_id, {})
     with context.engine.connect() as connection:
-        judged = read_view(connection, "gate_decisions", rollout=poor.id)
-    given = {each["gate"]: tuple(each[field] for field in FIELDS) for each in judged}
-    assert {each.gate: tuple(getattr(each, field) for field in FIELDS) for each in tried} == given
-
-    # Both look at where the rollout stands, not at what was before the gates were set.
+        judged = read_view(connection, "gate_decisions", rollout=rollout_id)
+    assert len(tried) == len(judged)
     assert {each["times"] for each in judged} == {1}
-    answers = {each.gate: (each.result, each.effect) for each in tried}
+    given = {(each["gate"], each["queryset"]): tuple(each[field] for field in FIELDS) for each in judged}
+    found = {(each.gate, each.queryset): each for each in tried}
+    assert {key: tuple(getattr(each, field) for field in FIELDS) for key, each in found.items()} == given
+    return found
+
+
+def test_a_trial_gives_the_answers_that_the_gates_give_when_they_are_set(context, poor):
+    found = tried_and_set(context, poor.id, GATES)
+    answers = {gate: (each.result, each.effect) for (gate, _), each in found.items()}
     assert answers["flips"] == ("fail", "pause")
     assert answers["recall"] == ("fail", "alert")
     assert answers["broken"] == ("inconclusive", "pause")
@@ -129,20 +138,7 @@ def test_a_trial_gives_the_answers_that_the_gates_give_when_they_are_set(context
 
 
 def test_a_trial_judges_clicks_and_churn_as_the_gates_do_when_they_are_set(context, logged):
-    before = tables(context)
-    tried = try_gates(context, str(logged.id), OF_LOGGED)
-    assert tables(context) == before
-
-    tuning.set_values(context, logged.id, {"gates": resolved(OF_LOGGED)})
-    evaluate_rollout(context, logged.id, {})
-    with context.engine.connect() as connection:
-        judged = read_view(connection, "gate_decisions", rollout=logged.id)
-    assert len(tried) == len(judged)
-    assert {each["times"] for each in judged} == {1}
-    given = {(each["gate"], each["queryset"]): tuple(each[field] for field in FIELDS) for each in judged}
-    found = {(each.gate, each.queryset): each for each in tried}
-    assert {key: tuple(getattr(each, field) for field in FIELDS) for key, each in found.items()} == given
-
+    found = tried_and_set(context, logged.id, OF_LOGGED)
     answers = {key: each.result for key, each in found.items()}
     assert answers == {
         ("churn", "asked"): "fail", ("churn", "logged"): "fail", ("churn", "clicked"): "fail", ("deep", "logged"): "pass",

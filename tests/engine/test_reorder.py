@@ -32,14 +32,8 @@ from tests.engine.test_living import some_batches
 def world(context, tmp_path):
     """`far` is worse than `old` here: many queries flip at once."""
     platform.embedded_gallery(context, tmp_path)
-    far = platform.register_network(context, tmp_path, "far", seed=0, moved=0.1, kept=3)
-    with context.engine.begin() as connection:
-        gallery = gallery_queries.gallery_by_name(connection, "pics")
-        model_queries.insert_certificate(
-            connection, query_model_id=far.id, adapter_id=None, verdict="certified", reason="by hand", measured={},
-            gallery_model_id=model_queries.model_by_name(connection, "old").id,
-            query_set_id=gallery_queries.query_set_by_name(connection, gallery.id, "asked").id,
-        )  # fmt: skip
+    platform.register_network(context, tmp_path, "far", seed=0, moved=0.1, kept=3)
+    platform.certify_by_hand(context, "far")
     return context
 
 

@@ -30,10 +30,10 @@ def late_items(connection: Connection, rollout_id: int, first_rank: int, n: int)
         "late_items",
         """SELECT i.row, i.key, i.uri, i.label FROM late_item l JOIN rollout r ON r.id = l.rollout_id
            JOIN item i ON i.gallery_id = r.gallery_id AND i.row = l.row
-           WHERE l.rollout_id = :rollout AND l.rank >= :first_rank AND l.rank < CAST(:first_rank AS bigint) + :n""",
+           WHERE l.rollout_id = :rollout AND l.rank >= :first_rank AND l.rank < :behind""",
         rollout=rollout_id,
         first_rank=first_rank,
-        n=n,
+        behind=first_rank + n,
     )
 
 

@@ -160,8 +160,8 @@ def cut_late(connection: Connection, rollout_id: int, first: int, count: int, ba
         "cut_late",
         """WITH added AS (
                INSERT INTO batch (rollout_id, first_rank, n, band)
-               SELECT :id, at, least(:size, CAST(:first AS bigint) + :count - at), :band
-               FROM generate_series(CAST(:first AS bigint), CAST(:first AS bigint) + :count - 1, :size) AS at RETURNING n
+               SELECT :id, at, least(:size, :behind - at), :band
+               FROM generate_series(CAST(:first AS bigint), :behind - 1, :size) AS at RETURNING n
            ), banded AS (
                INSERT INTO band_progress (rollout_id, band, batches) SELECT :id, :band, count(*) FROM added
                ON CONFLICT (rollout_id, band) DO UPDATE SET batches = band_progress.batches + excluded.batches
@@ -169,7 +169,7 @@ def cut_late(connection: Connection, rollout_id: int, first: int, count: int, ba
            UPDATE rollout SET n_batches = n_batches + (SELECT count(*) FROM added) WHERE id = :id""",
         id=rollout_id,
         first=first,
-        count=count,
+        behind=first + count,
         size=batch_size,
         band=LATE_BAND,
     )
@@ -180,11 +180,10 @@ def late_rows(connection: Connection, rollout_id: int, first: int, count: int) -
     result = execute(
         connection,
         "late_rows",
-        """SELECT row FROM late_item
-           WHERE rollout_id = :id AND rank >= :first AND rank < CAST(:first AS bigint) + :count ORDER BY rank""",
+        """SELECT row FROM late_item WHERE rollout_id = :id AND rank >= :first AND rank < :behind ORDER BY rank""",
         id=rollout_id,
         first=first,
-        count=count,
+        behind=first + count,
     )
     return [int(row) for (row,) in result]
 
