@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 from orchestrator.bootstrap import open_context
 from orchestrator.broker import worker_arguments
@@ -38,6 +38,11 @@ def run_worker(settings: Settings, *, exit_when_idle_s: float | None = None) -> 
         def keep_our_logging(**_: object) -> None:
             """Celery leaves logging alone when somebody listens here."""
 
+        @worker_ready.connect(weak=False)
+        def begin(**_: object) -> None:
+            """The broker answers, and messages come."""
+            runtime.listening()
+
         @worker_shutting_down.connect(weak=False)
         def stop_draining(**_: object) -> None:
             """Claim nothing more. What is held is finished, or given back when that takes longer than a lease."""
@@ -59,8 +64,7 @@ def run_worker(settings: Settings, *, exit_when_idle_s: float | None = None) -> 
 def _keep_sigterm_for_celery() -> None:
     """From now on a SIGTERM is heard, also before Celery listens: it is passed on then.
 
-    Until Celery has loaded its commands, half a second or more, one would end the process where it stands: an idle worker that
-    leaves by itself would look like one that was killed, and would be replaced.
+    Until Celery has loaded its commands, half a second or more, one would end the process where it stands, without signing off.
     """
 
     def keep(*_: object) -> None:

@@ -26,6 +26,8 @@ from workers.log import log
 EVALUATE_EVERY_S = 0.5
 # A drain ends after so long, so that rollouts share workers.
 SLICE_S = 10.0
+# Idle time counts from when messages are asked for, and where that fails (no broker) from so long after the start.
+BEGINS_WITHIN_S = 60.0
 
 
 class Runtime:
@@ -46,7 +48,7 @@ class Runtime:
         self._evaluators: dict[int, Any] = {}
         self._sweeper = Sweeper(context, self.id)
         self._swept = float("-inf")
-        self._last_work = time.monotonic()
+        self._last_work = time.monotonic() + BEGINS_WITHIN_S
         self._last_evaluate = 0.0
         self._working = 0
         self._counts = [0, 0]
@@ -70,6 +72,11 @@ class Runtime:
             )
         log("worker.started", worker_id=self.id)
         self._heart.start()
+
+    def listening(self) -> None:
+        """Messages are asked for from now on: before, there was no work to be had, and no idle time."""
+        log("worker.listening", worker_id=self.id)
+        self._last_work = min(self._last_work, time.monotonic())
 
     def close(self) -> None:
         """Finish what is held, give the sweeper's duty to others, and sign off."""

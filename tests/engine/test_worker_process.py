@@ -141,6 +141,32 @@ def test_a_worker_without_work_leaves_by_itself(world, workers, monkeypatch):
     assert workers().wait(timeout=30) == 0
 
 
+def test_a_worker_that_is_told_to_stop_before_it_listens_signs_off_and_ends(world, workers):
+    worker = workers()
+
+    def registered():
+        with world.engine.connect() as connection:
+            return [row for row in read_view(connection, "worker_health") if row["pid"] == worker.pid]
+
+    until(registered)
+    worker.send_signal(signal.SIGTERM)  # Celery has not loaded its commands yet
+    assert worker.wait(timeout=120) == 0
+    assert [row["live"] for row in registered()] == [False]
+
+
+def test_a_worker_has_no_idle_time_before_messages_can_come(world, workers):
+    world.settings = world.settings.model_copy(update={"worker_idle_s": 1e-6})
+    assert workers().wait(timeout=120) == 0
+    lines = background.worker_log(world.settings).read_text().splitlines()
+    events = [json.loads(line)["event"] for line in lines if line.startswith("{")]
+    told = [
+        event
+        for event in events
+        if event in {"worker.started", "worker.listening", "worker.idle", "worker.stopped"}
+    ]
+    assert told == ["worker.started", "worker.listening", "worker.idle", "worker.stopped"]
+
+
 def test_two_workers_share_a_rollout_without_doubling_anything(world, workers, tmp_path):
     galleries.create_gallery(world, "many", str(platform.draw_pictures(tmp_path / "more", per_class=30)))
     workers()
