@@ -31,10 +31,15 @@ def _no_outside_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    """Embedded servers in a temporary folder, gone after the run."""
+    """Embedded servers in a temporary folder, gone after the run.
+
+    Without fsync: it guards against a machine that loses its power, which no test does, and a killed server loses nothing.
+    A database of one's own is there in 0.04 s then, not in 0.2 s.
+    """
     from orchestrator.embedded import use_embedded
 
     with use_embedded(tmp_path_factory.mktemp("servers")) as running:
+        _administer(running.database_url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
         yield running
 
 
@@ -69,7 +74,9 @@ def migrated_template(servers) -> str:
 def settings(servers, migrated_template: str, tmp_path: Path) -> Iterator[Settings]:
     """Settings for a ledger of one's own on the session's servers."""
     name = f"ledger_{next(_numbers)}"
-    _administer(servers.database_url, f"CREATE DATABASE {name} TEMPLATE {migrated_template}")
+    _administer(
+        servers.database_url, f"CREATE DATABASE {name} TEMPLATE {migrated_template} STRATEGY = FILE_COPY"
+    )
     base, broker = servers.database_url.rsplit("/", 1)[0], servers.broker_url.rsplit("/", 1)[0]
     yield Settings(
         database_url=f"{base}/{name}",

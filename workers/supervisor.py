@@ -4,7 +4,7 @@ It loads neither torch nor faiss: what can break a worker must not break the pro
 
 * stuck (judged by the `Watcher` from the ledger, not by pulse): SIGKILL, and another at once;
 * ended: another after 0.5 s, 1 s … 30 s; code 70 is a GPU error that sticks to its process, counted apart;
-* ended five times in a row within 10 s of its start: nothing here will mend that, exit code 1;
+* ended five times in a row within 10 s of its start or before it registered: nothing here will mend that, exit code 1;
 * SIGTERM or Ctrl-C: passed on, waited for a lease and 10 s, then SIGKILL; a second signal does not wait.
 """
 
@@ -153,6 +153,8 @@ class Supervisor:
         assert child.process is not None
         pid, code = child.process.pid, child.process.returncode
         lived_s = time.monotonic() - child.started
+        # On a machine that has too much to do, loading torch alone can take longer than a fast exit may.
+        at_its_start = lived_s < FAST_EXIT_S or not self._watcher.registered(pid)
         self._forget(child)
         if code == 0 and self._leaves_when_idle:
             child.retired = True
@@ -163,7 +165,7 @@ class Supervisor:
         if child.killed_for is not None:
             delay_s = FIRST_DELAY_S  # it was busy, not failing: another may start at once
         else:
-            child.fast_exits = child.fast_exits + 1 if lived_s < FAST_EXIT_S else 0
+            child.fast_exits = child.fast_exits + 1 if at_its_start else 0
             child.short_lives = child.short_lives + 1 if lived_s < HEALTHY_S else 1
             delay_s = restart_delay_s(child.short_lives)
         self._say(
@@ -172,7 +174,7 @@ class Supervisor:
         )  # fmt: skip
         if child.fast_exits >= FAST_EXITS:
             raise TrippedError(
-                f"worker {child.number} ended {FAST_EXITS} times in a row within {FAST_EXIT_S:g} s of its start, last with "
+                f"worker {child.number} ended {FAST_EXITS} times in a row right after its start, last with "
                 f"{_ending(code)}; it said: {_said(child.tail)}. Mend that, then start the supervisor again."
             )
         child.start_at = time.monotonic() + delay_s

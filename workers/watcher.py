@@ -52,6 +52,10 @@ class Watcher:
         """Tell that a child is dead and reaped; its leases will be let run out."""
         self._dead.put((pid, reason))
 
+    def registered(self, pid: int) -> bool:
+        """Whether this child was seen in the ledger."""
+        return pid in self._ids
+
     def _run(self) -> None:
         with ExitStack() as stack:
             context: Any = None

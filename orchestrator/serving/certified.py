@@ -86,8 +86,8 @@ def _missing(
 ) -> str | None:
     if adapter_id is None and rollout.to_model_id == path.model.id:
         return None
-    newest = model_queries.newest_decided_certificate(
-        connection, gallery_id, path.model.id, rollout.to_model_id, adapter_id
+    newest = model_queries.newest_certificate(
+        connection, gallery_id, path.model.id, rollout.to_model_id, adapter_id, decided=True
     )
     if newest is not None and newest.verdict == "certified":
         return None

@@ -153,8 +153,8 @@ def test_taking_the_newest_back_reinstates_the_one_before_paused_and_it_can_go_o
 
 def test_an_adapter_cannot_lift_a_mixture(context, half_way):
     request = StartRequest("pics", "kin3", adapter="a", supersede=True)
-    with pytest.raises(ConflictError, match="several models"):
-        _check_supersede(gallery(context), half_way, request)
+    with context.engine.connect() as connection, pytest.raises(ConflictError, match="several models"):
+        _check_supersede(connection, gallery(context), half_way, request)
 
 
 def test_a_finalizable_rollout_is_finalized_not_superseded(context, half_way):

@@ -104,7 +104,8 @@ def effects_are_single(context, rollout_id):
 
 def test_a_half_open_broker_connection_is_noticed_and_work_flows_again(world, behind, record_property):
     behind.start_worker()
-    time.sleep(2)  # it listens, and has nothing to do
+    log = background.worker_log(world.settings)
+    until(lambda: log.exists() and '"worker.listening"' in log.read_text())
     assert behind.broker.half_open_now() >= 1
     row = platform.start(world)  # its wake-up goes to the broker, and from there into the dead connection
     took_s = until(lambda: status(world, row.id)["committed"] > 0)

@@ -150,8 +150,14 @@ def newest_certificate(
     query_model_id: int,
     gallery_model_id: int,
     adapter_id: int | None,
+    *,
+    decided: bool = False,
 ) -> CertificateRow | None:
-    """The newest certificate of a pair measured on one of this gallery's query sets; the adapter must be the same."""
+    """The newest certificate of a pair measured on one of this gallery's query sets; the adapter must be the same.
+
+    Args:
+        decided: without the inconclusive ones: too few queries say nothing against what was measured before.
+    """
     return fetch_one(
         connection,
         CertificateRow,
@@ -159,34 +165,13 @@ def newest_certificate(
         """SELECT c.* FROM certificate c JOIN query_set s ON s.id = c.query_set_id
            WHERE c.query_model_id = :query_model AND c.gallery_model_id = :gallery_model
              AND c.adapter_id IS NOT DISTINCT FROM CAST(:adapter AS bigint) AND s.gallery_id = :gallery
+             AND NOT (:decided AND c.verdict = 'inconclusive')
            ORDER BY c.id DESC LIMIT 1""",
         query_model=query_model_id,
         gallery_model=gallery_model_id,
         adapter=adapter_id,
         gallery=gallery_id,
-    )
-
-
-def newest_decided_certificate(
-    connection: Connection,
-    gallery_id: int,
-    query_model_id: int,
-    gallery_model_id: int,
-    adapter_id: int | None,
-) -> CertificateRow | None:
-    """As `newest_certificate`, without the inconclusive ones: too few queries say nothing against what was measured before."""
-    return fetch_one(
-        connection,
-        CertificateRow,
-        "newest_decided_certificate",
-        """SELECT c.* FROM certificate c JOIN query_set s ON s.id = c.query_set_id
-           WHERE c.query_model_id = :query_model AND c.gallery_model_id = :gallery_model AND c.verdict <> 'inconclusive'
-             AND c.adapter_id IS NOT DISTINCT FROM CAST(:adapter AS bigint) AND s.gallery_id = :gallery
-           ORDER BY c.id DESC LIMIT 1""",
-        query_model=query_model_id,
-        gallery_model=gallery_model_id,
-        adapter=adapter_id,
-        gallery=gallery_id,
+        decided=decided,
     )
 
 
