@@ -84,7 +84,6 @@ class Draft:
         self._partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
         with _errors(path):
             self._file = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        reach("snapshot_begun")
         self._arrays: dict[str, dict[str, Any]] = {}
         self._end = 0
 

@@ -131,6 +131,7 @@ class Copy:
         Raises:
             InterruptedCopyError: see there; also where another copy is under way.
         """
+        reach("snapshot_begun")
         with self._lock.read():  # no batch is applied meanwhile: what is written from here on is noted
             served, _ = self._current()
             if served.written is not None:
