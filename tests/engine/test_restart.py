@@ -19,11 +19,12 @@ from orchestrator.errors import HotrefreshError, UnreachableError
 from orchestrator.failpoints import SNAPSHOT_POINTS, InjectedError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.service import advance, embed, finish, galleries, items, rollouts
+from orchestrator.service.certify import CertifyRequest, certify
 from orchestrator.serving import snapshots
 from orchestrator.serving.matrix import load_matrix
 from orchestrator.serving.snapshot_file import read
 from orchestrator.serving.snapshots import InterruptedCopyError
-from tests.engine import platform
+from tests.engine import platform, strategies
 from tests.engine.test_calibration import certified_by_hand
 from tests.engine.test_filters import SHOPS, manifest, pictures
 from tests.engine.test_supersede import work_some
@@ -197,6 +198,47 @@ def test_a_calibrated_rollout_is_begun_from_as_it_is_laid_out(world, tmp_path, s
         )
     restarted(world, said, used=False)
     assert "calibrated otherwise" in str(said)
+
+
+def test_entries_that_change_every_row_call_for_a_fresh_load(world, tmp_path, said):
+    adapter = strategies.register_adapter(world, tmp_path, "old", "kin").name
+    request = CertifyRequest("old", "kin", "pics", adapter=adapter, minimum_queries=20)
+    assert certify(world, request).verdict == "certified"
+    follower = serve(world)
+    write(follower)
+    row = advance.advance(world, platform.start(world, "kin", adapter=adapter).id)
+    restarted(world, said, used=False)
+    assert "(deployed)" in str(said)
+    work_some(world, row.id, 2)
+    follower.catch_up()
+    write(follower)
+    work_some(world, row.id, 2)
+    restarted(world, said, used=True)  # the vectors in it are lifted
+    platform.work(world, row.id)
+    finish.finalize(world, row.id)
+    restarted(world, said, used=True)
+
+
+def test_an_item_that_could_not_be_embedded_and_changed_again_has_the_vector_of_a_fresh_load(
+    world, tmp_path, said
+):
+    """Its batch no longer says that it was emptied."""
+    row = advance.advance(world, platform.start(world).id)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    items.update_items(world, "pics", manifest(tmp_path, [("p10", tmp_path / "broken.png", "", "west", "")]))
+    work_some(world, row.id, 1)
+    follower = serve(world)
+    assert follower._served.version[10] == 0
+    write(follower)
+    restarted(world, said, used=True)
+    good = pictures(tmp_path / "queries")[0]
+    items.update_items(world, "pics", manifest(tmp_path, [("p10", good, "", "east", "")]))
+    assert restarted(world, said, used=False)._served.version[10] != 0
+    assert "changed again" in str(said)
+    work_some(world, row.id, 1)
+    follower.catch_up()
+    write(follower)
+    restarted(world, said, used=True)
 
 
 def test_what_is_written_while_batches_come_is_of_one_place_of_the_log(world, tmp_path, said, monkeypatch):
