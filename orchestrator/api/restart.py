@@ -190,6 +190,8 @@ class Restart:
                 target=self._go_on, name=f"snapshot-{self._gallery.name}", daemon=True
             )
             self._thread.start()
+        else:
+            self._unwritten = None
 
     def _go_on(self) -> None:
         wait_s = 0.0
