@@ -65,6 +65,8 @@ def _measure(context: Context, gallery: GalleryRow, repeats: int, n: int, part: 
             replica.follow()
             pauses = _pauses(replica, written, repeats)
             replica.unfollow()
+            replica.catch_up()
+            replica._restart.write(replica.standing)
         size = sum(
             path.stat().st_size for path in (context.settings.data_dir / "replicas").rglob("*.snapshot")
         )
