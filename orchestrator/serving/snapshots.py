@@ -304,11 +304,11 @@ def _check_entry(
     fits = entry.kind in ("deleted", "traffic")
     rollout = None if fits else rollout_queries.rollout_by_id(connection, entry.rollout_id or 0)
     if rollout is not None:
-        if entry.kind == "batch" and rollout.id not in holders:
-            raise UnusableSnapshotError(
-                f"entry {entry.seq} of the log is of rollout {rollout.id}, which counts no more."
-            )
         if entry.kind == "batch":
+            if rollout.id not in holders:
+                raise UnusableSnapshotError(
+                    f"entry {entry.seq} of the log is of rollout {rollout.id}, which counts no more."
+                )
             fits = True
         elif entry.kind == "deployed":
             fits = rollout.kind == "upgrade" and not rollout.how.lifts
