@@ -45,6 +45,9 @@ def serve(
     /livez, /readyz, /openapi.json; docs/API.md describes them. The bearer token comes from HOTREFRESH_API_TOKEN or a file
     with mode 0600 named by HOTREFRESH_API_TOKEN_FILE: one token a line, each with a name before it if you like. What is
     taken at most is set by api_requests_at_once, api_batch_queries, api_rate_per_s and api_rate_burst.
+
+    Every replica_snapshot_s seconds, and when it stops, it writes what it holds to <data_dir>/replicas, so that the next start
+    reads that and not every item and extent (docs/SERVING.md); 0: it neither writes nor reads any.
     """
     from orchestrator.api.guard import check_binding, tokens_of
 

@@ -34,8 +34,15 @@ BATCH_POINTS = (
 )
 REPLICA_POINTS = ("replica_read", "replica_mid_apply", "replica_applied")
 CONTROL_POINTS = ("before_insert", "inserted", "published", "in_state_change")
+SNAPSHOT_POINTS = (
+    "snapshot_begun",  # an empty file is there
+    "snapshot_copying",  # some rows are copied, batches may come
+    "snapshot_written",  # all bytes are written, none is known to be on disk
+    "snapshot_synced",  # all are on disk, under no name that is read
+    "snapshot_named",
+)
 PLAN_POINTS = ("revision_written",)  # the file of a plan's revision is there, the ledger does not know it
-POINTS = frozenset((*BATCH_POINTS, *REPLICA_POINTS, *CONTROL_POINTS, *PLAN_POINTS))
+POINTS = frozenset((*BATCH_POINTS, *REPLICA_POINTS, *CONTROL_POINTS, *PLAN_POINTS, *SNAPSHOT_POINTS))
 
 
 class InjectedError(RuntimeError):

@@ -133,6 +133,11 @@ class Settings(BaseSettings):
     replica_lag_s: float = Field(
         30.0, gt=0, description="a replica lags when a log entry it has not applied is older than this"
     )
+    replica_snapshot_s: float = Field(
+        600.0,
+        ge=0,
+        description="seconds between two snapshots of a served gallery, for a fast restart; 0: none is written or read",
+    )
     replica_lag_unready: bool = Field(
         False, description="a replica that lags makes /readyz answer 503 instead of degraded"
     )

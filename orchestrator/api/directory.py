@@ -6,7 +6,8 @@ import hashlib
 import threading
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,33 @@ class Directory:
                 self._rows.append(item.row)
                 self._ends.append(len(self._texts))
                 self._digests.append(_digest(item.key))
+
+    def arrays(self, n: int) -> dict[str, npt.NDArray[Any]]:
+        """What `of_arrays` reads, of the rows before `n`: as they were loaded, whatever came, changed or went since.
+
+        No copies and no lock: what was loaded does not change any more.
+        """
+        place = bisect_left(self._rows, n)
+        return {
+            "rows": np.asarray(self._rows)[:place],
+            "ends": np.asarray(self._ends)[: place + 1],
+            "texts": np.asarray(memoryview(self._texts))[: self._ends[place]],
+            "digests": np.asarray(self._digests)[:place],
+        }
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Directory:
+        """The directory that gave these."""
+        directory = cls()
+        for name, held in (
+            ("rows", directory._rows),
+            ("ends", directory._ends),
+            ("digests", directory._digests),
+        ):
+            del held[:]
+            held.frombytes(arrays[name].tobytes())
+        directory._texts = bytearray(arrays["texts"].tobytes())
+        return directory
 
     def put(self, items: Iterable[ItemRow]) -> None:
         """Items that were added or changed after the loading."""

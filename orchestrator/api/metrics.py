@@ -87,7 +87,8 @@ class LedgerCollector(Collector):
 
     def _replica_metrics(self) -> list[Metric]:
         ages, refusals = self._replicas.ages(), self._replicas.refusals()
-        return [lag_metric(self._replicas.lags()), age_metric(ages), refused_metric(refusals)]
+        snapshots = snapshot_metric(self._replicas.snapshot_ages())
+        return [lag_metric(self._replicas.lags()), age_metric(ages), snapshots, refused_metric(refusals)]
 
 
 def lag_metric(lags: dict[str, int]) -> Metric:
@@ -103,6 +104,18 @@ def age_metric(ages: dict[str, float]) -> Metric:
     age = GaugeMetricFamily(
         "hotrefresh_replica_lag_seconds",
         "Since the oldest log entry that is not applied was committed",
+        labels=["gallery"],
+    )
+    for gallery, seconds in ages.items():
+        age.add_metric([gallery], seconds)
+    return age
+
+
+def snapshot_metric(ages: dict[str, float]) -> Metric:
+    """Of this process's replicas; absent where there is no snapshot."""
+    age = GaugeMetricFamily(
+        "hotrefresh_replica_snapshot_age_seconds",
+        "Since the first log entry that is not in the snapshot was committed",
         labels=["gallery"],
     )
     for gallery, seconds in ages.items():

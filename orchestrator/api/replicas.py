@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 from sqlalchemy import Connection
 
-from orchestrator.api.directory import Directory
 from orchestrator.api.log import log
+from orchestrator.api.restart import Restart, Standing
 from orchestrator.context import Context
 from orchestrator.errors import HotrefreshError, NotFoundError
 from orchestrator.ledger.database import snapshot, transaction
@@ -16,14 +18,16 @@ from orchestrator.ledger.queries import directory as directory_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry
 from orchestrator.service.names import find_gallery
+from orchestrator.serving.filters import Columns
+from orchestrator.serving.matrix import GalleryMatrix
 from orchestrator.serving.queries import load
 from orchestrator.serving.replica import Replica
+from orchestrator.serving.snapshots import Mark, mark_of
 from orchestrator.serving.traffic import Traffic
 
 # Galleries that were embedded since are found within this time.
 DISCOVER_S = 2.0
-# Items read by one statement while a gallery is loaded.
-PAGE = 20_000
+Rows = npt.NDArray[np.int64]
 
 
 class ServedReplica(Replica):
@@ -33,10 +37,11 @@ class ServedReplica(Replica):
     """
 
     def __init__(self, context: Context, gallery: GalleryRow) -> None:
-        self._directory = Directory()
+        self._restart = Restart(context, gallery)
+        self._directory = self._restart.items()
         self._models: dict[int, str] = {}
-        for page in _pages(context, gallery.id):
-            self._directory.extend(page)
+        # By sequence number, those of the newest places.
+        self._marks: dict[int, Mark | None] = {}
         super().__init__(context, gallery)
         self.load_attributes()  # … nor does a filter
         load(context, self.path)  # the first search does not wait for it
@@ -55,7 +60,35 @@ class ServedReplica(Replica):
             seq = log_queries.last_seq(connection, gallery_id)
             self._directory.drop(log_queries.deleted_rows(connection, gallery_id, seq))
 
+    def _mixture(self, connection: Connection) -> GalleryMatrix:
+        matrix, mark = self._restart.mixture(connection)
+        self._marks = {**self._marks, matrix.seq: mark}
+        return matrix
+
+    def _columns(self, connection: Connection, version: Rows, seq: int) -> Columns:
+        return self._restart.columns(connection, version, seq)
+
+    @property
+    def standing(self) -> Standing:
+        """For whoever copies what is served."""
+        return Standing(self._lock, lambda: self.seq, lambda: (self._served, self._marks.get(self.seq)))
+
+    @property
+    def snapshot_seq(self) -> int | None:
+        """The place of the log that a restart would go on from; None: it would load everything."""
+        return self._restart.seq
+
+    def keep_snapshots(self) -> None:
+        """Write snapshots from time to time, and the last one when the replica is closed."""
+        self._restart.keep(self.standing)
+
+    def close(self) -> None:
+        self.unfollow()
+        self._restart.end()
+        super().close()
+
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
+        self._marks = {self.seq: self._marks.get(self.seq), entry.seq: mark_of(entry)}
         if entry.kind == "deleted":
             self._directory.drop(entry.rows)
         elif entry.kind == "batch":
@@ -87,18 +120,6 @@ class ServedReplica(Replica):
     def model_of(self, rollout_id: int) -> str | None:
         """The name of the model that a rollout's vectors come from."""
         return self._models.get(rollout_id)
-
-
-def _pages(context: Context, gallery_id: int) -> Iterator[list[ItemRow]]:
-    """A gallery's items, some at a time, so that no statement takes long."""
-    first = 0
-    while True:
-        with transaction(context.engine) as connection:
-            page = directory_queries.items_from(connection, gallery_id, first, PAGE)
-        yield page
-        if len(page) < PAGE:
-            return
-        first = page[-1].row + 1
 
 
 class Replicas:
@@ -143,6 +164,7 @@ class Replicas:
         if self._traffic is not None:
             self._traffic.attach(replica)
         replica.follow()
+        replica.keep_snapshots()
         log("replica.loaded", gallery=gallery.name, seq=replica.seq, model=replica.model.name)
         return replica
 
@@ -192,6 +214,18 @@ class Replicas:
             return {
                 name: log_queries.oldest_age_s(connection, replica.gallery.id, replica.seq)
                 for name, replica in list(self._open.items())
+            }
+
+    def snapshot_ages(self) -> dict[str, float]:
+        """Seconds since the first entry of the log that is not in a replica's snapshot was committed; 0: it has all.
+
+        Replicas that have no snapshot are left out.
+        """
+        with transaction(self._context.engine) as connection:
+            return {
+                name: log_queries.oldest_age_s(connection, replica.gallery.id, seq)
+                for name, replica in list(self._open.items())
+                if (seq := replica.snapshot_seq) is not None
             }
 
     def refusals(self) -> dict[str, str | None]:

@@ -49,6 +49,9 @@ class VectorIndex(Protocol):
         snapshot asks. A second copy in this process would cost what such a backend is there to save.
         """
 
+    def read(self, rows: Rows) -> Vectors | None:
+        """A copy of these rows, (m, dim), as they stand; None: a server has them, and it is not asked for all of them."""
+
     def close(self) -> None:
         """Give back what it holds outside this process; nothing but another `close` is called after it."""
 

@@ -101,6 +101,9 @@ class FaissFlat:
     def vectors(self) -> Vectors:
         return self._matrix
 
+    def read(self, rows: Rows) -> Vectors:
+        return self._matrix[rows]
+
     def close(self) -> None:
         """It holds memory alone."""
 

@@ -148,6 +148,9 @@ class FaissIvf:
         n = self._index.ntotal
         return self._index.reconstruct_n(0, n) if n else np.zeros((0, self.dim), np.float32)
 
+    def read(self, rows: Rows) -> Vectors:
+        return self._index.reconstruct_batch(rows) if len(rows) else np.zeros((0, self.dim), np.float32)
+
     def close(self) -> None:
         """It holds memory alone."""
 

@@ -198,6 +198,9 @@ class Milvus:
                 "HOTREFRESH_INDEX_URL and HOTREFRESH_INDEX_TOKEN."
             ) from error
 
+    def read(self, rows: Rows) -> None:
+        """A server has them."""
+
     def close(self) -> None:
         if self._closed:
             return

@@ -256,6 +256,9 @@ class PgVector:
             with self._owner.transaction():
                 yield
 
+    def read(self, rows: Rows) -> None:
+        """A server has them."""
+
     def close(self) -> None:
         if self._closed:
             return

@@ -67,6 +67,9 @@ class Shadowed:
     def vectors(self) -> Vectors:
         return self._index.vectors()
 
+    def read(self, rows: Rows) -> Vectors | None:
+        return self._index.read(rows)
+
     def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for the rebuild that is under way, if there is one; whether none is any more. Hold no lock."""
         thread = self._thread

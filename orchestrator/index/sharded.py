@@ -66,6 +66,17 @@ class Sharded:
     def vectors(self) -> Vectors:
         return np.concatenate([shard.vectors() for shard in self._shards])
 
+    def read(self, rows: Rows) -> Vectors | None:
+        owners = np.searchsorted(self._starts, rows, side="right") - 1
+        found = np.empty((len(rows), self.dim), np.float32)
+        for owner, shard in enumerate(self._shards):
+            here = owners == owner
+            held = shard.read(rows[here] - self._starts[owner])
+            if held is None:
+                return None
+            found[here] = held
+        return found
+
     def close(self) -> None:
         self._pool.shutdown()
         for shard in self._shards:

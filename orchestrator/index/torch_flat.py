@@ -94,6 +94,10 @@ class TorchFlat:
         held: Vectors = self._matrix[: self._n].cpu().numpy()
         return held
 
+    def read(self, rows: Rows) -> Vectors:
+        held: Vectors = self._matrix[torch.from_numpy(rows).to(self._device)].cpu().numpy()
+        return held
+
     def close(self) -> None:
         self._matrix = torch.zeros((0, self.dim))
         self._n = 0

@@ -240,6 +240,7 @@ class LogEntry:
         first_rank, n, fence, crc, holes, superseded: of batches; `fence` is part of the bytes' address.
         plan_revision: of batches: the one that gave them their rows.
         rows: of deletions.
+        at: when it was committed.
     """
 
     seq: int
@@ -253,6 +254,7 @@ class LogEntry:
     superseded: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
     plan_revision: int = 0
+    at: datetime | None = None
 
 
 @dataclass(frozen=True)

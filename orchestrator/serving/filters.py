@@ -103,6 +103,23 @@ class Columns:
                     of_contents[place] = values.setdefault(content[name], len(values))
             codes[rows] = of_contents[which]
 
+    def arrays(self) -> tuple[dict[str, list[str]], npt.NDArray[np.int32]]:
+        """What `of_arrays` reads: attribute → its values by code, and the codes (attributes, n), copies."""
+        codes = list(self._codes.values())
+        return (
+            {name: list(values) for name, values in self._values.items()},
+            np.stack(codes),
+        )
+
+    @classmethod
+    def of_arrays(cls, values: Mapping[str, Sequence[str]], codes: npt.NDArray[np.int32]) -> Columns:
+        """The columns that gave these."""
+        columns = cls(codes.shape[1])
+        for place, name in enumerate(values):
+            columns._codes[name] = np.array(codes[place])
+            columns._values[name] = {value: code for code, value in enumerate(values[name])}
+        return columns
+
     def drop(self, rows: Rows) -> None:
         """These rows have no attribute from now on."""
         for codes in self._codes.values():
@@ -142,17 +159,30 @@ def load_columns(connection: Connection, gallery_id: int, version: Rows, seq: in
         version: (n,) int64, the rollout each row's vector comes from at that place.
         seq: the place.
     """
-    columns = Columns(len(version))
-    first = 0
-    while first < len(version):
+    columns = Columns(0)
+    learn(connection, gallery_id, columns, len(version))
+    put_changes(connection, gallery_id, columns, version, seq)
+    return columns
+
+
+def learn(connection: Connection, gallery_id: int, columns: Columns, n: int) -> None:
+    """Read what the items of the rows up to `n` were before any change, as far as the columns do not know them."""
+    first = len(columns)
+    columns.grow(n)
+    columns.known = n
+    while first < n:
         page = attribute_queries.first_contents(connection, gallery_id, first, _PAGE)
         places: dict[str, int] = {}
-        which = [places.setdefault(text, len(places)) for row, text in page if row < len(version)]
+        which = [places.setdefault(text, len(places)) for row, text in page if row < n]
         rows = np.fromiter((row for row, _ in page[: len(which)]), np.int64, len(which))
         columns.put(rows, [json.loads(text) for text in places], np.array(which, np.intp))
         if len(page) < _PAGE:
             break
         first = page[-1][0] + 1
+
+
+def put_changes(connection: Connection, gallery_id: int, columns: Columns, version: Rows, seq: int) -> None:
+    """Give items that have changed what they are served as; the arguments are those of `load_columns`."""
     changed = {
         row: content
         for rollout, row, content in chain(
@@ -162,7 +192,6 @@ def load_columns(connection: Connection, gallery_id: int, version: Rows, seq: in
         if row < len(version) and version[row] == rollout
     }
     put(columns, np.fromiter(changed, np.int64, len(changed)), changed)
-    return columns
 
 
 def contents_of_batch(

@@ -26,14 +26,15 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
 from orchestrator.serving.answers import Answer, Found, Hit, checked_queries, stale
-from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting, needs_layout
+from orchestrator.serving.calibration import batch_rows, fitting, needs_layout
 from orchestrator.serving.certified import uncertified
-from orchestrator.serving.filters import Where, checked, contents_of_batch, load_columns, put
+from orchestrator.serving.filters import Columns, Where, checked, contents_of_batch, load_columns, put
 from orchestrator.serving.guard import Guarded, GuardedSearch, RolloutGuard, guard_of
 from orchestrator.serving.lock import WriterPreferringLock
-from orchestrator.serving.matrix import load_matrix, read_batch
+from orchestrator.serving.matrix import GalleryMatrix, read_batch
 from orchestrator.serving.queries import QueryPath, load, mapped, query_path, serving_path
 from orchestrator.serving.served import Served
+from orchestrator.serving.snapshots import laid_out
 
 # Certificates are looked up again after so long, beside whenever other versions are mixed.
 CERTIFIED_S = 5.0
@@ -96,17 +97,14 @@ class Replica:
             path = serving_path(connection, serving)
             rollout = rollout_queries.rollout_by_id(connection, serving.rollout_id or 0)
             guard = guard_of(connection, rollout)
-            matrix = load_matrix(connection, self.gallery.id)
-            vectors = calibrated(matrix.vectors, matrix.version, calibrations(connection, self.gallery.id))
-            columns = None
-            if self._filtered:
-                columns = load_columns(connection, self.gallery.id, matrix.version, matrix.seq)
+            matrix = self._mixture(connection)
+            columns = self._columns(connection, matrix.version, matrix.seq) if self._filtered else None
             if self.observer is not None:
                 self.observer(connection, None)
         self._load(path, guard)
         url = self._context.engine.url.render_as_string(hide_password=False)
         options = index_options(self._context.settings, self._backend, url)
-        index = make_index(self._backend, vectors, options, self._lock)
+        index = make_index(self._backend, matrix.vectors, options, self._lock)
         served = Served(index, matrix.version, path, serving.rollout_id, guard=guard, columns=columns)
         with snapshot(self._context.engine) as connection:
             served.refused = self._uncertified(connection, served)
@@ -115,6 +113,14 @@ class Replica:
             self._served, self.seq = served, matrix.seq
         if old is not None:  # nobody searches it any more; a rebuild of it needs the lock to end
             old.index.close()
+
+    def _mixture(self, connection: Connection) -> GalleryMatrix:
+        """The vectors as they are searched; a replica may have them otherwise."""
+        return laid_out(connection, self.gallery.id)
+
+    def _columns(self, connection: Connection, version: Rows, seq: int) -> Columns:
+        """The items' attributes; likewise."""
+        return load_columns(connection, self.gallery.id, version, seq)
 
     def _load(self, path: QueryPath, guard: RolloutGuard | None) -> None:
         """Load what a path needs before it serves: until then the one before answers, and no search waits for a model."""
@@ -129,7 +135,7 @@ class Replica:
             if self._served.columns is not None:
                 return
             with snapshot(self._context.engine) as connection:
-                columns = load_columns(connection, self.gallery.id, self._served.version, self.seq)
+                columns = self._columns(connection, self._served.version, self.seq)
             with self._lock.write():
                 self._served.columns = columns
 
@@ -388,11 +394,15 @@ class Replica:
         self._thread = threading.Thread(target=run, name=f"replica-{self.gallery.name}", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop following; what the index holds outside this process is gone after it."""
+    def unfollow(self) -> None:
+        """Stop following, and stand still."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=10)
+
+    def close(self) -> None:
+        """Stop following; what the index holds outside this process is gone after it."""
+        self.unfollow()
         self._served.index.close()
 
     def __enter__(self) -> Replica:

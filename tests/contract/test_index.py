@@ -121,6 +121,26 @@ def test_shards_answer_as_one(make, exact, shards):
     np.testing.assert_array_equal(index.vectors(), gallery)
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_rows_are_read_as_they_stand_unless_a_server_has_them(name, make, shards):
+    gallery = some(300)
+    index = make(gallery, shards=shards)
+    changed = np.array([299, 3, 120])
+    gallery[changed] = some(3, seed=9)
+    index.replace(changed, gallery[changed])
+    index.grow(310)
+    for rows in (np.array([3, 4, 5, 120, 299]), np.array([280, 2]), np.arange(0)):
+        found = index.read(rows)
+        if name.startswith(("pgvector", "milvus")):
+            assert found is None
+        else:
+            assert found.tobytes() == gallery[rows].tobytes()
+            found[:] = 7
+    if not name.startswith(("pgvector", "milvus")):
+        assert not index.read(np.array([305])).any()
+        np.testing.assert_array_equal(index.vectors()[:300], gallery, err_msg="what was read is a copy")
+
+
 def test_shards_take_late_rows(make, exact):
     gallery = clustered(100)
     index = make(gallery[:90], shards=3)

@@ -98,6 +98,7 @@ def exported() -> set[str]:
         metrics.lag_metric({}),
         *traffic_metrics({}, {}, {}),
         metrics.age_metric({}),
+        metrics.snapshot_metric({}),
         metrics.refused_metric({}),
         BatchTimings().family(),
     ]

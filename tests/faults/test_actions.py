@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.context import Context
 from orchestrator.core.states import TERMINAL
-from orchestrator.failpoints import ACTIONS, PLAN_POINTS, POINTS, REPLICA_POINTS
+from orchestrator.failpoints import ACTIONS, PLAN_POINTS, POINTS, REPLICA_POINTS, SNAPSHOT_POINTS
 from orchestrator.service import advance, finish, rollouts
 from tests.faults import ledger, oracle, report, world
 from tests.faults.nursery import Child, Nursery
@@ -17,8 +17,14 @@ from tests.faults.test_kill_loop import AROUND
 from tests.faults.volume import FACTOR, scaled
 
 LEASE_S = 0.6
-# A hang is the supervisor's to see (tests/engine/test_supervisor.py): here nobody would end it.
-PAIRS = [(point, action) for point in sorted(POINTS) for action in ACTIONS if action != "hang"]
+# A hang is the supervisor's to see (tests/engine/test_supervisor.py): here nobody would end it. A snapshot is no part of a
+# rollout: tests/engine/test_restart.py.
+PAIRS = [
+    (point, action)
+    for point in sorted(POINTS - set(SNAPSHOT_POINTS))
+    for action in ACTIONS
+    if action != "hang"
+]
 
 
 def hurt(context: Context, nursery: Nursery, point: str, action: str) -> bool:

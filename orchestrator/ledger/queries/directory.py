@@ -50,6 +50,17 @@ def late_items_of_gallery(connection: Connection, gallery_id: int) -> list[ItemR
     )
 
 
+def changed_items(connection: Connection, gallery_id: int) -> list[ItemRow]:
+    """All items of a gallery that ever changed, as they are now; deleted ones as well. There is an index of them."""
+    return fetch_all(
+        connection,
+        ItemRow,
+        "changed_items",
+        """SELECT row, key, uri, label FROM item WHERE gallery_id = :gallery AND first_content IS NOT NULL ORDER BY row""",
+        gallery=gallery_id,
+    )
+
+
 def models_of_rollouts(connection: Connection, gallery_id: int) -> dict[int, str]:
     """Rollout → name of the model it brings, of one gallery."""
     result = execute(

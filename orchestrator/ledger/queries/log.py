@@ -17,11 +17,11 @@ def log_after(connection: Connection, gallery_id: int, seq: int, limit: int) -> 
         connection,
         "log_after",
         """(SELECT b.seq, 'batch' AS kind, b.rollout_id, b.first_rank, b.n, b.fence, b.crc, b.holes, b.superseded, NULL AS rows,
-                   b.plan_revision
+                   b.plan_revision, b.committed_at
             FROM rollout r JOIN batch b ON b.rollout_id = r.id
             WHERE r.gallery_id = :gallery AND b.seq > :seq ORDER BY b.seq LIMIT :limit)
            UNION ALL
-           (SELECT seq, kind, rollout_id, 0, 0, 0, NULL, NULL, NULL, rows, 0 FROM log_event
+           (SELECT seq, kind, rollout_id, 0, 0, 0, NULL, NULL, NULL, rows, 0, at FROM log_event
             WHERE gallery_id = :gallery AND seq > :seq ORDER BY seq LIMIT :limit)
            ORDER BY seq LIMIT :limit""",
         gallery=gallery_id,
@@ -36,7 +36,8 @@ def committed_batches(connection: Connection, rollout_id: int, up_to_seq: int) -
     result = execute(
         connection,
         "committed_batches",
-        """SELECT seq, 'batch', rollout_id, first_rank, n, fence, crc, holes, superseded, NULL, plan_revision FROM batch
+        """SELECT seq, 'batch', rollout_id, first_rank, n, fence, crc, holes, superseded, NULL, plan_revision, committed_at
+           FROM batch
            WHERE rollout_id = :rollout AND seq IS NOT NULL AND seq <= :seq ORDER BY seq""",
         rollout=rollout_id,
         seq=up_to_seq,
@@ -45,7 +46,7 @@ def committed_batches(connection: Connection, rollout_id: int, up_to_seq: int) -
 
 
 def _entry(row: Any) -> LogEntry:
-    seq, kind, rollout, first_rank, n, fence, crc, holes, superseded, rows, plan_revision = row
+    seq, kind, rollout, first_rank, n, fence, crc, holes, superseded, rows, plan_revision, at = row
     return LogEntry(
         seq,
         kind,
@@ -58,7 +59,23 @@ def _entry(row: Any) -> LogEntry:
         tuple(superseded or ()),
         tuple(rows or ()),
         plan_revision,
+        at,
     )
+
+
+def rows_healed(connection: Connection, gallery_id: int, up_to_seq: int) -> list[int]:
+    """Rows of late ranks that a batch up to a place in the log leaves out: some may have been holes of it before."""
+    result = execute(
+        connection,
+        "rows_healed",
+        """SELECT DISTINCT l.row FROM rollout r JOIN batch b ON b.rollout_id = r.id
+             CROSS JOIN LATERAL unnest(b.superseded) AS left_out (place)
+             JOIN late_item l ON l.rollout_id = b.rollout_id AND l.rank = b.first_rank + left_out.place
+           WHERE r.gallery_id = :gallery AND b.seq <= :seq AND b.first_rank >= r.plan_items""",
+        gallery=gallery_id,
+        seq=up_to_seq,
+    )
+    return [int(row) for (row,) in result]
 
 
 def deleted_rows(connection: Connection, gallery_id: int, up_to_seq: int) -> list[int]:

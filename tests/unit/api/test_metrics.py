@@ -41,6 +41,7 @@ CONTRACT = {
     "hotrefresh_shadow_queries": ("counter", {"outcome"}),
     "hotrefresh_canary_percent": ("gauge", {"gallery"}),
     "hotrefresh_replica_lag_seconds": ("gauge", {"gallery"}),
+    "hotrefresh_replica_snapshot_age_seconds": ("gauge", {"gallery"}),
     "hotrefresh_replica_refused": ("gauge", {"gallery"}),
 }
 NOW = datetime.now(UTC)
@@ -94,6 +95,7 @@ def families():
         metrics.lag_metric({"pics": 3}),
         *traffic_metrics({"old": 9, "new": 1}, {"compared": 4, "dropped": 1, "failed": 0}, {"pics": 10.0}),
         metrics.age_metric({"pics": 1.5}),
+        metrics.snapshot_metric({"pics": 700.0}),
         metrics.refused_metric({"pics": None}),
         BatchTimings().family(),
     ]
