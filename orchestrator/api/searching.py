@@ -32,6 +32,7 @@ from orchestrator.api.query import (
 )
 from orchestrator.api.replicas import Replicas, ServedReplica
 from orchestrator.context import Context
+from orchestrator.core.traffic import MAX_STICKY, STICKY_HEADER
 from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, StalePathError, UsageError
 from orchestrator.ledger.rows import ModelRow
 from orchestrator.serving.answers import Answer
@@ -41,8 +42,6 @@ from orchestrator.serving.queries import QueryPath
 from orchestrator.serving.replica import Replica
 from orchestrator.serving.retrievals import RetrievalCounter
 from orchestrator.serving.traffic import Traffic
-
-STICKY_HEADER, MAX_STICKY = "X-Hotrefresh-Sticky", 200
 
 
 class Searching:

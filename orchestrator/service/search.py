@@ -121,5 +121,11 @@ def _named(context: Context, gallery: GalleryRow, answer: Answer) -> answers.Ans
         for hit in answer.hits
     )
     return answers.Answer(
-        gallery.name, answer.model, answer.rollout_id, answer.seq, answer.coverage_ratio, hits
+        gallery.name,
+        answer.model,
+        answer.rollout_id,
+        answer.seq,
+        answer.coverage_ratio,
+        hits,
+        guarded=answer.guarded,
     )
