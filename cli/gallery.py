@@ -301,6 +301,7 @@ def _show_answer(answer: Answer, output: Format) -> None:
             "score": hit.score,
             "key": hit.key,
             "label": hit.label,
+            "attributes": hit.attributes,
             "uri": hit.uri,
             "version": hit.model,
         }
@@ -316,7 +317,8 @@ def _show_answer(answer: Answer, output: Format) -> None:
         "hits": hits,
     }
     if not show(document, output):
-        draw(make_table(plain(hits), ("rank", "score", "key", "label", "version")))
+        more = ("attributes",) * any(hit.attributes for hit in answer.hits)
+        draw(make_table(plain(hits), ("rank", "score", "key", "label", *more, "version")))
         of_two = "" if answer.system is None else f", the {answer.system} system of a canary"
         say(
             f"answered by {answer.model}{of_two}; {answer.coverage_ratio:.1%} of the gallery is embedded by it"

@@ -286,6 +286,7 @@ def _hits(replica: ServedReplica, answer: Answer) -> dict[str, Any]:
                 "key": hit.key,
                 "uri": hit.uri,
                 "label": hit.label,
+                "attributes": hit.attributes,
                 "score": hit.score,
                 "rollout_id": hit.rollout_id,
                 "model": replica.model_of(hit.rollout_id),

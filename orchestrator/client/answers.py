@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One item that was found. `model` and `rollout_id` are the version of its vector."""
+    """One item that was found. `model` and `rollout_id` are the version of its vector, `attributes` of what it was made of."""
 
     row: int
     key: str
@@ -18,6 +18,7 @@ class Hit:
     score: float
     rollout_id: int
     model: str | None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ def answer_of(document: Mapping[str, Any], gallery: str, system: str | None = No
     Raises:
         KeyError, TypeError: it is no answer.
     """
-    hits = tuple(Hit(**{name: hit[name] for name in Hit.__dataclass_fields__}) for hit in document["hits"])
+    hits = tuple(
+        Hit(**{name: ({"attributes": {}} | hit)[name] for name in Hit.__dataclass_fields__})
+        for hit in document["hits"]
+    )
     rest = {name: document[name] for name in ("model", "rollout", "log_sequence", "coverage_ratio")}
     system = document.get("system", system)
     return Answer(gallery, hits=hits, system=system, guarded=document.get("guarded", False), **rest)
