@@ -237,6 +237,13 @@ def search(
             help="Ask this running `hotrefresh serve` (default: server_url); without one the search is done here."
         ),
     ] = None,
+    sticky: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="Whom it is for: while a canary goes on, the server answers the same ID by the same system.",
+        ),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Search a gallery with the model that serves it now. Each hit names the version of its embedding."""
@@ -253,8 +260,12 @@ def search(
     wanted = _wanted(where or [])
     url = server or settings().server_url
     if url is not None:
-        _show_answer(_ask(url, name, asked, k, wanted), output)
+        _show_answer(_ask(url, name, asked, k, wanted, sticky), output)
         return
+    if sticky is not None:
+        raise UsageError(
+            "--sticky goes with --server: what is searched here is the new system, for everybody."
+        )
     with open_ledger() as context:
         with working("searching"):
             from orchestrator.service.search import Query
@@ -268,12 +279,19 @@ def search(
     next_step(then)
 
 
-def _ask(url: str, name: str, asked: dict[str, Any], k: int, wanted: dict[str, list[str]] | None) -> Answer:
+def _ask(
+    url: str,
+    name: str,
+    asked: dict[str, Any],
+    k: int,
+    wanted: dict[str, list[str]] | None,
+    sticky: str | None,
+) -> Answer:
     from orchestrator.api.tokens import token_of
     from orchestrator.client import Client
 
     with working(f"asking {url}"), Client(url, token_of(settings())) as client:
-        return client.search(name, k=k, where=wanted, **asked)
+        return client.search(name, k=k, where=wanted, sticky=sticky, **asked)
 
 
 def _show_answer(answer: Answer, output: Format) -> None:
@@ -283,6 +301,7 @@ def _show_answer(answer: Answer, output: Format) -> None:
             "score": hit.score,
             "key": hit.key,
             "label": hit.label,
+            "attributes": hit.attributes,
             "uri": hit.uri,
             "version": hit.model,
         }
@@ -293,11 +312,18 @@ def _show_answer(answer: Answer, output: Format) -> None:
         "model": answer.model,
         "coverage_ratio": answer.coverage_ratio,
         "seq": answer.log_sequence,
+        "system": answer.system,
+        "guarded": answer.guarded,
         "hits": hits,
     }
     if not show(document, output):
-        draw(make_table(plain(hits), ("rank", "score", "key", "label", "version")))
-        say(f"answered by {answer.model}; {answer.coverage_ratio:.1%} of the gallery is embedded by it")
+        more = ("attributes",) * any(hit.attributes for hit in answer.hits)
+        draw(make_table(plain(hits), ("rank", "score", "key", "label", *more, "version")))
+        of_two = "" if answer.system is None else f", the {answer.system} system of a canary"
+        say(
+            f"answered by {answer.model}{of_two}; {answer.coverage_ratio:.1%} of the gallery is embedded by it"
+            + ("; guarded: the model before helped" if answer.guarded else "")
+        )
 
 
 def _vector(path: Path) -> npt.NDArray[np.floating[Any]]:

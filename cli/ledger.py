@@ -141,15 +141,16 @@ def versions(
 ) -> None:
     """Show how many items each model has embedded, or the version of single items."""
     with open_ledger() as context:
-        from orchestrator.service.listings import gallery_exists, item_uri
+        from orchestrator.service.listings import gallery_exists, item_uri, item_versions
 
         gallery_exists(context, gallery)
         if item is not None:
             item_uri(context, gallery, item)
         if items or item is not None:
-            rows = _view(context, "embedding_versions", limit, gallery=gallery, item=item)
+            rows = item_versions(context, gallery, item, limit)
+            columns = ("item", "model", "adapter", "batch", "uncertainty", "committed_at")
             show_rows(
-                "versions", rows, ("item", "model", "adapter", "batch", "uncertainty", "committed_at"), output
+                "versions", rows, columns + ("attributes",) * any(r["attributes"] for r in rows), output
             )
         else:
             rows = _view(context, "coverage_by_model", limit, gallery=gallery)

@@ -307,7 +307,11 @@ def certify(
     seed: Seed = 0,
     output: Output = Format.TABLE,
 ) -> None:
-    """Measure whether NEW may search the stored embeddings of OLD. Exit code 5 when refused, 6 when inconclusive."""
+    """Measure whether NEW may search the stored embeddings of OLD. Exit code 5 when refused, 6 when inconclusive.
+
+    The newest verdict counts, an inconclusive one apart: where the gallery is served by this pair right now, a refusal stops all
+    of its searches, and says so.
+    """
     with open_ledger() as context:
         with progress(f"measuring {new} on {old}") as update:
             from orchestrator.service.certify import CertifyRequest, certify
@@ -325,11 +329,19 @@ def certify(
             )
             row = certify(context, request, update)
         from orchestrator.service.guide import next_command
+        from orchestrator.service.mixing import refused_searches
 
         then = next_command(context, gallery)
+        stopped = refused_searches(context, gallery) if row.verdict == "refused" else None
     if not show(row, output):
         draw_certificate(row)
     through = f" --adapter {adapter}" if adapter else ""
+    if stopped is not None:
+        then = f"rollout rollback {gallery}"
+        warn(
+            f"searches of gallery {gallery} are refused from now on, by every server, until the pair is certified again or the "
+            f"rollout is taken back: {stopped}"
+        )
     next_step(f"rollout plan {gallery} --to {new}{through}" if row.verdict == "certified" else then)
     _exit_for(row.verdict)
 

@@ -32,6 +32,7 @@ from orchestrator.api.query import (
 )
 from orchestrator.api.replicas import Replicas, ServedReplica
 from orchestrator.context import Context
+from orchestrator.core.traffic import MAX_STICKY, STICKY_HEADER
 from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, StalePathError, UsageError
 from orchestrator.ledger.rows import ModelRow
 from orchestrator.serving.answers import Answer
@@ -41,8 +42,6 @@ from orchestrator.serving.queries import QueryPath
 from orchestrator.serving.replica import Replica
 from orchestrator.serving.retrievals import RetrievalCounter
 from orchestrator.serving.traffic import Traffic
-
-STICKY_HEADER, MAX_STICKY = "X-Hotrefresh-Sticky", 200
 
 
 class Searching:
@@ -287,6 +286,7 @@ def _hits(replica: ServedReplica, answer: Answer) -> dict[str, Any]:
                 "key": hit.key,
                 "uri": hit.uri,
                 "label": hit.label,
+                "attributes": hit.attributes,
                 "score": hit.score,
                 "rollout_id": hit.rollout_id,
                 "model": replica.model_of(hit.rollout_id),

@@ -176,6 +176,7 @@ class Hit(_Answer):
     key: str
     uri: str
     label: str | None
+    attributes: dict[str, str] = Field({}, description="Of the content that its vector was made of.")
     score: float = Field(description="Cosine similarity.")
     rollout_id: int = Field(description="The rollout that embedded the item.")
     model: str | None = Field(description="The model of its vector: with the rollout, the item's version.")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One item that was found. `model` and `rollout_id` are the version of its vector."""
+    """One item that was found. `model` and `rollout_id` are the version of its vector, `attributes` of what it was made of."""
 
     row: int
     key: str
@@ -18,6 +18,7 @@ class Hit:
     score: float
     rollout_id: int
     model: str | None
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Answer:
         rollout: the rollout that serves.
         log_sequence: the place of the gallery's log that was answered at.
         coverage_ratio: how much of the gallery that rollout has embedded.
+        system: while a canary goes on, which of its two systems answered, old or new; else None.
+        guarded: whether the model before helped, because the query was at risk.
     """
 
     gallery: str
@@ -37,6 +40,8 @@ class Answer:
     log_sequence: int
     coverage_ratio: float
     hits: tuple[Hit, ...]
+    system: str | None = None
+    guarded: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,15 +71,22 @@ class Rollout:
     columns: Mapping[str, Any]
 
 
-def answer_of(document: Mapping[str, Any], gallery: str) -> Answer:
+def answer_of(document: Mapping[str, Any], gallery: str, system: str | None = None) -> Answer:
     """An answer out of a server's JSON; names that a newer server adds are passed over.
+
+    Args:
+        system: of the whole request, where the document is one answer of several.
 
     Raises:
         KeyError, TypeError: it is no answer.
     """
-    hits = tuple(Hit(**{name: hit[name] for name in Hit.__dataclass_fields__}) for hit in document["hits"])
+    hits = tuple(
+        Hit(**{name: ({"attributes": {}} | hit)[name] for name in Hit.__dataclass_fields__})
+        for hit in document["hits"]
+    )
     rest = {name: document[name] for name in ("model", "rollout", "log_sequence", "coverage_ratio")}
-    return Answer(gallery, hits=hits, **rest)
+    system = document.get("system", system)
+    return Answer(gallery, hits=hits, system=system, guarded=document.get("guarded", False), **rest)
 
 
 def gallery_of(document: Mapping[str, Any]) -> Gallery:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import httpx
 
 from orchestrator.client.answers import Answer, Gallery, Rollout, answer_of, gallery_of, rollout_of
+from orchestrator.core.traffic import MAX_STICKY, STICKY_HEADER
 from orchestrator.errors import ExitCode, HotrefreshError, UnreachableError, UsageError
 
 Where = Mapping[str, str | Sequence[str]]
@@ -100,6 +101,7 @@ class Client:
         model: str | None = None,
         k: int = 10,
         where: Where | None = None,
+        sticky: str | None = None,
     ) -> Answer:
         """The k nearest items of exactly one of text, image (a path, or a file's bytes), key and vector.
 
@@ -107,9 +109,10 @@ class Client:
             vector: (dim,) of the model that serves; a list or an array.
             model: that model; the server refuses where another one serves by now.
             where: attribute → value or values; only such items are found.
+            sticky: whom it is for, a user or a session: while a canary goes on the same one always gets the same system.
 
         Raises:
-            UsageError: not exactly one was given, or the picture cannot be read.
+            UsageError: not exactly one was given, the picture cannot be read, or no header can hold `sticky`.
             RefusedError: the server does not answer this; `code` says why.
             UnreachableError: there is no server, or it did not answer in time.
         """
@@ -119,15 +122,29 @@ class Client:
             form = {"k": json.dumps(k)} | ({} if where is None else {"where": json.dumps(_plain(where))})
             files = {"file": ("query", query["image"])}
             return self._read(
-                lambda found: answer_of(found, gallery), "POST", path + "/image", data=form, files=files
+                lambda found: answer_of(found, gallery),
+                "POST",
+                path + "/image",
+                data=form,
+                files=files,
+                headers=_headers(sticky),
             )
         body = query | _options(k, where)
-        return self._read(lambda found: answer_of(found, gallery), "POST", path, json=body)
+        return self._read(
+            lambda found: answer_of(found, gallery), "POST", path, json=body, headers=_headers(sticky)
+        )
 
     def search_batch(
-        self, gallery: str, queries: Sequence[Mapping[str, Any]], *, k: int = 10, where: Where | None = None
+        self,
+        gallery: str,
+        queries: Sequence[Mapping[str, Any]],
+        *,
+        k: int = 10,
+        where: Where | None = None,
+        sticky: str | None = None,
     ) -> list[Answer | RefusedError]:
-        """Answers in the queries' order, all from one state of the gallery; an error takes the place of its answer alone.
+        """Answers in the queries' order, all by one system from one state of the gallery; an error takes the place of its
+        answer alone.
 
         Args:
             queries: each as the arguments of `search`: {"text": …}, {"key": …}, {"image": …} or {"vector": …, "model": …}.
@@ -142,12 +159,15 @@ class Client:
 
         def answers(document: Any) -> list[Answer | RefusedError]:
             return [
-                _refusal(0, each["error"]) if "error" in each else answer_of(each, gallery)
+                _refusal(0, each["error"])
+                if "error" in each
+                else answer_of(each, gallery, document.get("system"))
                 for each in document["answers"]
             ]
 
         body = {"queries": asked} | _options(k, where)
-        return self._read(answers, "POST", f"/search/{quote(gallery, safe='')}/batch", json=body)
+        path = f"/search/{quote(gallery, safe='')}/batch"
+        return self._read(answers, "POST", path, json=body, headers=_headers(sticky))
 
     def galleries(self) -> list[Gallery]:
         """What there is to search.
@@ -246,6 +266,21 @@ def _bytes_of(picture: Picture) -> bytes:
 
 def _options(k: int, where: Where | None) -> dict[str, Any]:
     return {"k": k} | ({} if where is None else {"where": _plain(where)})
+
+
+def _headers(sticky: str | None) -> dict[str, bytes]:
+    """What says whom a search is for.
+
+    Raises:
+        UsageError: no header can hold it, or it is longer than the server takes.
+    """
+    if sticky is None:
+        return {}
+    if not sticky.isprintable() or sticky != sticky.strip() or not 0 < len(sticky.encode()) <= MAX_STICKY:
+        raise UsageError(
+            f"a sticky id is plain text of 1 to {MAX_STICKY} bytes without blanks around it, such as a user's number."
+        )
+    return {STICKY_HEADER: sticky.encode()}
 
 
 def _plain(where: Where) -> dict[str, str | list[str]]:

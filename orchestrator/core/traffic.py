@@ -10,6 +10,9 @@ BUCKETS = 10_000
 
 OLD, NEW = "old", "new"
 
+STICKY_HEADER, MAX_STICKY = "X-Hotrefresh-Sticky", 200
+"""The header by which a caller wants the same system each time, and how many bytes it may have."""
+
 
 def bucket(key: str, salt: int) -> int:
     """0..BUCKETS - 1, the same for a key and a salt on every machine and in every release (BLAKE2b of both).

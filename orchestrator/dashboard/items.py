@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,7 +17,9 @@ from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import dashboard as dashboard_queries
 from orchestrator.ledger.queries import directory as directory_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.service.names import find_gallery
+from orchestrator.serving.filters import attributes_of
 
 FIRST_ITEMS = 12
 
@@ -64,5 +67,14 @@ def read(context: Context, gallery_name: str | None, key: str | None) -> dict[st
         return base | {
             "item": with_fault(shown, item.uri) if gallery.modality == "image" else shown,
             "row": item.row,
+            "attributes": _attributes(connection, gallery.id, item.row, shown.version),
             "history": dashboard_queries.item_history(connection, gallery.id, item.row),
         }
+
+
+def _attributes(
+    connection: Connection, gallery_id: int, row: int, version: dict[str, Any] | None
+) -> dict[str, str]:
+    """Of the content that the item's vector was made of; its present ones where it has none."""
+    versions = {row: None if version is None else version["rollout"]}
+    return attributes_of(connection, gallery_id, versions, log_queries.last_seq(connection, gallery_id))[row]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.core import plan
 from orchestrator.core.states import RolloutState, Verb
-from orchestrator.ledger.database import transaction
+from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import attributes as attribute_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import locks
@@ -22,7 +22,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import RolloutRow
 from orchestrator.service.rollouts import locked, move, reread
-from orchestrator.service.scoring import ADAPT_CHUNK, score_items
+from orchestrator.service.scoring import ADAPT_CHUNK, read_inputs, score_items
 from orchestrator.service.wakeups import relay, request_wakeup
 from orchestrator.serving.matrix import adapted_table, load_matrix
 from orchestrator.store import ADAPTED, ROWS, SCORES, write_array
@@ -128,7 +128,10 @@ def adapt_gallery(context: Context, row: RolloutRow, progress: Progress) -> None
 
 
 def write_plan(context: Context, rollout_id: int) -> None:
-    """Score, order, and store the plan; the rollout backfills when its transaction commits."""
+    """Score, order, and store the plan; the rollout backfills when its transaction commits.
+
+    All that takes long is done before that transaction, and outside of the one that reads.
+    """
     row = reread(context, rollout_id)
     if not _wants_plan(row):
         return
@@ -138,13 +141,14 @@ def write_plan(context: Context, rollout_id: int) -> None:
     starts = np.arange(0, row.plan_items, row.batch_size)
     sizes = np.diff(np.append(starts, row.plan_items))
     means = np.add.reduceat(scores[row_of].astype(np.float64), starts) / sizes
+    chunks = plan.to_chunks(plan.invert(row_of))
     write_array(row.extent_uri, ROWS, row_of)
     write_array(row.extent_uri, SCORES, scores)  # for the batches of a later revision of the plan
     with transaction(context.engine) as connection:
         row = locked(connection, rollout_id)
         if not _wants_plan(row):
             return  # paused or cancelled meanwhile
-        rollout_queries.copy_plan(connection, rollout_id, plan.to_chunks(plan.invert(row_of)))
+        rollout_queries.copy_plan(connection, rollout_id, chunks)
         rollout_queries.insert_batches(
             connection,
             rollout_id,
@@ -174,9 +178,8 @@ def write_plan(context: Context, rollout_id: int) -> None:
 
 def score_rows(context: Context, row: RolloutRow) -> npt.NDArray[np.float32]:
     """The order's score of every row, from stored (adapted, where there is an adapter) embeddings: (n,) float32."""
-    with context.engine.connect() as connection:
-        return score_items(
-            context,
+    with snapshot(context.engine) as connection:
+        inputs = read_inputs(
             connection,
             row,
             vectors=lambda: load_matrix(connection, row.gallery_id).vectors[: row.plan_items],
@@ -184,3 +187,4 @@ def score_rows(context: Context, row: RolloutRow) -> npt.NDArray[np.float32]:
                 : row.plan_items
             ],
         )
+    return score_items(context, row, inputs)

@@ -11,13 +11,15 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.core.relevance import RelevanceKind
 from orchestrator.errors import NotFoundError
-from orchestrator.ledger.database import current, transaction
+from orchestrator.ledger.database import current, snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.ledger.rows import QuerySetRow, RolloutRow
 from orchestrator.service.names import find_gallery, find_model, find_query_set, find_rollout
+from orchestrator.serving.filters import attributes_of
 
 Row = dict[str, Any]
 _COUNTED_IN = {
@@ -130,6 +132,20 @@ def query_set(context: Context, gallery_name: str, name: str | None, first: int 
         "relevant_pairs": len(pairs),
         "first_queries": [{"key": q.key, "uri": q.uri, "label": q.label} for q in queries[:first]],
     }
+
+
+def item_versions(context: Context, gallery_name: str, item: str | None, limit: int) -> list[Row]:
+    """The version of a gallery's items, or of one, by `reporting.embedding_versions`, each with the attributes that its vector
+    was made of; those of an item without a vector are its present ones."""
+    with snapshot(context.engine) as connection:
+        gallery = find_gallery(connection, gallery_name)
+        found = read_view(connection, "embedding_versions", limit=limit, gallery=gallery_name, item=item)
+        rows = gallery_queries.rows_of_keys(connection, gallery.id, [each["item"] for each in found])
+        versions = {rows[each["item"]]: each["rollout"] for each in found}
+        attributes = attributes_of(
+            connection, gallery.id, versions, log_queries.last_seq(connection, gallery.id)
+        )
+    return [each | {"attributes": attributes[rows[each["item"]]]} for each in found]
 
 
 def item_uri(context: Context, gallery_name: str, key: str) -> str:

@@ -1,4 +1,6 @@
-"""How a rollout's new vectors are to meet the stored ones, resolved from its certificate once, when it starts."""
+"""How a rollout's new vectors are to meet the stored ones, resolved from its certificate once, when it starts; and whether
+what serves may still meet them.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,17 @@ from orchestrator.core.calibration import IDENTITY, Calibration
 from orchestrator.core.guard import Guard
 from orchestrator.core.strategies import Strategy
 from orchestrator.errors import NotCertifiedError, UsageError
+from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import CertificateRow, GalleryRow
+from orchestrator.service.names import find_gallery
 from orchestrator.serving.calibration import calibration_of
+from orchestrator.serving.certified import uncertified
+from orchestrator.serving.matrix import load_matrix
+from orchestrator.serving.queries import serving_path
 
 if TYPE_CHECKING:
+    from orchestrator.context import Context
     from orchestrator.service.start import StartRequest
 
 
@@ -82,3 +90,21 @@ def certified_uncalibrated(certificate: CertificateRow) -> None:
             f"certificate {certificate.id} holds for calibrated scores only; with raw ones: {raw['reason'].rstrip('.')}. "
             "Start with `--calibration auto`, and with no other rollout running."
         )
+
+
+def refused_searches(context: Context, gallery_name: str) -> str | None:
+    """Why no search of a gallery is answered, in the words that searches get; None: they are, or nothing is embedded yet.
+
+    It looks at the ledger and the store as a replica that starts now does.
+
+    Raises:
+        NotFoundError: no such gallery.
+    """
+    with snapshot(context.engine) as connection:
+        gallery = find_gallery(connection, gallery_name)
+        serving = rollout_queries.serving_now(connection, gallery.id)
+        if serving is None:
+            return None
+        path = serving_path(connection, serving)
+        versions = set(load_matrix(connection, gallery.id).version.tolist()) - {0}
+        return uncertified(connection, gallery.id, path, serving.rollout_id, versions)

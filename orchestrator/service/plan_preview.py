@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,9 +10,10 @@ import numpy as np
 
 from orchestrator.context import Context
 from orchestrator.core import plan
+from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.rows import RolloutRow
-from orchestrator.service.scoring import score_items
+from orchestrator.service.scoring import read_inputs, score_items
 from orchestrator.service.start import Checked, StartRequest, check_start
 from orchestrator.serving.matrix import load_matrix
 
@@ -62,29 +63,23 @@ def preview(context: Context, request: StartRequest, first: int = 10) -> Preview
             return _preview(checked, None, [])
         row = _as_it_would_be(context, checked, request)
         stored = load_matrix(connection, checked.gallery.id).vectors
-        scores = score_items(
-            context,
-            connection,
-            row,
-            vectors=lambda: (
-                context.adapter(checked.adapter).transform(stored)[0]
-                if checked.strategy.lifts and checked.adapter is not None
-                else stored
-            ),
-            old_vectors=lambda: stored,
-        )
-        order = plan.order_rows(scores)[:first]
-        items = {
-            i.row: i for i in gallery_queries.items_of_rows(connection, checked.gallery.id, order.tolist())
-        }
+        inputs = read_inputs(connection, row, vectors=lambda: stored, old_vectors=lambda: stored)
+    if inputs.stored is not None and checked.strategy.lifts and checked.adapter is not None:
+        inputs = replace(inputs, stored=context.adapter(checked.adapter).transform(stored)[0])
+    scores = score_items(context, row, inputs)
+    order = plan.order_rows(scores)[:first]
+    with transaction(context.engine) as connection:
+        found = gallery_queries.items_of_rows(connection, checked.gallery.id, order.tolist())
+    items = {item.row: item for item in found}  # without those that were deleted meanwhile
     first_items = [
         {
             "rank": rank,
-            "key": items[int(at)].key,
-            "label": items[int(at)].label,
+            "key": items[at].key,
+            "label": items[at].label,
             "score": float(scores[at]) if np.isfinite(scores[at]) else None,
         }
-        for rank, at in enumerate(order)
+        for rank, at in enumerate(order.tolist())
+        if at in items
     ]
     return _preview(checked, request.order, first_items)
 
@@ -120,7 +115,7 @@ def _preview(checked: Checked, order: str | None, first_items: list[dict[str, An
 
 
 def _as_it_would_be(context: Context, checked: Checked, request: StartRequest) -> RolloutRow:
-    """The rollout's row before it exists: what `score_items` asks of one."""
+    """The rollout's row before it exists: what its scores are asked of."""
     return RolloutRow(
         id=0,
         gallery_id=checked.gallery.id,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +14,11 @@ from orchestrator.context import Context
 from orchestrator.errors import UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
-from orchestrator.ledger.rows import AdapterRow, GalleryRow, RolloutRow
+from orchestrator.ledger.rows import AdapterRow, GalleryRow, ModelRow, RolloutRow
 from orchestrator.service.demand import read_counts, require_demand
+
+if TYPE_CHECKING:
+    from orchestrator.core.orders import Input
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -68,46 +73,93 @@ def check_order(
         )
 
 
-def score_items(
-    context: Context,
-    connection: Connection,
-    row: RolloutRow,
-    vectors: Callable[[], F32],
-    old_vectors: Callable[[], F32],
-) -> F32:
-    """The score of every planned item under the rollout's order: (plan_items,) float32, higher is earlier.
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What the ledger and the store know for the scores of one rollout: of what its order does not need, None.
+
+    Attributes:
+        stored: (plan_items, d) float32, what is stored (lifted, where there is an adapter that lifts).
+        old: (plan_items, d_old) float32, what the adapter was given; zero where there is none.
+        demand: (plan_items,) float32, over 0.
+        labels: (row, label) of the labelled items.
+        model: the new one. adapter: that of the rollout.
+    """
+
+    stored: F32 | None
+    old: F32 | None
+    demand: F32 | None
+    labels: list[tuple[int, str]]
+    model: ModelRow
+    adapter: AdapterRow | None
+
+
+def read_inputs(
+    connection: Connection, row: RolloutRow, vectors: Callable[[], F32], old_vectors: Callable[[], F32]
+) -> ScoreInputs:
+    """Read what the scores of a rollout's items are computed from. Nothing is computed here: the transaction is open.
 
     Args:
-        vectors: reads what is stored (adapted, where there is an adapter), (plan_items, d) float32; called only if needed.
-        old_vectors: reads what the adapter was given, (plan_items, d_old) float32, zero where there is none; likewise.
+        vectors: reads what is stored, as `ScoreInputs.stored`; called only if needed.
+        old_vectors: reads what the adapter was given, as `ScoreInputs.old`; likewise.
     """
-    from orchestrator.core.orders import DEFAULT_BASE, Input, needs_of, order_scores
+    from orchestrator.core.orders import Input
 
-    base = str(row.config.get("demand_base", DEFAULT_BASE))
-    needs = needs_of(row.order_name, base)
+    needs = _needs(row)
+    embeddings = Input.EMBEDDINGS in needs
+    adapter_id = row.adapter_id
+    return ScoreInputs(
+        stored=vectors() if embeddings else None,
+        old=old_vectors() if Input.LOG_VARIANCE in needs and not embeddings else None,
+        demand=_demand(connection, row) if Input.DEMAND in needs else None,
+        labels=gallery_queries.labels_of_gallery(connection, row.gallery_id) if embeddings else [],
+        model=model_queries.model_by_id(connection, row.to_model_id),
+        adapter=None if adapter_id is None else model_queries.adapter_by_id(connection, adapter_id),
+    )
+
+
+def score_items(context: Context, row: RolloutRow, inputs: ScoreInputs) -> F32:
+    """The score of every planned item under the rollout's order: (plan_items,) float32, higher is earlier.
+
+    It may take long, and asks the ledger nothing: the ledger ends a transaction that is idle for as long.
+    """
+    from orchestrator.core.orders import Input, order_scores
+
+    needs = _needs(row)
     rng = np.random.default_rng(int(row.config.get("seed", 0)))
-    demand = _demand(connection, row) if Input.DEMAND in needs else None
-    if Input.EMBEDDINGS not in needs:
-        variance = (
-            _log_variance(context, connection, row, old_vectors()) if Input.LOG_VARIANCE in needs else None
-        )
+    if inputs.stored is None:
+        variance = _log_variance(context, row, inputs) if Input.LOG_VARIANCE in needs else None
         return order_scores(
-            row.order_name, n=row.plan_items, rng=rng, log_variance=variance, demand=demand, base=base
+            row.order_name,
+            n=row.plan_items,
+            rng=rng,
+            log_variance=variance,
+            demand=inputs.demand,
+            base=_base(row),
         )
-    stored = vectors()
     return order_scores(
         row.order_name,
         n=row.plan_items,
-        embeddings=stored,
-        prototypes=(
-            choose_prototypes(context, connection, row, stored, rng) if Input.PROTOTYPES in needs else None
-        ),
-        labels=choose_labels(connection, row, stored, rng) if Input.LABELS in needs else None,
+        embeddings=inputs.stored,
+        prototypes=choose_prototypes(context, row, inputs, rng) if Input.PROTOTYPES in needs else None,
+        labels=choose_labels(row, inputs, rng) if Input.LABELS in needs else None,
         temperature=float(row.config["temperature"]),
         rng=rng,
-        demand=demand,
-        base=base,
+        demand=inputs.demand,
+        base=_base(row),
     )
+
+
+def _base(row: RolloutRow) -> str:
+    """The order that demand weights."""
+    from orchestrator.core.orders import DEFAULT_BASE
+
+    return str(row.config.get("demand_base", DEFAULT_BASE))
+
+
+def _needs(row: RolloutRow) -> frozenset[Input]:
+    from orchestrator.core.orders import needs_of
+
+    return needs_of(row.order_name, _base(row))
 
 
 def _demand(connection: Connection, row: RolloutRow) -> F32:
@@ -116,10 +168,12 @@ def _demand(connection: Connection, row: RolloutRow) -> F32:
     return (read_counts(connection, row.gallery_id, row.plan_items).astype(np.float64) + 1).astype(np.float32)
 
 
-def _log_variance(context: Context, connection: Connection, row: RolloutRow, old: F32) -> F32:
+def _log_variance(context: Context, row: RolloutRow, inputs: ScoreInputs) -> F32:
     """(n,) float32, what the rollout's adapter predicts, chunk by chunk; where nothing is stored, the greatest."""
-    assert row.adapter_id is not None, "checked at the start"
-    adapter = context.adapter(model_queries.adapter_by_id(connection, row.adapter_id))
+    old = inputs.old
+    assert inputs.adapter is not None, "checked at the start"
+    assert old is not None, "read where it is needed"
+    adapter = context.adapter(inputs.adapter)
     predicted = np.empty(len(old), np.float32)
     stored = np.empty(len(old), np.bool_)
     for at in range(0, len(old), ADAPT_CHUNK):
@@ -132,41 +186,46 @@ def _log_variance(context: Context, connection: Connection, row: RolloutRow, old
 
 
 def choose_prototypes(
-    context: Context, connection: Connection, row: RolloutRow, vectors: F32, rng: np.random.Generator
+    context: Context, row: RolloutRow, inputs: ScoreInputs, rng: np.random.Generator
 ) -> F32:
     """Prototypes of the new space: the new model's head, class means, or k-means where nothing is labelled."""
     from orchestrator.core.prototypes import class_means, kmeans_centroids
 
     wanted = str(row.config["prototypes"])
-    head = context.prototypes(model_queries.model_by_id(connection, row.to_model_id))
+    vectors = inputs.stored
+    assert vectors is not None, "whoever wants prototypes needs embeddings"
+    head = context.prototypes(inputs.model)
     if wanted in ("auto", "head") and head is not None:
         return head
     if wanted == "head":
         raise UsageError(
             f"the new model of rollout {row.id} stores no head; use --prototypes classes or clusters."
         )
-    labels = _class_labels(connection, row, len(vectors), wanted)
+    labels = _class_labels(row, inputs, len(vectors))
     if labels is not None:
         return class_means(vectors, labels)
     return kmeans_centroids(vectors, _cluster_count(len(vectors)), rng)
 
 
-def choose_labels(connection: Connection, row: RolloutRow, vectors: F32, rng: np.random.Generator) -> I64:
+def choose_labels(row: RolloutRow, inputs: ScoreInputs, rng: np.random.Generator) -> I64:
     """(n,) int64: the class of each item, -1 without one; its k-means cluster where nothing is labelled or clusters are asked
     for."""
     from orchestrator.core.prototypes import kmeans_centroids, nearest_centroids
 
-    labels = _class_labels(connection, row, len(vectors), str(row.config["prototypes"]))
+    vectors = inputs.stored
+    assert vectors is not None, "whoever wants labels needs embeddings"
+    labels = _class_labels(row, inputs, len(vectors))
     if labels is not None:
         return labels
     return nearest_centroids(vectors, kmeans_centroids(vectors, _cluster_count(len(vectors)), rng))
 
 
-def _class_labels(connection: Connection, row: RolloutRow, n: int, wanted: str) -> I64 | None:
+def _class_labels(row: RolloutRow, inputs: ScoreInputs, n: int) -> I64 | None:
     """(n,) int64 numbers of the items' labels, -1 without one; None where clusters are wanted or nothing is labelled."""
+    wanted = str(row.config["prototypes"])
     if wanted == "clusters":
         return None
-    known = [(r, name) for r, name in gallery_queries.labels_of_gallery(connection, row.gallery_id) if r < n]
+    known = [(r, name) for r, name in inputs.labels if r < n]
     if not known:
         if wanted == "classes":
             raise UsageError(f"the gallery of rollout {row.id} has no labels; use --prototypes clusters.")

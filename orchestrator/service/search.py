@@ -21,6 +21,7 @@ from orchestrator.ledger.rows import GalleryRow
 from orchestrator.service.listings import item_uri
 from orchestrator.service.names import find_gallery
 from orchestrator.serving.answers import Answer
+from orchestrator.serving.filters import attributes_of
 from orchestrator.serving.replica import Replica
 
 
@@ -109,17 +110,34 @@ def _uri(context: Context, gallery_name: str, query: Query) -> str:
 
 
 def _named(context: Context, gallery: GalleryRow, answer: Answer) -> answers.Answer:
-    """With the model of each hit's embedding, by name."""
+    """With the model of each hit's embedding, by name, and what the item was when it was embedded."""
     names = {}
     with transaction(context.engine) as connection:
         for rollout_id in {hit.rollout_id for hit in answer.hits}:
             row = rollout_queries.rollout_by_id(connection, rollout_id)
             assert row is not None, f"a vector came from rollout {rollout_id}, which the ledger does not hold"
             names[rollout_id] = model_queries.model_by_id(connection, row.to_model_id).name
+        versions = {hit.row: hit.rollout_id for hit in answer.hits}
+        attributes = attributes_of(connection, gallery.id, versions, answer.seq)
     hits = tuple(
-        answers.Hit(hit.row, hit.key, hit.uri, hit.label, hit.score, hit.rollout_id, names[hit.rollout_id])
+        answers.Hit(
+            hit.row,
+            hit.key,
+            hit.uri,
+            hit.label,
+            hit.score,
+            hit.rollout_id,
+            names[hit.rollout_id],
+            attributes[hit.row],
+        )
         for hit in answer.hits
     )
     return answers.Answer(
-        gallery.name, answer.model, answer.rollout_id, answer.seq, answer.coverage_ratio, hits
+        gallery.name,
+        answer.model,
+        answer.rollout_id,
+        answer.seq,
+        answer.coverage_ratio,
+        hits,
+        guarded=answer.guarded,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import StalePathError, UsageError
 from orchestrator.ledger.rows import ModelRow
+from orchestrator.serving.filters import Picked
 from orchestrator.serving.queries import QueryPath
 
 # How far from 1 the length of a query's vector may be.
@@ -17,7 +19,10 @@ LENGTH_WITHIN = 1e-2
 
 @dataclass(frozen=True)
 class Hit:
-    """One answer: which item, how near, and in which version it is stored."""
+    """One answer: which item, how near, and in which version it is stored.
+
+    `attributes`: of the content that this vector was made of; none where the replica has not loaded them.
+    """
 
     row: int
     key: str
@@ -25,6 +30,7 @@ class Hit:
     label: str | None
     score: float
     rollout_id: int
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Answer:
 
 @dataclass(frozen=True)
 class Found:
-    """Answers of one mixture: scores, rows and versions (q, k), which are guarded (q,), and the mixture's place."""
+    """Answers of one mixture: scores, rows and versions (q, k), their attributes where they are loaded, which are guarded
+    (q,), and the mixture's place."""
 
     scores: npt.NDArray[np.float32]
     rows: npt.NDArray[np.int64]
@@ -53,6 +60,11 @@ class Found:
     seq: int
     coverage: float
     rollout_id: int | None
+    picked: Picked | None
+
+    def attributes(self, query: int, place: int) -> dict[str, str]:
+        """Of one hit."""
+        return {} if self.picked is None else self.picked.of((query, place))
 
 
 def stale(path: QueryPath) -> StalePathError:

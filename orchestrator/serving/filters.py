@@ -1,4 +1,5 @@
-"""Which items a search may answer with: their attributes in memory, so that a filter is one comparison of an array.
+"""Which items a search may answer with, and what they are: their attributes in memory, so that a filter is one comparison of
+an array, and a hit says what it was filtered by.
 
 An attribute is a column: one int32 a row, the place of its value in a dictionary of the values there are; -1 where the item
 has none. The label is an attribute like any other, named `label`.
@@ -7,7 +8,8 @@ has none. The label is an attribute like any other, named `label`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -49,6 +51,25 @@ def checked(where: Where) -> dict[str, tuple[str, ...]]:
     return found
 
 
+@dataclass(frozen=True)
+class Picked:
+    """The codes of some rows and what codes mean, of each attribute: taken under the replica's lock, read outside of it.
+
+    A code never changes its meaning, so what is written meanwhile does no harm.
+    """
+
+    codes: Mapping[str, npt.NDArray[np.int32]]
+    values: Mapping[str, Sequence[str]]
+
+    def of(self, place: tuple[int, ...]) -> dict[str, str]:
+        """The attributes of the row at a place of the rows that were picked."""
+        return {
+            name: self.values[name][codes[place]]
+            for name, codes in self.codes.items()
+            if codes[place] != _NONE
+        }
+
+
 class Columns:
     """The attributes of `n` items by row. Not safe for a write beside reads: the replica's lock is."""
 
@@ -57,6 +78,7 @@ class Columns:
         # Rows from `known` on came after the loading: a plan may be the first that says what they are.
         self._codes: dict[str, npt.NDArray[np.int32]] = {}
         self._values: dict[str, dict[str, int]] = {}
+        self._texts: dict[str, list[str]] = {}
         self._column(LABEL)
 
     def __len__(self) -> int:
@@ -75,7 +97,7 @@ class Columns:
     def _column(self, name: str) -> npt.NDArray[np.int32]:
         if name not in self._codes:
             self._codes[name] = np.full(self._n, _NONE, np.int32)
-            self._values[name] = {}
+            self._values[name], self._texts[name] = {}, []
         return self._codes[name]
 
     def grow(self, n: int) -> None:
@@ -100,7 +122,10 @@ class Columns:
             of_contents = np.full(len(contents), _NONE, np.int32)
             for place, content in enumerate(contents):
                 if name in content:
-                    of_contents[place] = values.setdefault(content[name], len(values))
+                    code = values.setdefault(content[name], len(values))
+                    if code == len(self._texts[name]):
+                        self._texts[name].append(content[name])
+                    of_contents[place] = code
             codes[rows] = of_contents[which]
 
     def arrays(self) -> tuple[dict[str, list[str]], npt.NDArray[np.int32]]:
@@ -118,6 +143,7 @@ class Columns:
         for place, name in enumerate(values):
             columns._codes[name] = np.array(codes[place])
             columns._values[name] = {value: code for code, value in enumerate(values[name])}
+            columns._texts[name] = list(values[name])
         return columns
 
     def drop(self, rows: Rows) -> None:
@@ -126,12 +152,13 @@ class Columns:
             codes[rows] = _NONE
 
     def of_row(self, row: int) -> dict[str, str]:
-        """The attributes of one row."""
-        return {
-            name: next(value for value, code in self._values[name].items() if code == codes[row])
-            for name, codes in self._codes.items()
-            if codes[row] != _NONE
-        }
+        """The attributes of one row, the label too."""
+        return Picked(self._codes, self._texts).of((row,))
+
+    def pick(self, rows: Rows) -> Picked:
+        """What `Picked.of` tells of rows, of any shape and at least 0, the label apart: a hit has it anyway."""
+        codes = {name: codes[rows] for name, codes in self._codes.items() if name != LABEL}
+        return Picked(codes, {name: self._texts[name] for name in codes})
 
     def mask(self, where: Mapping[str, Sequence[str]]) -> Mask:
         """(n,) bool: the rows that have, of every attribute named, one of the values given.
@@ -183,15 +210,39 @@ def learn(connection: Connection, gallery_id: int, columns: Columns, n: int) -> 
 
 def put_changes(connection: Connection, gallery_id: int, columns: Columns, version: Rows, seq: int) -> None:
     """Give items that have changed what they are served as; the arguments are those of `load_columns`."""
-    changed = {
-        row: content
-        for rollout, row, content in chain(
-            attribute_queries.planned_contents(connection, gallery_id),
-            attribute_queries.committed_late_contents(connection, gallery_id, seq),
-        )
-        if row < len(version) and version[row] == rollout
-    }
+    def version_of(row: int) -> int | None:
+        return int(version[row]) if row < len(version) else None
+
+    changed = dict(_changed(connection, gallery_id, seq, version_of))
     put(columns, np.fromiter(changed, np.int64, len(changed)), changed)
+
+
+def attributes_of(
+    connection: Connection, gallery_id: int, versions: Mapping[int, int | None], seq: int
+) -> dict[int, dict[str, str]]:
+    """The attributes of a few items, without the label, as `load_columns` has them for all; no column is held.
+
+    Args:
+        versions: row → the rollout its vector comes from at the place `seq` of the log; None: it has none, and is as it is now.
+    """
+    known = attribute_queries.contents_of_rows(connection, gallery_id, list(versions))
+    found = {row: now if versions[row] is None else first for row, first, now in known}
+    found |= dict(_changed(connection, gallery_id, seq, versions.get))
+    return {
+        row: {name: value for name, value in found.get(row, {}).items() if name != LABEL} for row in versions
+    }
+
+
+def _changed(
+    connection: Connection, gallery_id: int, seq: int, version_of: Callable[[int], int | None]
+) -> Iterator[tuple[int, Mapping[str, str]]]:
+    """(row, attributes) of those whose vector is of a content that had changed before."""
+    for rollout, row, content in chain(
+        attribute_queries.planned_contents(connection, gallery_id),
+        attribute_queries.committed_late_contents(connection, gallery_id, seq),
+    ):
+        if version_of(row) == rollout:
+            yield row, content
 
 
 def contents_of_batch(

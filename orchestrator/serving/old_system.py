@@ -43,6 +43,7 @@ class OldSystem(Replica):
         self._new = new
         self._rollout = rollout
         super().__init__(context, new.gallery)
+        self.load_attributes()  # neither a filter nor a hit waits for the ledger, as in the replica beside it
         load(context, self.path)  # the first search does not wait for it
 
     def _reload(self) -> None:

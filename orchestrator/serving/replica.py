@@ -350,16 +350,26 @@ class Replica:
         guarded: npt.NDArray[np.bool_],
     ) -> Found:
         versions = np.where(rows >= 0, served.version[rows], 0)
-        return Found(scores, rows, versions, guarded, self.seq, served.coverage_ratio, served.rollout_id)
+        picked = None if served.columns is None else served.columns.pick(rows)
+        return Found(
+            scores, rows, versions, guarded, self.seq, served.coverage_ratio, served.rollout_id, picked
+        )
 
     def _answers(self, model: str, found: Found) -> list[Answer]:
         items = self.items(sorted({int(row) for row in found.rows.ravel() if row >= 0}))
         return [
             Answer(
                 tuple(
-                    Hit(int(r), items[int(r)].key, items[int(r)].uri, items[int(r)].label, float(s), int(v))
-                    for s, r, v in zip(found.scores[q], found.rows[q], found.versions[q], strict=True)
-                    if r >= 0 and v > 0 and int(r) in items
+                    Hit(i.row, i.key, i.uri, i.label, float(s), int(v), found.attributes(q, place))
+                    for place, (s, v, i) in enumerate(
+                        zip(
+                            found.scores[q],
+                            found.versions[q],
+                            map(items.get, found.rows[q].tolist()),
+                            strict=True,
+                        )
+                    )
+                    if v > 0 and i is not None
                 ),
                 model,
                 found.seq,

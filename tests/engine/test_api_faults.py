@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,10 +15,12 @@ from sqlalchemy.engine import make_url
 
 from orchestrator.api.query import MAX_TEXT_BYTES
 from orchestrator.bootstrap import open_context
+from orchestrator.context import Context
 from orchestrator.service import advance, items
 from orchestrator.service.finish import finalize
 from tests.engine import platform
 from tests.engine.api_server import client_of, until
+from tests.engine.test_supersede import work_some
 from tests.faults.proxy import HalfOpen, Pass, Proxy, Refuse
 
 
@@ -190,3 +193,60 @@ def test_a_statement_that_takes_too_long_is_ended_and_said_so(world):
         transaction(world.engine) as connection,
     ):
         connection.exec_driver_sql("SELECT pg_sleep(5)")
+
+
+def test_a_replica_that_is_held_back_says_how_old_the_oldest_entry_is_and_readyz_what_the_settings_ask(world):
+    """Somebody holds a table that applying a batch reads, as a change of the schema does: the log goes on without the replica."""
+    row = advance.advance(world, platform.start(world).id)
+    patient, strict = (
+        Context(
+            **{
+                **vars(world),
+                "settings": world.settings.model_copy(
+                    update={"replica_lag_s": 0.5, "replica_lag_unready": unready}
+                ),
+            }
+        )
+        for unready in (False, True)
+    )
+
+    def committed():
+        """How many batches of this rollout are, and the age of the oldest one in seconds, by the ledger's clock."""
+        with world.engine.connect() as connection:
+            return connection.exec_driver_sql(
+                "SELECT count(seq), extract(epoch FROM clock_timestamp() - min(committed_at))::float8 FROM batch "
+                f"WHERE rollout_id = {row.id}"
+            ).one()
+
+    def shown(client):
+        """Lag in batches and in seconds, as scraped."""
+        found = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines())
+        return [
+            float(found[f'hotrefresh_replica_lag_{what}{{gallery="pics"}}'])
+            for what in ("batches", "seconds")
+        ]
+
+    with client_of(patient) as client, client_of(strict) as elsewhere:
+        before = search(client).json()
+        with world.engine.connect() as held:
+            held.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+            held.exec_driver_sql("LOCK TABLE planned_content IN ACCESS EXCLUSIVE MODE")
+            work_some(world, row.id, 1)
+            until(lambda: client.get("/readyz").json()["status"] == "degraded")
+            first = committed()[0]
+            work_some(world, row.id, 1)
+            count, oldest = committed()
+            assert count > first
+            until(lambda: shown(client)[0] == count)  # what is scraped is kept for a moment
+            assert 0.5 < oldest <= shown(client)[1] <= committed()[1], "of the first, not of the last"
+            ready = client.get("/readyz")
+            assert (ready.status_code, ready.json()["status"]) == (200, "degraded")
+            [reason] = ready.json()["reasons"]
+            assert re.fullmatch(r"replica pics lags: .* waited for \d+ s \(replica_lag_s is 0\.5\)\.", reason)
+            ready = elsewhere.get("/readyz")
+            assert (ready.status_code, ready.json()["status"]) == (503, "not_ready")
+            assert search(client).json() == before, "answered from where it stands"
+        for each in (client, elsewhere):
+            until(lambda each=each: each.get("/readyz").json()["status"] == "ready")
+            until(lambda each=each: shown(each) == [0, 0])
+        assert search(client).json()["log_sequence"] == before["log_sequence"] + count

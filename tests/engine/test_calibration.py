@@ -22,6 +22,8 @@ from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.matrix import load_matrix
 from orchestrator.serving.replica import Replica
 from tests.engine import platform, strategies
+from tests.engine.test_supersede import work_some
+from tests.engine.test_traffic import Server
 from workers.drain import drain
 
 
@@ -330,3 +332,48 @@ def test_above_lifted_vectors_new_ones_are_mapped_and_the_evaluator_counts_that(
     assert len(wanted.keys() & stages.keys()) > 5
     assert {seq: stages[seq] for seq in wanted} == wanted
     assert len(set(wanted.values())) > 1
+
+
+def test_the_old_side_of_a_canary_answers_by_the_calibration_it_had_before(world):
+    """Brute force over the old system's vectors, `scale * s + offset` of each version; it is a mixture that was superseded."""
+    certified_by_hand(world)
+    first = advance.advance(world, platform.start(world, "far").id)
+    work_some(world, first.id, 6)
+    with world.engine.begin() as connection:
+        gallery = gallery_queries.gallery_by_name(connection, "pics")
+        asked = gallery_queries.query_sets_of_gallery(connection, gallery.id)[0]
+        ids = [model_queries.model_by_name(connection, name).id for name in ("kin", "far")]
+        model_queries.insert_certificate(
+            connection, query_model_id=ids[0], gallery_model_id=ids[1], adapter_id=None, query_set_id=asked.id,
+            verdict="certified", reason="by hand", measured={"calibration": {"on": True, "scale": 0.5, "offset": 0.25}},
+        )  # fmt: skip
+    server = Server(world)
+    row = platform.start(world, "kin", canary=0, supersede=True)
+    server.replica.catch_up()
+    advance.advance(world, row.id)
+    asked, vectors = queries_of(world, "far")
+    pictures = [read_item(uri) for uri in asked.uris]
+    own = first.config["calibration"]
+    before = matrix_of(world, before=row.id)
+    assert set(before.version.tolist()) == {1, first.id}
+    scores, found = top_k(widen(vectors), by_definition(before, {first.id: (own["scale"], own["offset"])}), 5)
+    assert (found != top_k(vectors, before.vectors, 5)[1]).any(), "without the map others are found"
+    batches = []
+
+    def compare(seq):
+        server.replica.catch_up()
+        batches.append(seq)
+        answers, system = server.traffic.answer_all(server.replica, lambda asked: asked.search(pictures, k=5))
+        assert (system, {answer.model for answer in answers}) == ("old", {"far"})
+        assert [[hit.row for hit in answer.hits] for answer in answers] == found.tolist()
+        np.testing.assert_allclose([[h.score for h in answer.hits] for answer in answers], scores, atol=1e-5)
+
+    compare(0)
+    drain(world, row.id, owner="test", committed=compare)
+    assert len(batches) > 5
+    later = Server(world)  # one that is started in the middle of it
+    assert later.traffic.answer_all(later.replica, lambda asked: asked.search(pictures, k=5)) == (
+        server.traffic.answer_all(server.replica, lambda asked: asked.search(pictures, k=5))
+    )
+    for each in (server, later):
+        each.traffic.close()

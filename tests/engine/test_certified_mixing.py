@@ -5,17 +5,20 @@ from __future__ import annotations
 import pytest
 
 from models.datasets import read_item
-from orchestrator.errors import NotCertifiedError
+from orchestrator.errors import ExitCode, NotCertifiedError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.service import advance, finish, items, rollouts
 from orchestrator.service.search import Query
 from orchestrator.service.search import search as search_once
 from orchestrator.serving import replica as replicas
 from orchestrator.serving.replica import Replica
-from tests.engine import platform
+from tests.engine import platform, test_cli_verbs
 from tests.engine.api_server import client_of, until
 from tests.engine.test_strategies import believe, certified, follow
 from tests.engine.test_supersede import work_some
+from tests.engine.test_traffic import Server, sticky_of
+
+hotrefresh = test_cli_verbs.hotrefresh
 
 
 @pytest.fixture(autouse=True)
@@ -221,3 +224,35 @@ def test_another_gallery_s_certificate_does_not_count(world):
     execute(world, "UPDATE certificate SET query_set_id = (SELECT max(id) FROM query_set)")
     assert_refused(world, follower, "kin", "old")
     assert isinstance(follower, Replica)
+
+
+def test_who_measures_a_pair_that_serves_and_gets_a_refusal_is_told_that_searches_stop(
+    world, tmp_path, hotrefresh
+):
+    platform.register_network(world, tmp_path, "bad", seed=5, kept=2)
+    measure = ("model", "certify", "old", "bad", "--gallery", "pics", "--minimum-queries", "20")
+    stops = "warning: searches of gallery pics are refused from now on"
+    code, _, err = hotrefresh(*measure)
+    assert (code, stops in err) == (ExitCode.NOT_CERTIFIED, False), "nothing is served by it"
+    platform.certify_by_hand(world, "bad")
+    row, server = platform.start(world, "bad", canary=50), Server(world)
+    old, new = (sticky_of(row.id, new=side, percent=50) for side in (False, True))
+    assert server.ask("class-04/0.png", new).answer.model == "bad"
+
+    code, _, err = hotrefresh(*measure)
+    assert (code, stops in err) == (ExitCode.NOT_CERTIFIED, True)
+    assert "'bad' may not search the stored embeddings of 'old'" in err
+    assert "hotrefresh model certify old bad --gallery pics" in err
+    assert err.splitlines()[-1].endswith("rollout rollback pics")
+    server.replica.catch_up()
+    with pytest.raises(NotCertifiedError):
+        server.ask("class-04/0.png", new)
+    assert server.ask("class-04/0.png", old).answer.model == "old"
+    assert stops in hotrefresh("--quiet", *measure, "-o", "json")[2]
+
+    code, _, err = hotrefresh(*measure[:2], "old", "kin", *measure[4:])
+    assert (code, stops in err) == (0, False), "another pair, and it is certified"
+    rollouts.rollback(world, row.id)
+    code, _, err = hotrefresh(*measure)
+    assert (code, stops in err) == (ExitCode.NOT_CERTIFIED, False)
+    server.traffic.close()

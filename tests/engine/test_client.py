@@ -17,6 +17,7 @@ import pytest
 
 from cli.main import main
 from orchestrator.client import Answer, Client, RefusedError, UnreachableError
+from orchestrator.core.traffic import bucket, in_share
 from orchestrator.errors import ExitCode, UsageError
 from tests.engine import platform
 from tests.engine.api_server import TOKEN, client_of
@@ -72,6 +73,50 @@ def test_every_way_to_ask_finds_the_same(world, url, tmp_path):
         assert {band["depth"] for band in client.rollout(rollout.id).columns["queue"]} == {0}
 
 
+def test_a_sticky_id_keeps_its_system_and_answers_say_which_one_it_was(world, monkeypatch, capsys):
+    row = platform.start(world, canary=50)
+    with client_of(world) as opened:
+        url, ids = str(opened.base_url), [*map(str, range(12)), "jürgen"]
+        # As the bytes of the header are read.
+        places = [bucket(each.encode().decode("latin-1"), row.id) for each in ids]
+        expected = [("new", "kin") if in_share(each, 50) else ("old", "old") for each in places]
+        assert len(set(expected)) == 2
+        with Client(url, TOKEN) as client:
+            for by in ({"key": KEY}, {"image": world.settings.data_dir.parent / "pictures" / KEY}):
+                found = [client.search("pics", k=2, sticky=each, **by) for each in ids]
+                assert [(each.system, each.model) for each in found] == expected
+            for each, (system, model) in zip(ids, expected, strict=True):
+                batch = client.search_batch("pics", [{"key": KEY}, {"key": KEY}], k=2, sticky=each)
+                assert [(answer.system, answer.model) for answer in batch] == [(system, model)] * 2
+            assert {client.search("pics", key=KEY).system for _ in range(40)} == {"old", "new"}
+            for wrong in ("", "x" * 201, "ü" * 101, "a\nb", " a", "\ud800"):
+                with pytest.raises(UsageError, match="sticky"):
+                    client.search("pics", key=KEY, sticky=wrong)
+        monkeypatch.setenv("HOTREFRESH_API_TOKEN", TOKEN)
+        for each, (system, model) in list(zip(ids, expected, strict=True))[-5:]:
+            asked = ["gallery", "search", "pics", "--key", KEY, "--server", url, "--sticky", each]
+            assert main([*asked, "-o", "json"]) == 0
+            told = json.loads(capsys.readouterr().out)
+            assert (told["system"], told["model"], told["guarded"]) == (system, model, False)
+            assert main(asked) == 0
+            assert f"answered by {model}, the {system} system of a canary" in capsys.readouterr().err
+        assert main([*asked[:-1], "a\nb"]) == ExitCode.USAGE
+    assert main(["gallery", "search", "pics", "--key", KEY, "--sticky", "7"]) == ExitCode.USAGE
+    assert "--sticky goes with --server" in capsys.readouterr().err
+
+
+def test_an_answer_that_the_model_before_helped_with_says_so(capsys):
+    """What a guard does is tested with the guard; here its word comes through, and that of a server without it."""
+    hits = b'"hits": [], "model": "kin", "rollout": 2, "log_sequence": 3, "coverage_ratio": 0.5'
+    more = b', "guarded": true, "system": "new", "of_a_newer_server": 7'
+    for added, told in ((more, (True, "new")), (b"", (False, None))):
+        with scripted((200, {}, b"{" + hits + added + b"}")) as (url, _), Client(url) as client:
+            answer = client.search("pics", key="a")
+            assert main(["gallery", "search", "pics", "--key", "a", "--server", url]) == 0
+        assert (answer.guarded, answer.system) == told
+        assert ("guarded: the model before helped" in capsys.readouterr().err) == told[0]
+
+
 def test_what_is_refused_has_the_servers_code_and_an_exit_code(url):
     with Client(url, TOKEN, retries=0) as client:
         for asked, status, code, exit_code in (
@@ -102,6 +147,10 @@ def scripted(*answers: tuple[int, dict[str, str], bytes] | None) -> Iterator[tup
     asked: list[float] = []
 
     class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
         def do_GET(self) -> None:
             asked.append(time.monotonic())
             answer = answers[min(len(asked), len(answers)) - 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import advance, demand, plan_preview
-from orchestrator.service.scoring import choose_prototypes
+from orchestrator.service.scoring import choose_prototypes, read_inputs
 from orchestrator.service.start import StartRequest
 from orchestrator.serving.matrix import load_matrix, plan_rows
 from tests.engine import platform
@@ -158,9 +159,11 @@ def test_a_rollout_in_the_order_of_demand_takes_what_is_retrieved_most_first(wor
     row = advance.advance(world, platform.start(world, order="demand", demand_base=base).id)
     with world.engine.connect() as connection:
         stored = load_matrix(connection, row.gallery_id, before=row.id).vectors
-        prototypes = choose_prototypes(world, connection, row, stored, np.random.default_rng(0))
+        weighted = replace(row, config=row.config | {"demand_base": "entropy"})  # needs prototypes
+        inputs = read_inputs(connection, weighted, vectors=lambda: stored, old_vectors=lambda: stored)
         planned = plan_rows(connection, row, 0)
         keys = {i.row: i.key for i in gallery_queries.items_of_rows(connection, row.gallery_id, range(240))}
+    prototypes = choose_prototypes(world, row, inputs, np.random.default_rng(0))
     weights = np.ones(240, np.float32)
     weights[list(retrieved)] += list(retrieved.values())
     scores = order_scores(base, stored, prototypes, 0.05, np.random.default_rng(0)) * weights

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import csv
+import json
 from itertools import count
 
 import numpy as np
 import pytest
 
+from cli.main import main
 from models.datasets import read_item
+from orchestrator.client import Client
 from orchestrator.errors import ConflictError, StalePathError, UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.service import advance, embed, galleries, items, rollouts
+from orchestrator.service import advance, embed, galleries, items, listings, rollouts
+from orchestrator.service.search import Query
+from orchestrator.service.search import search as search_once
 from orchestrator.serving.replica import Replica
 from tests.engine import platform
+from tests.engine.api_server import TOKEN, client_of
+from tests.engine.dashboard_server import browser_of
 from tests.engine.test_supersede import work_some
 
 SHOPS = ("north", "south", "east")
@@ -73,7 +80,26 @@ def assert_as_fresh(context, follower):
     assert (follower._served.version == fresh._served.version[:n]).all()
     assert not fresh._served.version[n:].any()
     assert [found[row] for row in served] == [wanted[row] for row in served]
+    assert_shown(context, (follower, fresh), {int(row): wanted[row] for row in served})
     return fresh
+
+
+def assert_shown(context, holding, contents):
+    """Every hit and every line of a listing says what its item is filtered by, the label apart."""
+    expected = {row: without_label(content) for row, content in contents.items()}
+    for replica in holding:
+        query = read_item(replica.items([5])[5].uri)
+        [answer] = replica.search([query], 300)
+        assert {hit.row: hit.attributes for hit in answer.hits} == expected
+    once = search_once(context, "pics", Query(key="p5"), 300)
+    assert {hit.row: hit.attributes for hit in once.hits} == expected
+    listed = {each["item"]: each for each in listings.item_versions(context, "pics", None, 1000)}
+    shown = {hit.row: listed[hit.key]["attributes"] for hit in once.hits if listed[hit.key]["rollout"]}
+    assert shown == expected
+
+
+def without_label(content):
+    return {name: value for name, value in content.items() if name != "label"}
 
 
 def ask(replica, where, k=240, picture=None):
@@ -195,3 +221,47 @@ def test_vectors_of_a_model_that_no_longer_serves_are_refused(world):
         replica.search_vectors(vectors, path_ids=ids)
     assert issubclass(StalePathError, ConflictError)
     assert replica.search_vectors(vectors, path_ids=replica.path.ids)[0].model == "kin"
+
+
+def test_attributes_are_told_by_the_command_line_and_over_http_by_both_systems_of_a_canary(
+    world, tmp_path, monkeypatch, capsys
+):
+    path = pictures(tmp_path / "queries")[0]
+    row = platform.start(world, canary=50)
+    items.update_items(world, "pics", manifest(tmp_path, [("p10", path, "class-39", "west", "winter")]))
+    platform.work(world, row.id)
+    for name in ("database_url", "broker_url", "data_dir"):
+        monkeypatch.setenv(f"HOTREFRESH_{name.upper()}", str(getattr(world.settings, name)))
+
+    def said(*words):
+        assert main([*words]) == 0
+        return capsys.readouterr().out
+
+    def told(*words):
+        return json.loads(said(*words, "-o", "json"))
+
+    before, after = {"shop": "south"}, {"season": "winter", "shop": "west"}
+    search = ("gallery", "search", "pics", "--key", "p10", "-k", "240")
+    with client_of(world) as opened, Client(str(opened.base_url), TOKEN) as client:
+        by_system = {}
+        for sticky in map(str, range(12)):
+            answer = client.search("pics", key="p10", k=240, sticky=sticky)
+            by_system[answer.system] = {hit.key: hit.attributes for hit in answer.hits}
+        [batch] = client.search_batch("pics", [{"key": "p10"}], where={"shop": "east"}, k=1)
+        monkeypatch.setenv("HOTREFRESH_API_TOKEN", TOKEN)
+        there = told(*search, "--server", client._url, "--sticky", "a")
+    assert {system: each["p10"] for system, each in by_system.items()} == {"old": before, "new": after}
+    assert {key: each for key, each in by_system["old"].items() if key != "p10"} == {
+        key: each for key, each in by_system["new"].items() if key != "p10"
+    }
+    assert batch.hits[0].attributes["shop"] == "east"
+    here = told(*search)
+    for document, content in ((here, after), (there, {"old": before, "new": after}[there["system"]])):
+        assert {hit["key"]: hit["attributes"] for hit in document["hits"]}["p10"] == content
+    assert '"shop": "west"' in said(*search)
+    [version] = told("ledger", "versions", "pics", "--item", "p10")["versions"]
+    assert (version["model"], version["attributes"]) == ("kin", after)
+    assert '"shop": "west"' in said("ledger", "versions", "pics", "--items")
+    with browser_of(world) as browser:
+        page = browser.get("/items", params={"gallery": "pics", "key": "p10"}).text
+    assert "shop: west" in page

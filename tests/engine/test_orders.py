@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from models import adapters
+from orchestrator.bootstrap import open_context
+from orchestrator.core import orders, plan, prototypes
 from orchestrator.core.orders import ORDERS, Input, real_orders
 from orchestrator.core.plan import order_rows
 from orchestrator.errors import ExitCode, UsageError
+from orchestrator.ledger import database
+from orchestrator.ledger.database import open_engine
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
@@ -162,3 +168,51 @@ def test_an_order_that_this_rollout_cannot_use_is_refused_before_anything_is_wri
         assert rollout_queries.serving_now(connection, before.gallery_id).model_id != model_queries.model_by_name(
             connection, "kin"
         ).id  # fmt: skip
+
+
+def test_nothing_is_computed_for_a_plan_while_a_transaction_is_open(world, tmp_path, monkeypatch):
+    """The ledger ends a transaction that is idle for as long as the scores of a large gallery take."""
+    adapter = certified_adapter(world, tmp_path, "lift", "mlp", hidden=16, steps=10)
+    watcher = open_engine(world.settings.database_url, pooled=False)
+    computed, slow = [], 0.0
+
+    def watched(owner, name):
+        whole = getattr(owner, name)
+
+        def run(*arguments, **named):
+            time.sleep(slow if name == "order_scores" else 0)
+            with watcher.connect() as connection:
+                idle = connection.exec_driver_sql(
+                    "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in transaction%%'"
+                ).scalars()
+                computed.append((name, list(idle)))
+            return whole(*arguments, **named)
+
+        monkeypatch.setattr(owner, name, run)
+
+    watched(orders, "order_scores")
+    for name in ("class_means", "kmeans_centroids", "nearest_centroids"):
+        watched(prototypes, name)
+    for name in ("order_rows", "invert", "to_chunks"):
+        watched(plan, name)
+    watched(type(world.adapter(adapter)), "transform")
+    for chosen, asked in (
+        ("entropy", {"prototypes": "classes"}),
+        ("entropy", {"prototypes": "clusters", "adapter": "lift"}),
+        ("class_distance", {"prototypes": "clusters"}),
+        ("demand", {"prototypes": "classes"}),
+        ("sigma", {"adapter": "lift"}),
+    ):
+        assert plan_preview.preview(world, StartRequest("pics", "kin", order=chosen, **asked)).first_items
+    assert {name for name, _ in computed} == {
+        "order_scores", "class_means", "kmeans_centroids", "nearest_centroids", "order_rows", "transform",
+    }  # fmt: skip
+    row = platform.start(world)
+    monkeypatch.setattr(database, "IDLE_IN_TRANSACTION_S", 1)
+    with open_context(world.settings) as impatient:
+        slow = 1.2
+        assert advance.advance(impatient, row.id).state == "backfilling"
+        assert advance.advance(impatient, row.id).n_batches == 15
+    assert {name for name, _ in computed[-5:]} >= {"order_scores", "order_rows", "invert", "to_chunks"}
+    assert [(name, idle) for name, idle in computed if idle] == []
+    watcher.dispose()

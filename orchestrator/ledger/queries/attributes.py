@@ -53,6 +53,24 @@ def first_contents(
     return [(int(row), str(content)) for row, content in result]
 
 
+def contents_of_rows(
+    connection: Connection, gallery_id: int, rows: Sequence[int]
+) -> list[tuple[int, Mapping[str, str], Mapping[str, str]]]:
+    """(row, content before any change, content now) of these rows; unknown ones are left out."""
+    result = execute(
+        connection,
+        "contents_of_rows",
+        """SELECT item.row, coalesce(item.first_content, now.content), now.content
+           FROM unnest(CAST(:rows AS bigint[])) AS wanted (row)
+           JOIN item ON item.gallery_id = :gallery AND item.row = wanted.row
+           CROSS JOIN LATERAL (SELECT jsonb_strip_nulls(item.attributes || jsonb_build_object('label', item.label)))
+             AS now (content)""",
+        gallery=gallery_id,
+        rows=[int(row) for row in rows],
+    )
+    return [(int(row), first, now) for row, first, now in result]
+
+
 def committed_late_contents(
     connection: Connection, gallery_id: int, up_to_seq: int
 ) -> list[tuple[int, int, Mapping[str, str]]]:
