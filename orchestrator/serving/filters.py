@@ -210,6 +210,7 @@ def learn(connection: Connection, gallery_id: int, columns: Columns, n: int) -> 
 
 def put_changes(connection: Connection, gallery_id: int, columns: Columns, version: Rows, seq: int) -> None:
     """Give items that have changed what they are served as; the arguments are those of `load_columns`."""
+
     def version_of(row: int) -> int | None:
         return int(version[row]) if row < len(version) else None
 
