@@ -23,7 +23,7 @@ from orchestrator.service.names import find_gallery
 from orchestrator.serving.guard import RolloutGuard
 from orchestrator.serving.queries import QueryPath, load
 from orchestrator.serving.replica import Replica
-from orchestrator.serving.traffic import Traffic
+from orchestrator.serving.traffic import TAKEN_BACK, Traffic
 
 # Galleries that were embedded since are found within this time.
 DISCOVER_S = 2.0
@@ -60,17 +60,18 @@ class ServedReplica(Replica):
         self._directory.drop(some[self.shard.holds(some)].tolist())
 
     def _load(self, path: QueryPath, guard: RolloutGuard | None) -> None:
-        if guard is not None and not self.shard.whole and not self._is_finalized(guard.rollout_id):
+        if guard is not None and not self.shard.whole and not self._is_over(guard.rollout_id):
             raise ConflictError(
                 f"rollout {guard.rollout_id} has a guard, which asks both models for the best of the whole gallery, and shards "
                 f"do not; roll it back with `hotrefresh rollout rollback {guard.rollout_id}` and start it without a guard."
             )
         super()._load(path, guard)
 
-    def _is_finalized(self, rollout_id: int) -> bool:
+    def _is_over(self, rollout_id: int) -> bool:
+        """Whether a rollout is finalized or taken back: its guard helps nobody any more."""
         with transaction(self._context.engine) as connection:
             rollout = rollout_queries.rollout_by_id(connection, rollout_id)
-        return rollout is not None and rollout.state == RolloutState.FINALIZED
+        return rollout is not None and RolloutState(rollout.state) in {RolloutState.FINALIZED, *TAKEN_BACK}
 
     def catch_up(self) -> int:
         with self._catching_up:  # the follower, or a request that cannot wait for it

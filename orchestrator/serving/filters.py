@@ -175,7 +175,7 @@ def load_columns(
         attribute_queries.planned_contents(connection, gallery_id),
         attribute_queries.committed_late_contents(connection, gallery_id, seq),
     ):
-        for own in shard.own(np.array([row])[: row < end]).tolist():
+        for own in shard.own(np.array([row] if row < end else [], np.int64)).tolist():
             if version[own] == rollout:
                 changed[own] = content
     put(columns, np.fromiter(changed, np.int64, len(changed)), changed)

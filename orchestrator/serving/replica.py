@@ -350,7 +350,8 @@ class Replica:
         rows: npt.NDArray[np.int64],
         guarded: npt.NDArray[np.bool_],
     ) -> Found:
-        versions = np.where(rows >= 0, served.version[rows], 0)
+        versions = np.zeros_like(rows)
+        versions[rows >= 0] = served.version[rows[rows >= 0]]
         place = self.seq, served.coverage_ratio, served.rollout_id, len(served.version)
         return Found(scores, self.shard.rows(rows), versions, guarded, *place)
 
