@@ -12,16 +12,17 @@ from orchestrator.api.shard_clients import not_a_whole
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.service import advance, embed, finish, galleries, items, rollouts
+from orchestrator.service import start as starting
 from orchestrator.serving import replica as replicas
 from tests.engine import platform
 from tests.engine.api_server import until
 from tests.engine.shard_servers import Cluster, serving
-from tests.engine.test_certified_mixing import execute, withdraw
+from tests.engine.test_certified_mixing import withdraw
 from tests.engine.test_strategies import believe
 from tests.engine.test_supersede import work_some
 
 SHOPS = ("north", "south", "east")
-GUARD = '{"guard": {"low": -0.1, "high": 0.1, "scale": 1.0, "offset": 0.0}}'
+GUARD = {"low": -0.1, "high": 0.1, "scale": 1.0, "offset": 0.0}
 _files = count()
 
 
@@ -158,20 +159,14 @@ def test_what_shards_cannot_do_is_refused_and_what_may_not_be_mixed_as_by_the_wh
 ):
     monkeypatch.setattr(replicas, "CERTIFIED_S", 0.0)
     with Cluster(world, 2, rows=16) as cluster:
-        for more, word in (
-            ({"canary": 50}, "promote"),
-            ({"canary": 0, "shadow": 1.0}, "promote"),
-            ({}, "guard"),
+        for more, guard, word in (
+            ({"canary": 50}, None, "promote"),
+            ({"canary": 0, "shadow": 1.0}, None, "promote"),
+            ({}, GUARD, "guard"),
         ):
-            row = platform.start(world, **more)
-            if word == "guard":
-                execute(
-                    world,
-                    "UPDATE rollout SET config = config || CAST(:guard AS jsonb) WHERE id = :id",
-                    id=row.id,
-                    guard=GUARD,
-                )
-            advance.deploy(world, row.id)
+            with monkeypatch.context() as patched:  # no certificate of these models has a guard
+                patched.setattr(starting, "resolved_guard", lambda *_, guard=guard: guard)
+                row = platform.start(world, **more)
             until(lambda: cluster.front.get("/readyz").json()["status"] == "degraded")
             assert word in str(cluster.front.get("/readyz").json()["reasons"])
             assert cluster.front.post("/search/pics", json={"key": "p7"}).json()["model"] == "old"
