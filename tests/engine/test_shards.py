@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 
 from cli.main import main
+from orchestrator.api.replicas import ServedReplica
 from orchestrator.api.shard_clients import not_a_whole
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
@@ -71,10 +72,14 @@ def questions(tmp_path):
     yield "/batch", {"queries": mixed, "where": {"colour": "red"}}
 
 
+def end_of_log(cluster):
+    with cluster.context.engine.connect() as connection:
+        return log_queries.last_seq(connection, gallery_queries.gallery_by_name(connection, "pics").id)
+
+
 def at_the_same_place(cluster):
     """Wait until the server that holds everything and all shards are at the end of the log."""
-    with cluster.context.engine.connect() as connection:
-        end = log_queries.last_seq(connection, gallery_queries.gallery_by_name(connection, "pics").id)
+    end = end_of_log(cluster)
 
     def places():
         whole = cluster.whole.post("/search/pics", json={"key": "p7"}).json().get("log_sequence")
@@ -146,6 +151,33 @@ def test_shards_answer_bit_for_bit_as_the_whole_through_a_refresh(world, tmp_pat
         assert (refused.status_code, "shard 1/3" in refused.json()["error"]["message"]) == (409, True)
         metrics = cluster.front.get("/metrics").text
         assert 'hotrefresh_replica_lag_batches{gallery="pics"} 0.0' in metrics
+
+
+def test_places_that_cannot_be_brought_together_are_named_and_every_hit_is_of_its_version(world, monkeypatch):
+    """A shard that follows no more: the others' places are later, and each hit's score is that of the version it names."""
+    row = advance.advance(world, platform.start(world).id)
+    with Cluster(world, 2, rows=16) as cluster:
+        at_the_same_place(cluster)
+        before = cluster.whole.post("/search/pics", json={"key": "p7", "k": 300}).json()
+        whole = ServedReplica.catch_up
+        with monkeypatch.context() as patched:
+            held_back = lambda self: 0 if str(self.shard) == "2/2" else whole(self)  # noqa: E731
+            patched.setattr(ServedReplica, "catch_up", held_back)
+            patched.setattr(ServedReplica, "reach_place", lambda self, seq: None)
+            work_some(world, row.id, 4)
+            end = end_of_log(cluster)
+            until(lambda: cluster.shards[0].get("/shard/pics").json()["seq"] == end)
+            found = cluster.front.post("/search/pics", json={"key": "p7", "k": 300}).json()
+        assert found["log_sequences"] == [end, before["log_sequence"]]
+        assert found["log_sequence"] == before["log_sequence"]
+        at_the_same_place(cluster)
+        after = cluster.whole.post("/search/pics", json={"key": "p7", "k": 300}).json()
+        assert before["coverage_ratio"] < found["coverage_ratio"] < after["coverage_ratio"]
+        of = [{hit["row"]: hit for hit in each["hits"]} for each in (after, before)]
+        assert len(found["hits"]) == 300
+        for hit in found["hits"]:
+            assert hit == of[hit["row"] // 16 % 2][hit["row"]]
+        assert "log_sequences" not in cluster.front.post("/search/pics", json={"key": "p7"}).json()
 
 
 def test_more_shards_than_blocks_and_a_shard_without_rows_answer_as_the_whole(world, tmp_path):
