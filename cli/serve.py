@@ -37,6 +37,20 @@ def serve(
             + ".",
         ),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Hold part I of N of each gallery, instead of the setting; a server with --merge asks it.",
+        ),
+    ] = None,
+    merge: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Hold no rows and merge what shards answer, instead of the setting: once for each of them.",
+        ),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Answer searches, health checks and metrics over HTTP until SIGTERM or Ctrl-C; requests at hand are finished.
@@ -53,6 +67,7 @@ def serve(
 
     tokens = tokens_of(settings())
     check_binding(host, tokens)
+    from orchestrator.api.merging import check_shards
     from orchestrator.api.server import open_socket
     from orchestrator.api.server import serve as serve_on
 
@@ -61,17 +76,24 @@ def serve(
         say(f"serving on {url} (health: /livez, /readyz); log lines follow; stop with Ctrl-C")
         sys.stdout.flush()
 
-    _choose(index)
+    _choose(index, shard, merge)
     current.interrupted = "The server has stopped; rollouts and workers go on."
     with open_socket(host, port) as listening, open_ledger() as context:
+        if context.settings.merge:
+            check_shards(context)
         serve_on(context, listening, tokens, ready)
 
 
-def _choose(index: str | None) -> None:
-    """Take another index backend than the setting's; a name that is none is refused before anything is loaded."""
+def _choose(index: str | None, shard: str | None, merge: list[str] | None) -> None:
+    """Take these instead of the settings; what cannot be is refused before anything is loaded."""
     from orchestrator.errors import UsageError
 
-    current.flags["index"] = index or current.flags.get("index")
+    for name, value in (("index", index), ("shard", shard), ("merge", merge)):
+        current.flags[name] = value or current.flags.get(name)
     chosen = settings().index
     if chosen not in index_backends():
         raise UsageError(f"there is no index backend {chosen!r}; there are {', '.join(index_backends())}.")
+    if settings().shard and settings().merge:
+        raise UsageError(
+            f"one server is shard {settings().shard} or merges, and not both; start another one with --merge."
+        )

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,7 @@ from pydantic_settings import (
 )
 
 from models.errors import UsageError
+from orchestrator.core.shards import BLOCK_ROWS, WHOLE, Shard
 
 DEFAULT_FILE = "hotrefresh.toml"
 CHURN_K = 10
@@ -97,6 +98,15 @@ class Settings(BaseSettings):
     index_rebuild_share: float = Field(
         0.3, gt=0, le=1, description="share of rows replaced after which faiss-ivf makes its lists anew"
     )
+    shard: str | None = Field(
+        None, description="2/3: `serve` holds the second of three parts of each gallery; unset: all of it"
+    )
+    shard_rows: int = Field(
+        BLOCK_ROWS, ge=1, description="rows that are dealt out to shards at a time; the same for all of them"
+    )
+    merge: list[str] = Field(
+        [], description="URLs of all shards: `serve` holds no rows and merges their answers"
+    )
     worker_queues: list[str] = Field(
         ["control", "cpu", "gpu"],
         description="what a worker does: control (deploy, plan, finalize), cpu (evaluate), gpu (embed)",
@@ -142,6 +152,18 @@ class Settings(BaseSettings):
         False, description="a replica that lags makes /readyz answer 503 instead of degraded"
     )
 
+    @field_validator("shard")
+    @classmethod
+    def _is_shard(cls, value: str | None) -> str | None:
+        if value is not None:
+            Shard.parse(value)
+        return value
+
+    @property
+    def held(self) -> Shard:
+        """The part of each gallery that `serve` holds."""
+        return WHOLE if self.shard is None else Shard.parse(self.shard, self.shard_rows)
+
     @property
     def extents(self) -> str:
         """Where the extents are: an absolute path, or a URL."""
@@ -171,6 +193,7 @@ class Settings(BaseSettings):
         shown = self.model_dump(mode="json")
         for name in ("database_url", "broker_url", "index_url", "server_url"):
             shown[name] = masked(shown[name])
+        shown["merge"] = [masked(url) for url in shown["merge"]]
         for name in ("api_token", "index_token"):
             if shown[name] is not None:
                 shown[name] = "***"

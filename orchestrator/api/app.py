@@ -22,8 +22,10 @@ from orchestrator.api.failures import EVERYWHERE, HANDLERS, IN_SEARCHES, OF_HEAL
 from orchestrator.api.guard import Guard, failure
 from orchestrator.api.health import Health
 from orchestrator.api.limits import AtOnce, Rate
+from orchestrator.api.merging import MergedReplicas
 from orchestrator.api.metrics import make_registry
 from orchestrator.api.openapi import DESCRIPTION, body_of, complete, form_of
+from orchestrator.api.parts import Parts
 from orchestrator.api.replicas import Replicas
 from orchestrator.api.searching import Searching
 from orchestrator.api.tokens import Tokens
@@ -66,8 +68,13 @@ def make_app(context: Context, tokens: str | Tokens | None) -> FastAPI:
         lifespan=lifespan,
     )
     _reads(app, server)
-    _searches(app, server.searching)
     settings = context.settings
+    if settings.shard is None:
+        _searches(app, server.searching)
+    else:
+        parts = Parts(context, server.replicas)
+        _searches(app, parts)
+        _parts(app, parts)
     complete(app, settings.api_batch_queries)
     app.add_middleware(
         Guard,
@@ -140,7 +147,18 @@ def _reads(app: FastAPI, server: _Server) -> None:
         app.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
 
 
-def _searches(app: FastAPI, searching: Searching) -> None:
+def _parts(app: FastAPI, parts: Parts) -> None:
+    """What the server that merges asks a shard; described nowhere, because only servers of one release speak it."""
+    for method, path, endpoint in (
+        ("GET", "/shard", parts.describe),
+        ("GET", "/shard/{gallery}", parts.place),
+        ("POST", "/shard/{gallery}/item", parts.item),
+        ("POST", "/shard/{gallery}/search", parts.search_part),
+    ):
+        app.add_api_route(path, endpoint, methods=[method], include_in_schema=False)
+
+
+def _searches(app: FastAPI, searching: Searching | Parts) -> None:
     for path, endpoint, answer, body in (
         ("/search/{gallery}", searching.search, shapes.SearchAnswer, body_of(shapes.Search)),
         ("/search/{gallery}/image", searching.search_image, shapes.SearchAnswer, form_of()),
@@ -168,7 +186,8 @@ class _Server:
     def __init__(self, context: Context) -> None:
         self._context = context
         self.traffic = Traffic(context)
-        self.replicas = Replicas(context, self.traffic)
+        merges = bool(context.settings.merge)
+        self.replicas = MergedReplicas(context) if merges else Replicas(context, self.traffic)
         self.retrievals = RetrievalCounter(self._write_retrievals)
         self._health = Health(context, self.replicas)
         self._registry, searches = make_registry(context, self.replicas)

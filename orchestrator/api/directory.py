@@ -6,12 +6,13 @@ import hashlib
 import threading
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.core.shards import Shard
 from orchestrator.ledger.rows import ItemRow
 
 # No key, URI or label holds it: PostgreSQL refuses NUL in a text.
@@ -115,6 +116,14 @@ class Directory:
     def _item(self, at: int) -> ItemRow:
         key, uri, *label = self._texts[self._ends[at] : self._ends[at + 1]].decode().split(_BETWEEN)
         return ItemRow(self._rows[at], key, uri, label[0] if label else None)
+
+
+def items_of(shard: Shard, items: Sequence[ItemRow]) -> Sequence[ItemRow]:
+    """Those of a shard."""
+    if shard.whole:
+        return items
+    held = shard.holds(np.fromiter((item.row for item in items), np.int64, len(items)))
+    return [items[at] for at in np.flatnonzero(held).tolist()]
 
 
 def _digest(key: str) -> int:

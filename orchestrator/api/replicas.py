@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
+from orchestrator.api.directory import items_of
 from orchestrator.api.log import log
 from orchestrator.api.restart import Restart, Standing
 from orchestrator.context import Context
-from orchestrator.errors import HotrefreshError, NotFoundError
+from orchestrator.core.states import RolloutState
+from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError
 from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import directory as directory_queries
 from orchestrator.ledger.queries import log as log_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry
 from orchestrator.service.names import find_gallery
 from orchestrator.serving.filters import Columns
+from orchestrator.serving.guard import RolloutGuard
 from orchestrator.serving.matrix import GalleryMatrix
-from orchestrator.serving.queries import load
+from orchestrator.serving.queries import QueryPath, load
 from orchestrator.serving.replica import Replica
 from orchestrator.serving.snapshots import Mark, mark_of
-from orchestrator.serving.traffic import Traffic
+from orchestrator.serving.traffic import TAKEN_BACK, Traffic
 
 # Galleries that were embedded since are found within this time.
 DISCOVER_S = 2.0
@@ -33,18 +38,66 @@ Rows = npt.NDArray[np.int64]
 class ServedReplica(Replica):
     """A replica that knows its items' names by itself: no search asks the ledger, so none misses it.
 
-    An item is named as it was when its vector was embedded: both change in the same step of the log.
+    An item is named as it was when its vector was embedded: both change in the same step of the log. Of a shard
+    (`Settings.shard`) it knows the shard's items alone.
     """
 
     def __init__(self, context: Context, gallery: GalleryRow) -> None:
+        self.shard = context.settings.held
         self._restart = Restart(context, gallery)
         self._directory = self._restart.items()
+        self._catching_up = threading.Lock()
         self._models: dict[int, str] = {}
         # By sequence number, those of the newest places.
         self._marks: dict[int, Mark | None] = {}
         super().__init__(context, gallery)
         self.load_attributes()  # … nor does a filter
         load(context, self.path)  # the first search does not wait for it
+
+    def _drop(self, rows: Sequence[int]) -> None:
+        some = np.array(rows, np.int64)
+        self._directory.drop(some[self.shard.holds(some)].tolist())
+
+    def _load(self, path: QueryPath, guard: RolloutGuard | None) -> None:
+        if guard is not None and not self.shard.whole and not self._is_over(guard.rollout_id):
+            raise ConflictError(
+                f"rollout {guard.rollout_id} has a guard, which asks both models for the best of the whole gallery, and shards "
+                f"do not; roll it back with `hotrefresh rollout rollback {guard.rollout_id}` and start it without a guard."
+            )
+        super()._load(path, guard)
+
+    def _is_over(self, rollout_id: int) -> bool:
+        """Whether a rollout is finalized or taken back: its guard helps nobody any more."""
+        with transaction(self._context.engine) as connection:
+            rollout = rollout_queries.rollout_by_id(connection, rollout_id)
+        return rollout is not None and RolloutState(rollout.state) in {RolloutState.FINALIZED, *TAKEN_BACK}
+
+    def catch_up(self) -> int:
+        with self._catching_up:  # the follower, or a request that cannot wait for it
+            return super().catch_up()
+
+    def reach_place(self, seq: int) -> None:
+        """Apply what is new if the log's place `seq` is not reached; nothing where the log cannot be followed."""
+        with self._catching_up:
+            if self.seq < seq and self.error is None:
+                with suppress(HotrefreshError):  # the follower meets it too, and keeps it
+                    super().catch_up()
+
+    def place(self) -> tuple[int, QueryPath, int | None]:
+        """Where the log stands here, and what serves at that place: path and rollout."""
+        with self._lock.read():
+            return self.seq, self._served.path, self._served.rollout_id
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that some item held here has."""
+        columns = self._served.columns
+        return () if columns is None else columns.names
+
+    @property
+    def models(self) -> dict[int, str]:
+        """Rollout → the name of the model that its vectors come from."""
+        return self._models
 
     def _reload(self) -> None:
         self._learn()  # before its vectors can be found …
@@ -56,9 +109,11 @@ class ServedReplica(Replica):
         gallery_id = self.gallery.id
         with snapshot(self._context.engine) as connection:
             self._models = directory_queries.models_of_rollouts(connection, gallery_id)
-            self._directory.put(directory_queries.late_items_of_gallery(connection, gallery_id))
+            self._directory.put(
+                items_of(self.shard, directory_queries.late_items_of_gallery(connection, gallery_id))
+            )
             seq = log_queries.last_seq(connection, gallery_id)
-            self._directory.drop(log_queries.deleted_rows(connection, gallery_id, seq))
+            self._drop(log_queries.deleted_rows(connection, gallery_id, seq))
 
     def _mixture(self, connection: Connection) -> GalleryMatrix:
         matrix, mark = self._restart.mixture(connection)
@@ -90,11 +145,11 @@ class ServedReplica(Replica):
     def _apply(self, connection: Connection, entry: LogEntry) -> bool:
         self._marks = {self.seq: self._marks.get(self.seq), entry.seq: mark_of(entry)}
         if entry.kind == "deleted":
-            self._directory.drop(entry.rows)
+            self._drop(entry.rows)
         elif entry.kind == "batch":
             assert entry.rollout_id is not None
             late = directory_queries.late_items(connection, entry.rollout_id, entry.first_rank, entry.n)
-            self._directory.put(late)
+            self._directory.put(items_of(self.shard, late))
         if entry.rollout_id is not None and entry.rollout_id not in self._models:
             self._models = directory_queries.models_of_rollouts(connection, self.gallery.id)
         return super()._apply(connection, entry)
@@ -111,15 +166,20 @@ class ServedReplica(Replica):
         """
         found = self._directory.of_key(key)
         if found is None:
-            raise NotFoundError(
-                f"gallery {self.gallery.name!r} has no item {key[:200]!r}; "
-                f"`hotrefresh ledger versions {self.gallery.name} --items` lists its keys."
-            )
+            raise no_such_item(self.gallery.name, key)
         return found
 
     def model_of(self, rollout_id: int) -> str | None:
         """The name of the model that a rollout's vectors come from."""
         return self._models.get(rollout_id)
+
+
+def no_such_item(gallery_name: str, key: str) -> NotFoundError:
+    """The error for a key that no item has."""
+    return NotFoundError(
+        f"gallery {gallery_name!r} has no item {key[:200]!r}; "
+        f"`hotrefresh ledger versions {gallery_name} --items` lists its keys."
+    )
 
 
 class Replicas:

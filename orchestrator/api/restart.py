@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
-from orchestrator.api.directory import Directory
+from orchestrator.api.directory import Directory, items_of
 from orchestrator.api.log import log
 from orchestrator.context import Context
 from orchestrator.index import Lock
@@ -71,7 +71,9 @@ class Restart:
     def __init__(self, context: Context, gallery: GalleryRow) -> None:
         self._context = context
         self._gallery = gallery
-        self._every_s = context.settings.replica_snapshot_s
+        self._shard = context.settings.held
+        # A file is of a whole gallery: a shard is loaded fresh.
+        self._every_s = context.settings.replica_snapshot_s if self._shard.whole else 0.0
         self._folder = context.settings.data_dir.absolute() / "replicas" / str(gallery.id)
         self.seq: int | None = None
         """The place of the log of the snapshot that a start would go on from; None: there is none."""
@@ -124,7 +126,7 @@ class Restart:
                 self._directory, first = Directory(), 0
         self._rows = first
         for page in _pages(self._context, self._gallery.id, first):
-            self._directory.extend(page)
+            self._directory.extend(items_of(self._shard, page))
         with transaction(engine) as connection:
             changed = directory_queries.changed_items(connection, self._gallery.id)
         if first:  # the pages are as they are now
@@ -160,7 +162,7 @@ class Restart:
                 )
             except Exception as error:  # noqa: BLE001 - as above
                 self._refuse("vectors", error)
-        matrix = matrix or laid_out(connection, self._gallery.id)
+        matrix = matrix or laid_out(connection, self._gallery.id, self._shard)
         self._mark = mark_at(connection, self._gallery.id, matrix.seq)
         return matrix, self._mark
 
@@ -169,7 +171,7 @@ class Restart:
 
         Its batch is in the log, so whoever has this place of the log has these items.
         """
-        columns, self._columns = self._columns or Columns(0), None
+        columns, self._columns = self._columns or Columns(0, self._shard), None
         having = np.flatnonzero(version)
         rows = max(self._rows, int(having[-1]) + 1 if len(having) else 0)
         learn(connection, self._gallery.id, columns, rows)

@@ -278,6 +278,7 @@ def _hits(replica: ServedReplica, answer: Answer) -> dict[str, Any]:
         "model": answer.model,
         "rollout": answer.rollout_id,
         "log_sequence": answer.seq,
+        **({} if answer.seqs is None else {"log_sequences": list(answer.seqs)}),
         "coverage_ratio": answer.coverage_ratio,
         "guarded": answer.guarded,
         "hits": [

@@ -188,6 +188,10 @@ class Hits(_Answer):
     model: str = Field(description="The model that the query is of.")
     rollout: int | None = Field(description="The rollout that serves.")
     log_sequence: int = Field(description="The place of the gallery's log that was answered at.")
+    log_sequences: list[int] | None = Field(
+        None,
+        description="Only where shards were at several places of it: each one's; `log_sequence` is the lowest.",
+    )
     coverage_ratio: float = Field(
         ge=0, le=1, description="How much of the gallery that rollout has embedded."
     )

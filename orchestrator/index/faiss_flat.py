@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from orchestrator.core import keys
-from orchestrator.core.metrics import top_keys
 from orchestrator.errors import UnreachableError
 from orchestrator.index import IndexOptions, Mask, Rows, Vectors
 
@@ -20,8 +20,8 @@ except ImportError as missing:
 
 # The default scan is several times slower than BLAS for batches of 20 queries and more.
 faiss.cvar.distance_compute_blas_threshold = 20
-# Rows looked through at once where FAISS's order is not ours.
-_BLOCK = 65_536
+# Fewer queries are compared with one row after the other.
+_ROW_BY_ROW_BELOW = 4
 
 
 class FaissFlat:
@@ -58,15 +58,15 @@ class FaissFlat:
     def search(self, queries: Vectors, k: int, allowed: Mask | None = None) -> tuple[Vectors, Rows]:
         """Equal scores by the lower row, as everywhere; FAISS leaves them to chance.
 
-        In batches of 20 queries and more two equal vectors may score apart by a rounding.
+        In batches of _ROW_BY_ROW_BELOW queries and more two equal vectors may score apart by a rounding.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         found = self._ask(queries, k + 1, allowed)
         found.sort(axis=1)
         # As good as the last answer, and left out: which of them is answered was chance.
         cut = np.flatnonzero(keys.scores_of(found[:, k - 1]) == keys.scores_of(found[:, k]))
-        if len(cut):
-            found[cut, :k] = self._look(queries[cut], k, allowed)
+        for at in cut:
+            found[at, :k] = self._look(queries[at : at + 1], k, allowed)
         best = found[:, :k]
         there = best != keys.EMPTY
         scores = np.where(there, keys.scores_of(best), np.float32(-np.inf))
@@ -76,8 +76,7 @@ class FaissFlat:
         """FAISS's answers as keys (q, k), EMPTY where there are fewer."""
         scores = np.empty((len(queries), k), np.float32)
         rows = np.empty((len(queries), k), np.int64)
-        # FAISS keeps a pointer to them.
-        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+        bits = self._bits(len(queries), allowed)  # FAISS keeps a pointer to them
         n, dim = self._matrix.shape
         faiss.knn_inner_product(
             faiss.swig_ptr(queries), faiss.swig_ptr(self._matrix), dim, len(queries), n, k,
@@ -87,16 +86,32 @@ class FaissFlat:
         packed[rows < 0] = keys.EMPTY
         return packed
 
-    def _look(self, queries: Vectors, k: int, allowed: Mask | None) -> keys.Keys:
-        """The exact answers as keys (q, k), ties by row, in a second pass."""
-        rows = np.arange(len(self._matrix)) if allowed is None else np.flatnonzero(allowed)
-        best = np.full((len(queries), k), keys.EMPTY, np.uint64)
-        for at in range(0, len(rows), _BLOCK):
-            some = rows[at : at + _BLOCK]
-            found = top_keys(queries, self._matrix[some], k)
-            found = keys.pack(keys.scores_of(found), some[keys.rows_of(found)])
-            best = np.sort(np.concatenate([best, found], axis=1), axis=1)[:, :k]
-        return best
+    def _bits(self, queries: int, allowed: Mask | None) -> npt.NDArray[np.uint8] | None:
+        """The rows that FAISS is to look at, a bit each; None for all of them, without looking at bits.
+
+        FAISS sums up row by row where it looks at bits. For few queries that is the quicker way, and a score has the same
+        bits whichever rows are there.
+        """
+        if allowed is not None:
+            return np.packbits(allowed, bitorder="little")
+        return np.full((len(self._matrix) + 7) // 8, 255, np.uint8) if queries < _ROW_BY_ROW_BELOW else None
+
+    def _look(self, query: Vectors, k: int, allowed: Mask | None) -> keys.Keys:
+        """The exact answers of one query (1, dim) as keys (k,), ties by row: every row that is as good as the last answer.
+
+        By the sums of the first pass, so that a score has the same bits wherever k cuts.
+        """
+        edge = keys.scores_of(self._ask(query, k, allowed)).min()
+        bits = self._bits(1, allowed)
+        result = faiss.RangeSearchResult(1)
+        n, dim = self._matrix.shape
+        faiss.range_search_inner_product(
+            faiss.swig_ptr(query), faiss.swig_ptr(self._matrix), dim, 1, n, float(np.nextafter(edge, np.float32(-np.inf))),
+            result, faiss.IDSelectorBitmap(bits),
+        )  # fmt: skip
+        count = int(faiss.rev_swig_ptr(result.lims, 2)[1])
+        scores, rows = faiss.rev_swig_ptr(result.distances, count), faiss.rev_swig_ptr(result.labels, count)
+        return np.sort(keys.pack(scores, rows))[:k]
 
     def vectors(self) -> Vectors:
         return self._matrix

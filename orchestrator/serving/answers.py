@@ -38,6 +38,8 @@ class Answer:
     """What a search returns: the hits, the model that encoded the query, the place of the log it was answered at.
 
     `guarded`: the query was at risk, and the old system's answer was merged in (`core.guard`).
+    `items`: rows that were searched among, those without a vector too.
+    `seqs`: of an answer merged from shards at several places of the log, each shard's; `seq` is the lowest then.
     """
 
     hits: tuple[Hit, ...]
@@ -46,12 +48,14 @@ class Answer:
     coverage_ratio: float
     rollout_id: int | None
     guarded: bool = False
+    items: int = 0
+    seqs: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Found:
     """Answers of one mixture: scores, rows and versions (q, k), their attributes where they are loaded, which are guarded
-    (q,), and the mixture's place."""
+    (q,), and the mixture's place and how many rows it has."""
 
     scores: npt.NDArray[np.float32]
     rows: npt.NDArray[np.int64]
@@ -60,6 +64,7 @@ class Found:
     seq: int
     coverage: float
     rollout_id: int | None
+    items: int
     picked: Picked | None
 
     def attributes(self, query: int, place: int) -> dict[str, str]:

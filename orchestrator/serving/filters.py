@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
+from orchestrator.core.shards import WHOLE, Shard
 from orchestrator.errors import UsageError
 from orchestrator.ledger.queries import attributes as attribute_queries
 from orchestrator.ledger.queries.attributes import Contents
@@ -70,11 +71,20 @@ class Picked:
         }
 
 
-class Columns:
-    """The attributes of `n` items by row. Not safe for a write beside reads: the replica's lock is."""
+def no_such_attribute(name: str, names: Sequence[str]) -> UsageError:
+    """The error for a filter by an attribute that no item has, where items have `names`."""
+    return UsageError(f"no item has the attribute {name[:80]!r}; there are {', '.join(names)[:500]}.")
 
-    def __init__(self, n: int) -> None:
+
+class Columns:
+    """The attributes of `n` items by row. Not safe for a write beside reads: the replica's lock is.
+
+    Of a shard its rows, as it counts them; an attribute that none of them has may be one that rows of another shard have.
+    """
+
+    def __init__(self, n: int, shard: Shard = WHOLE) -> None:
         self._n = self.known = n
+        self.shard = shard
         # Rows from `known` on came after the loading: a plan may be the first that says what they are.
         self._codes: dict[str, npt.NDArray[np.int32]] = {}
         self._values: dict[str, dict[str, int]] = {}
@@ -169,9 +179,9 @@ class Columns:
         mask: Mask | None = None
         for name, wanted in where.items():
             if name not in self._codes:
-                raise UsageError(
-                    f"no item has the attribute {name[:80]!r}; there are {', '.join(self.names)[:500]}."
-                )
+                if self.shard.whole:
+                    raise no_such_attribute(name, self.names)
+                return np.zeros(self._n, bool)
             codes = [self._values[name][value] for value in wanted if value in self._values[name]]
             column = self._codes[name]
             found: Mask = column == codes[0] if len(codes) == 1 else np.isin(column, codes)
@@ -179,14 +189,17 @@ class Columns:
         return np.ones(self._n, bool) if mask is None else mask
 
 
-def load_columns(connection: Connection, gallery_id: int, version: Rows, seq: int) -> Columns:
+def load_columns(
+    connection: Connection, gallery_id: int, version: Rows, seq: int, shard: Shard = WHOLE
+) -> Columns:
     """The attributes of a gallery's items as they were served at a place of the log.
 
     Args:
         version: (n,) int64, the rollout each row's vector comes from at that place.
         seq: the place.
+        shard: whose rows these are.
     """
-    columns = Columns(0)
+    columns = Columns(0, shard)
     learn(connection, gallery_id, columns, len(version))
     put_changes(connection, gallery_id, columns, version, seq)
     return columns
@@ -194,15 +207,19 @@ def load_columns(connection: Connection, gallery_id: int, version: Rows, seq: in
 
 def learn(connection: Connection, gallery_id: int, columns: Columns, n: int) -> None:
     """Read what the items of the rows up to `n` were before any change, as far as the columns do not know them."""
-    first = len(columns)
+    shard = columns.shard
+    # As the gallery counts rows: from `end` on they are not held, they came since.
+    first, end = (int(shard.rows(np.array(each))) for each in (len(columns), n))
     columns.grow(n)
     columns.known = n
-    while first < n:
+    while first < end:
         page = attribute_queries.first_contents(connection, gallery_id, first, _PAGE)
+        rows = np.fromiter((row for row, _ in page), np.int64, len(page))
+        held = (rows < end) & shard.holds(rows)
         places: dict[str, int] = {}
-        which = [places.setdefault(text, len(places)) for row, text in page if row < n]
-        rows = np.fromiter((row for row, _ in page[: len(which)]), np.int64, len(which))
-        columns.put(rows, [json.loads(text) for text in places], np.array(which, np.intp))
+        which = [places.setdefault(page[at][1], len(places)) for at in np.flatnonzero(held)]
+        contents = [json.loads(text) for text in places]
+        columns.put(shard.own(rows[held]), contents, np.array(which, np.intp))
         if len(page) < _PAGE:
             break
         first = page[-1][0] + 1
@@ -211,10 +228,15 @@ def learn(connection: Connection, gallery_id: int, columns: Columns, n: int) -> 
 def put_changes(connection: Connection, gallery_id: int, columns: Columns, version: Rows, seq: int) -> None:
     """Give items that have changed what they are served as; the arguments are those of `load_columns`."""
 
-    def version_of(row: int) -> int | None:
-        return int(version[row]) if row < len(version) else None
+    def own(row: int) -> int | None:
+        rows = columns.shard.own(np.array([row], np.int64))
+        return int(rows[0]) if len(rows) and rows[0] < len(version) else None
 
-    changed = dict(_changed(connection, gallery_id, seq, version_of))
+    def version_of(row: int) -> int | None:
+        return None if (place := own(row)) is None else int(version[place])
+
+    found = dict(_changed(connection, gallery_id, seq, version_of))
+    changed = {place: content for row, content in found.items() if (place := own(row)) is not None}
     put(columns, np.fromiter(changed, np.int64, len(changed)), changed)
 
 
@@ -247,19 +269,22 @@ def _changed(
 
 
 def contents_of_batch(
-    connection: Connection, rollout: RolloutRow, entry: LogEntry, rows: Rows, known: int
+    connection: Connection, rollout: RolloutRow, entry: LogEntry, rows: Rows, known: int, shard: Shard = WHOLE
 ) -> dict[int, Mapping[str, str]]:
     """The attributes that a committed batch brings with its vectors, by row: of those items that have others since.
 
     Args:
+        rows: what of the batch is the shard's; as the shard counts them, like the rows of the answer.
         known: rows from here on came after the attributes were loaded.
     """
+    named = dict(zip(shard.rows(rows).tolist(), rows.tolist(), strict=True))
     found: Contents
     if entry.first_rank >= rollout.plan_items:
         found = attribute_queries.contents_of_late(connection, rollout.id, entry.first_rank, entry.n)
     else:
-        found = attribute_queries.contents_of_planned(connection, rollout, rows.tolist(), known)
-    return dict(found)
+        first_new = int(shard.rows(np.array(known)))
+        found = attribute_queries.contents_of_planned(connection, rollout, list(named), first_new)
+    return {named[row]: content for row, content in found if row in named}
 
 
 def put(columns: Columns, rows: Rows, contents: Mapping[int, Mapping[str, str]]) -> None:

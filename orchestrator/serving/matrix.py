@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
+from orchestrator.core.shards import WHOLE, Shard
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import log as log_queries
@@ -29,11 +30,13 @@ class GalleryMatrix:
         vectors: (n, dim) float32; zero where an item has no vector.
         version: (n,) int64, the rollout each vector comes from; 0 where there is none.
         seq: the last log entry it holds.
+        shard: whose rows these are, n of them, as it counts them.
     """
 
     vectors: Vectors
     version: Rows
     seq: int
+    shard: Shard = WHOLE
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,13 @@ class BatchVectors:
     vectors: Vectors
     emptied: Rows
     kept: Rows
+
+    def of(self, shard: Shard) -> BatchVectors:
+        """What of it is a shard's, its rows as the shard counts them."""
+        if shard.whole:
+            return self
+        own = [shard.own(rows) for rows in (self.rows, self.emptied, self.kept)]
+        return BatchVectors(own[0], self.vectors[shard.holds(self.rows)], own[1], own[2])
 
 
 def extents_of(connection: Connection, rollout: RolloutRow) -> Extents:
@@ -96,9 +106,14 @@ def read_batch(connection: Connection, rollout: RolloutRow, entry: LogEntry) -> 
 
 
 def load_matrix(
-    connection: Connection, gallery_id: int, *, before: int | None = None, up_to: int | None = None
+    connection: Connection,
+    gallery_id: int,
+    *,
+    before: int | None = None,
+    up_to: int | None = None,
+    shard: Shard = WHOLE,
 ) -> GalleryMatrix:
-    """The gallery's mixture, out of the ledger and the store.
+    """The gallery's mixture, out of the ledger and the store; of a shard its rows alone.
 
     Args:
         before: leave this rollout and newer ones out (what was served before it).
@@ -107,12 +122,12 @@ def load_matrix(
     A REPEATABLE READ transaction makes the log position and the rollouts' states one instant.
     """
     seq = log_queries.last_seq(connection, gallery_id) if up_to is None else up_to
-    n = gallery_queries.gallery_by_id(connection, gallery_id).n_items
-    matrix = GalleryMatrix(np.zeros((n, 0), np.float32), np.zeros(n, np.int64), seq)
+    n = shard.size(gallery_queries.gallery_by_id(connection, gallery_id).n_items)
+    matrix = GalleryMatrix(np.zeros((n, 0), np.float32), np.zeros(n, np.int64), seq, shard)
     for rollout in rollout_queries.effective_rollouts(connection, gallery_id):
         if before is None or rollout.id < before:
             apply_rollout(connection, matrix, rollout, seq)
-    deleted = log_queries.deleted_rows(connection, gallery_id, seq)
+    deleted = shard.own(np.array(log_queries.deleted_rows(connection, gallery_id, seq), np.int64))
     matrix.vectors[deleted] = 0
     matrix.version[deleted] = 0
     return matrix
@@ -126,13 +141,15 @@ def apply_rollout(connection: Connection, matrix: GalleryMatrix, rollout: Rollou
     if rollout.adapted_uri is not None:
         # Items that came after the start have no adapted vector; their own batch brings one.
         matrix.vectors = np.zeros((len(matrix.version), dim), np.float32)
-        matrix.vectors[: rollout.lifted_items] = adapted_table(connection, rollout).map()
-        matrix.version[rollout.lifted_items :] = 0
+        adapted = adapted_table(connection, rollout).map()
+        for own, rows in matrix.shard.slices(rollout.lifted_items):
+            matrix.vectors[own] = adapted[rows]
+        matrix.version[matrix.shard.size(rollout.lifted_items) :] = 0
     elif matrix.vectors.shape[1] != dim:  # the first embedding, or a change of dim without an adapter
         matrix.vectors = np.zeros((len(matrix.version), dim), np.float32)
         matrix.version[:] = 0
     for entry in log_queries.committed_batches(connection, rollout.id, seq):
-        batch = read_batch(connection, rollout, entry)
+        batch = read_batch(connection, rollout, entry).of(matrix.shard)
         matrix.vectors[batch.rows] = batch.vectors
         matrix.version[batch.rows] = rollout.id
         matrix.vectors[batch.emptied] = 0

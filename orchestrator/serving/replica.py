@@ -16,6 +16,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.shards import WHOLE, Shard
 from orchestrator.errors import ConflictError, HotrefreshError, NotCertifiedError, StalePathError
 from orchestrator.failpoints import reach
 from orchestrator.index import Rows, index_options, make_index
@@ -48,6 +49,8 @@ class Replica:
     observer: Callable[[Connection, LogEntry | None], bool] | None = None
     """Sees each log entry before it is applied, and None before a gallery that was loaded anew is served. True: instead of
     applying the entry, load everything anew."""
+    shard: Shard = WHOLE
+    """Whose rows are held: what is served counts them as the shard does, and answers name them as the gallery does."""
 
     def __init__(self, context: Context, gallery: GalleryRow, backend: str | None = None) -> None:
         self._context = context
@@ -116,11 +119,11 @@ class Replica:
 
     def _mixture(self, connection: Connection) -> GalleryMatrix:
         """The vectors as they are searched; a replica may have them otherwise."""
-        return laid_out(connection, self.gallery.id)
+        return laid_out(connection, self.gallery.id, self.shard)
 
     def _columns(self, connection: Connection, version: Rows, seq: int) -> Columns:
         """The items' attributes; likewise."""
-        return load_columns(connection, self.gallery.id, version, seq)
+        return load_columns(connection, self.gallery.id, version, seq, self.shard)
 
     def _load(self, path: QueryPath, guard: RolloutGuard | None) -> None:
         """Load what a path needs before it serves: until then the one before answers, and no search waits for a model."""
@@ -188,7 +191,7 @@ class Replica:
             return True
         if entry.kind == "deleted":
             self._grow(max(entry.rows) + 1)
-            self._empty(np.array(entry.rows, np.int64), entry.seq)
+            self._empty(self.shard.own(np.array(entry.rows, np.int64)), entry.seq)
             return False
         assert entry.rollout_id is not None
         rollout = rollout_queries.rollout_by_id(connection, entry.rollout_id)
@@ -228,13 +231,15 @@ class Replica:
         So every search sees the mixture of a place of the log. It waits for a copy at most: 0.3 ms for 1,024 rows of 256.
         What takes longer, the ledger's word and the extent with its checksum, comes before.
         """
-        batch = read_batch(connection, rollout, entry)
+        whole = read_batch(connection, rollout, entry)
+        batch = whole.of(self.shard)
         vectors = batch_rows(rollout, batch.vectors, self._served.index.dim)
         reach("replica_read")
         contents: Mapping[int, Mapping[str, str]] = {}
         if (columns := self._served.columns) is not None:
-            contents = contents_of_batch(connection, rollout, entry, batch.rows, columns.known)
-        self._grow(int(max(batch.rows.max(initial=-1), batch.emptied.max(initial=-1))) + 1)
+            known = columns.known
+            contents = contents_of_batch(connection, rollout, entry, batch.rows, known, self.shard)
+        self._grow(int(max(whole.rows.max(initial=-1), whole.emptied.max(initial=-1))) + 1)
         with self._lock.write():
             served = self._served
             if len(batch.rows):
@@ -249,7 +254,8 @@ class Replica:
         reach("replica_applied")
 
     def _grow(self, n: int) -> None:
-        """Make room for rows that came late."""
+        """Make room for rows that came late: the gallery has `n`."""
+        n = self.shard.size(n)
         if n > len(self._served.version):
             with self._lock.write():
                 self._served.grow(n)
@@ -349,11 +355,11 @@ class Replica:
         rows: npt.NDArray[np.int64],
         guarded: npt.NDArray[np.bool_],
     ) -> Found:
-        versions = np.where(rows >= 0, served.version[rows], 0)
+        versions = np.zeros_like(rows)
+        versions[rows >= 0] = served.version[rows[rows >= 0]]
+        place = self.seq, served.coverage_ratio, served.rollout_id, len(served.version)
         picked = None if served.columns is None else served.columns.pick(rows)
-        return Found(
-            scores, rows, versions, guarded, self.seq, served.coverage_ratio, served.rollout_id, picked
-        )
+        return Found(scores, self.shard.rows(rows), versions, guarded, *place, picked)
 
     def _answers(self, model: str, found: Found) -> list[Answer]:
         items = self.items(sorted({int(row) for row in found.rows.ravel() if row >= 0}))
@@ -376,6 +382,7 @@ class Replica:
                 found.coverage,
                 found.rollout_id,
                 bool(found.guarded[q]),
+                found.items,
             )
             for q in range(len(found.rows))
         ]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.core.calibration import Calibration
+from orchestrator.core.shards import WHOLE, Shard
 from orchestrator.errors import HotrefreshError
 from orchestrator.failpoints import reach
 from orchestrator.index import Lock, Rows, Vectors
@@ -75,9 +76,12 @@ def check_identity(connection: Connection, gallery: GalleryRow, description: Map
     return seq
 
 
-def laid_out(connection: Connection, gallery_id: int) -> GalleryMatrix:
-    """The gallery's mixture as it is searched, out of the ledger and all extents: (n, width), calibrated where need be."""
-    matrix = load_matrix(connection, gallery_id)
+def laid_out(connection: Connection, gallery_id: int, shard: Shard = WHOLE) -> GalleryMatrix:
+    """The gallery's mixture as it is searched, out of the ledger and all extents: (n, width), calibrated where need be.
+
+    Of a shard its rows alone, as it counts them.
+    """
+    matrix = load_matrix(connection, gallery_id, shard=shard)
     maps = calibrations(connection, gallery_id)
     return replace(matrix, vectors=calibrated(matrix.vectors, matrix.version, maps))
 

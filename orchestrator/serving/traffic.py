@@ -186,6 +186,12 @@ class Traffic:
             return False
         if RolloutState(rollout.state) in TAKEN_BACK:
             return True
+        if not replica.shard.whole:
+            raise ConflictError(
+                f"rollout {rollout.id} sends {split.canary:g} % of the traffic to the new system and compares "
+                f"{100 * split.shadow:g} %, and shards answer by one system only. Start rollouts without canary and shadow, or "
+                f"end this one's with `hotrefresh rollout promote {rollout.id}`."
+            )
         if not self._context.settings.hold_old_system:
             raise ConflictError(
                 f"rollout {rollout.id} sends {split.canary:g} % of the traffic to the new system, and hold_old_system = false "

@@ -26,10 +26,15 @@ def until(done: Callable[[], bool], seconds: float = 30.0) -> None:
 
 @contextmanager
 def client_of(
-    context: Context, token: str | None = TOKEN, *, ready: bool = True, tokens: Tokens | None = None
+    context: Context,
+    token: str | None = TOKEN,
+    *,
+    ready: bool = True,
+    tokens: Tokens | None = None,
+    port: int = 0,
 ) -> Iterator[httpx.Client]:
     """A client with the token; `ready`: wait until every gallery is held; `tokens`: what the server takes, if not that alone."""
-    with open_socket("127.0.0.1", 0) as listening:
+    with open_socket("127.0.0.1", port) as listening:
         server = make_server(context, tokens or token)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()

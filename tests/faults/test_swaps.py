@@ -41,11 +41,11 @@ OF_QUERIES = {name: model.encode(QUERIES) for name, model in MODELS.items()}
 
 
 @contextmanager
-def server(context: Context, log: Path) -> Iterator[str]:
-    """`hotrefresh serve` as a process of its own; its URL."""
+def server(context: Context, log: Path, *options: str, searched: bool = True) -> Iterator[str]:
+    """`hotrefresh serve` as a process of its own; its URL. `searched`: wait until it answers."""
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cli.main", "serve", "--port", "0", "-o", "json"],
+            [sys.executable, "-m", "cli.main", "serve", "--port", "0", "-o", "json", *options],
             env=background.worker_environment(context.settings),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -55,7 +55,9 @@ def server(context: Context, log: Path) -> Iterator[str]:
         assert process.stdout is not None
         url = json.loads(process.stdout.readline())["url"]
         with Client(url) as client:
-            wait_for(lambda: len(client.galleries()) == 1 and answered(client).model == world.OLD)
+            wait_for(
+                lambda: not searched or (len(client.galleries()) == 1 and answered(client).model == world.OLD)
+            )
         yield url
     finally:
         process.terminate()

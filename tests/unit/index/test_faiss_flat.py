@@ -60,3 +60,21 @@ def test_what_was_there_stays_when_it_grows(doubled):
     np.testing.assert_array_equal(index.vectors()[: len(doubled)], doubled)
     assert (index.vectors()[len(doubled) + 2] == 9).all()
     assert not index.vectors()[len(doubled) + 3].any()
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_a_rows_score_has_the_same_bits_whichever_rows_are_searched_with_it(queries):
+    """What shards rely on: a tie that k cuts off here is none there, and a filter that lets all through changes nothing."""
+    random = np.random.default_rng(2)
+    gallery = random.normal(size=(900, 32)).astype(np.float32)
+    gallery[600:] = gallery[:300]
+    asked = random.normal(size=(queries, 32)).astype(np.float32)
+    scores, rows = FaissFlat(gallery).search(asked, 900)
+    for k in (1, 2, 5, 12, 300):
+        for first in (0, 450):
+            part = FaissFlat(gallery[first:])
+            allowed = None if first == 0 else np.ones(450, bool)
+            found, places = part.search(asked, k, allowed)
+            for q in range(queries):
+                of = dict(zip(rows[q].tolist(), scores[q].tolist(), strict=True))
+                assert [of[first + place] for place in places[q].tolist()] == found[q].tolist()
