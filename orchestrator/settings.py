@@ -105,7 +105,7 @@ class Settings(BaseSettings):
         BLOCK_ROWS, ge=1, description="rows that are dealt out to shards at a time; the same for all of them"
     )
     merge: list[str] = Field(
-        [], description="URLs of all shards: `serve` holds no rows and merges their answers"
+        [], repr=False, description="URLs of all shards: `serve` holds no rows and merges their answers"
     )
     worker_queues: list[str] = Field(
         ["control", "cpu", "gpu"],
