@@ -133,6 +133,8 @@ def test_an_item_changes_its_attributes_in_the_same_step_as_its_vector(world, tm
     items.update_items(world, "pics", manifest(tmp_path, [("p10", path, "class-39", "west", "winter")]))
     added = items.add_items(world, "pics", manifest(tmp_path, [("new", path, "", "west", "")]))
     assert added.rollout_id == row.id
+    [waits] = listings.item_versions(world, "pics", "new", 10)
+    assert (waits["rollout"], waits["attributes"]) == (None, {"shop": "west"})
     # The ledger has the new words; what is served is the old picture still, and is filtered as such.
     for replica in (follower, assert_as_fresh(world, follower)):
         assert "p10" in ask(replica, {"label": "class-01", "shop": "south"})

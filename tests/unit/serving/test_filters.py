@@ -83,3 +83,14 @@ def test_what_is_no_filter_is_refused(where):
 
 def test_a_column_takes_four_bytes_an_item(columns):
     assert columns.nbytes == 3 * 4 * len(columns)
+
+
+def test_what_was_picked_stays_what_it_was_while_rows_are_written():
+    columns = Columns(3)
+    columns.put(np.arange(2), [{"label": "a", "shop": "south"}, {"shop": "north", "season": "summer"}])
+    picked = columns.pick(np.array([[1, 0], [2, -1]]))
+    columns.put(np.arange(3), [{"shop": "west", "colour": "red"}] * 3)
+    found = [[picked.of((query, place)) for place in range(2)] for query in range(2)]
+    assert found == [[{"shop": "north", "season": "summer"}, {"shop": "south"}], [{}, {}]]
+    assert columns.pick(np.array([1])).of((0,)) == {"shop": "west", "colour": "red"}
+    assert columns.of_row(1) == {"shop": "west", "colour": "red"}
