@@ -95,6 +95,10 @@ class MergedReplica(ServedReplica):
     def rollout_id(self) -> int | None:
         return self._now.rollout_id
 
+    @property
+    def snapshot_seq(self) -> int | None:
+        return None  # there are no rows to keep
+
     def catch_up(self) -> int:
         """Ask every shard where it stands; returns how many entries of the log the last of them went on.
 
@@ -250,8 +254,8 @@ class MergedReplica(ServedReplica):
             best = []
             for score, place in zip(scores[q], rows[q], strict=True):
                 if place >= 0:
-                    row, key, uri, label, _, rollout_id = hits[int(place)]
-                    best.append(Hit(row, key, uri, label, float(score), rollout_id))
+                    row, key, uri, label, _, rollout_id, attributes = hits[int(place)]
+                    best.append(Hit(row, key, uri, label, float(score), rollout_id, attributes))
             answers.append(
                 Answer(
                     tuple(best),

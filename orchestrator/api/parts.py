@@ -136,7 +136,10 @@ class Parts:
             "items": answers[0].items,
             "coverage_ratio": answers[0].coverage_ratio,
             "hits": [
-                [[hit.row, hit.key, hit.uri, hit.label, hit.score, hit.rollout_id] for hit in answer.hits]
+                [
+                    [hit.row, hit.key, hit.uri, hit.label, hit.score, hit.rollout_id, hit.attributes]
+                    for hit in answer.hits
+                ]
                 for answer in answers
             ],
         }

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import StalePathError, UsageError
-from orchestrator.ledger.rows import ModelRow
+from orchestrator.ledger.rows import ItemRow, ModelRow
 from orchestrator.serving.filters import Picked
 from orchestrator.serving.queries import QueryPath
 
@@ -70,6 +70,27 @@ class Found:
     def attributes(self, query: int, place: int) -> dict[str, str]:
         """Of one hit."""
         return {} if self.picked is None else self.picked.of((query, place))
+
+    def answers(self, model: str, items: Mapping[int, ItemRow]) -> list[Answer]:
+        """With the names of `items`, by row: a row that is not among them is no hit."""
+        return [
+            Answer(
+                tuple(
+                    Hit(i.row, i.key, i.uri, i.label, float(s), int(v), self.attributes(q, place))
+                    for place, (s, v, i) in enumerate(
+                        zip(self.scores[q], self.versions[q], map(items.get, rows), strict=True)
+                    )
+                    if v > 0 and i is not None
+                ),
+                model,
+                self.seq,
+                self.coverage,
+                self.rollout_id,
+                bool(self.guarded[q]),
+                self.items,
+            )
+            for q, rows in enumerate(self.rows.tolist())
+        ]
 
 
 def stale(path: QueryPath) -> StalePathError:

@@ -26,7 +26,7 @@ from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
-from orchestrator.serving.answers import Answer, Found, Hit, checked_queries, stale
+from orchestrator.serving.answers import Answer, Found, checked_queries, stale
 from orchestrator.serving.calibration import batch_rows, fitting, needs_layout
 from orchestrator.serving.certified import uncertified
 from orchestrator.serving.filters import Columns, Where, checked, contents_of_batch, load_columns, put
@@ -346,7 +346,8 @@ class Replica:
                     break
             assert guarding is not None, "only a guard asks for more"
             guarding.encode()  # outside the lock; the mixture may move meanwhile, so everything is searched again
-        return self._answers(path.model.name, found)
+        items = self.items(sorted({row for row in found.rows.ravel().tolist() if row >= 0}))
+        return found.answers(path.model.name, items)
 
     def _found(
         self,
@@ -360,32 +361,6 @@ class Replica:
         place = self.seq, served.coverage_ratio, served.rollout_id, len(served.version)
         picked = None if served.columns is None else served.columns.pick(rows)
         return Found(scores, self.shard.rows(rows), versions, guarded, *place, picked)
-
-    def _answers(self, model: str, found: Found) -> list[Answer]:
-        items = self.items(sorted({int(row) for row in found.rows.ravel() if row >= 0}))
-        return [
-            Answer(
-                tuple(
-                    Hit(i.row, i.key, i.uri, i.label, float(s), int(v), found.attributes(q, place))
-                    for place, (s, v, i) in enumerate(
-                        zip(
-                            found.scores[q],
-                            found.versions[q],
-                            map(items.get, found.rows[q].tolist()),
-                            strict=True,
-                        )
-                    )
-                    if v > 0 and i is not None
-                ),
-                model,
-                found.seq,
-                found.coverage,
-                found.rollout_id,
-                bool(found.guarded[q]),
-                found.items,
-            )
-            for q in range(len(found.rows))
-        ]
 
     def items(self, rows: Sequence[int]) -> dict[int, ItemRow]:
         """What the ledger knows of these rows, by row; rows that it does not know are left out."""
