@@ -30,7 +30,7 @@ browser: ## Install Chromium for the tests of the dashboard where that is possib
 	@tools/browser.sh
 
 test: $(READY) check browser ## All checks and all tests
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile
 
 test-faults: $(READY) ## Break everything on purpose and print what came of it (docs/FAULTS.md, about 15 minutes)
 	$(BIN)/python -m pytest -q tests/faults -m "faults or not faults" && $(BIN)/python -m tests.faults.report

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from scipy.stats import beta  # type: ignore[import-untyped]
+from scipy.special import betaincinv  # type: ignore[import-untyped]
 
 from orchestrator.core.flips import FlipCounts
 from orchestrator.core.relevance import RelevanceKind
@@ -181,7 +181,7 @@ def _share(count: int, n: int, confidence: float) -> Measured:
 
 def least_share(count: int, n: int, confidence: float) -> float:
     """The one-sided lower bound of Clopper and Pearson (1934) for `count` of `n`: exact, and never too high."""
-    return 0.0 if count == 0 else float(beta.ppf(1 - confidence, count, n - count + 1))
+    return 0.0 if count == 0 else float(betaincinv(count, n - count + 1, 1 - confidence))
 
 
 def least_mean(mean: float, n: int, confidence: float) -> float:

@@ -115,6 +115,7 @@ ITEM = {
     "key": HOSTILE,
     "first": [],
     "row": 0,
+    "attributes": {HOSTILE: HOSTILE},
     "item": Shown(
         HOSTILE,
         HOSTILE,
