@@ -72,12 +72,14 @@ class Restart:
         self._context = context
         self._gallery = gallery
         self._shard = context.settings.held
-        # A file is of a whole gallery: a shard is loaded fresh.
-        self._every_s = context.settings.replica_snapshot_s if self._shard.whole else 0.0
+        self._every_s = context.settings.replica_snapshot_s
         self._folder = context.settings.data_dir.absolute() / "replicas" / str(gallery.id)
+        if not self._shard.whole:  # several may share a folder
+            self._folder /= f"shard-{self._shard.number}-of-{self._shard.count}"
         self.seq: int | None = None
         """The place of the log of the snapshot that a start would go on from; None: there is none."""
-        self._vectors, self._items = self._find("vectors"), self._find("items")
+        # A shard's items are read from the ledger: that file counts rows as a whole gallery does.
+        self._vectors, self._items = self._find("vectors"), self._find("items") if self._shard.whole else None
         self._rows = 0  # of the items that the file has
         self._changed: Rows = np.zeros(0, np.int64)
         self._mark: Mark | None = None
@@ -136,7 +138,7 @@ class Restart:
 
     def _known(self, connection: Connection, kept: Kept) -> int:
         """How many rows' items a file has. Those that changed may stand in it in any state: they are read anew."""
-        check_identity(connection, self._gallery, kept.description)
+        check_identity(connection, self._gallery, self._shard, kept.description)
         rows = int(kept.description["rows"])
         if gallery_queries.gallery_by_id(connection, self._gallery.id).n_items < rows:
             raise UnusableSnapshotError("the gallery has fewer items.")
@@ -152,7 +154,7 @@ class Restart:
         matrix = None
         if kept is not None:
             try:
-                matrix = restored(connection, self._gallery, kept)
+                matrix = restored(connection, self._gallery, self._shard, kept)
                 self.seq = int(kept.description["mark"][0])
                 log(
                     "snapshot.used",
@@ -175,7 +177,8 @@ class Restart:
         having = np.flatnonzero(version)
         rows = max(self._rows, int(having[-1]) + 1 if len(having) else 0)
         learn(connection, self._gallery.id, columns, rows)
-        if not self._loaded and rows > self._rows and self._mark is not None and self._mark[0] == seq:
+        first = not self._loaded and self._shard.whole
+        if first and rows > self._rows and self._mark is not None and self._mark[0] == seq:
             self._unwritten = rows, self._mark, *columns.arrays()
         self._loaded = True
         learn(connection, self._gallery.id, columns, len(version))
@@ -228,7 +231,7 @@ class Restart:
             with Draft(self._path("vectors")) as draft:
                 copied = Copy(draft, standing.lock, standing.current, stop).run()
                 with snapshot(self._context.engine) as connection:
-                    description = described(connection, self._gallery, copied)
+                    description = described(connection, self._gallery, self._shard, copied)
                 draft.declare("vectors", "<f4", (copied.n, copied.width))
                 draft.append("version", copied.version)
                 draft.finish(description)
@@ -241,7 +244,7 @@ class Restart:
             arrays: dict[str, npt.NDArray[Any]] = self._directory.arrays(rows)
             for name, array in (arrays | {"codes": codes, "changed": self._changed}).items():
                 draft.append(name, array)
-            draft.finish({**identity(self._gallery, mark), "rows": rows, "values": values})
+            draft.finish({**identity(self._gallery, self._shard, mark), "rows": rows, "values": values})
 
     def end(self) -> None:
         """Stop; the last snapshot is of where the replica stands, which must not move any more."""

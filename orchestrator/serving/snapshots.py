@@ -53,19 +53,33 @@ def mark_at(connection: Connection, gallery_id: int, seq: int) -> Mark | None:
     return mark_of(found[0]) if found and found[0].seq == seq else None
 
 
-def identity(gallery: GalleryRow, mark: Mark) -> dict[str, Any]:
-    """What says which gallery of which ledger a snapshot is of, and which place of its log: part of a description."""
-    return {"gallery": gallery.id, "created_at": gallery.created_at.isoformat(), "mark": list(mark)}
+def identity(gallery: GalleryRow, shard: Shard, mark: Mark) -> dict[str, Any]:
+    """What says which gallery, ledger and shard a snapshot is of, and which place of the log: part of its description."""
+    return {
+        "gallery": gallery.id,
+        "created_at": gallery.created_at.isoformat(),
+        "mark": list(mark),
+        "shard": _named(shard),
+    }
 
 
-def check_identity(connection: Connection, gallery: GalleryRow, description: Mapping[str, Any]) -> int:
+def _named(shard: Shard) -> list[int] | None:
+    return None if shard.whole else [shard.number, shard.count, shard.block]
+
+
+def check_identity(
+    connection: Connection, gallery: GalleryRow, shard: Shard, description: Mapping[str, Any]
+) -> int:
     """The place of the log that a snapshot is of.
 
     Raises:
-        UnusableSnapshotError: it is of another gallery or ledger, or of a history that this ledger does not have (any more).
+        UnusableSnapshotError: it is of another gallery or ledger, of other rows, or of a history that this ledger does not
+            have (any more).
     """
     if (description["gallery"], description["created_at"]) != (gallery.id, gallery.created_at.isoformat()):
         raise UnusableSnapshotError("it is of another gallery or ledger.")
+    if description["shard"] != _named(shard):
+        raise UnusableSnapshotError("it is of another shard.")
     seq = int(description["mark"][0])
     last = log_queries.last_seq(connection, gallery.id)
     if seq > last:
@@ -210,7 +224,7 @@ def can_copy(served: Served) -> bool:
     return served.index.read(np.zeros(0, np.int64)) is not None
 
 
-def described(connection: Connection, gallery: GalleryRow, copied: Copied) -> dict[str, Any]:
+def described(connection: Connection, gallery: GalleryRow, shard: Shard, copied: Copied) -> dict[str, Any]:
     """The description of a copy.
 
     Raises:
@@ -220,7 +234,7 @@ def described(connection: Connection, gallery: GalleryRow, copied: Copied) -> di
         raise InterruptedCopyError("the ledger is not the one that the log was read from.")
     maps = calibrations(connection, gallery.id)
     return {
-        **identity(gallery, copied.mark),
+        **identity(gallery, shard, copied.mark),
         "maps": {str(version): each.stored() for version, each in maps.items()},
     }
 
@@ -228,7 +242,7 @@ def described(connection: Connection, gallery: GalleryRow, copied: Copied) -> di
 # Reading
 
 
-def restored(connection: Connection, gallery: GalleryRow, kept: Kept) -> GalleryMatrix:
+def restored(connection: Connection, gallery: GalleryRow, shard: Shard, kept: Kept) -> GalleryMatrix:
     """What `laid_out` gives, from a snapshot and the log behind it.
 
     Args:
@@ -238,8 +252,8 @@ def restored(connection: Connection, gallery: GalleryRow, kept: Kept) -> Gallery
         UnusableSnapshotError: another gallery, ledger or history, other maps or another width, or the log behind it holds
             something that changes more than the rows it names.
     """
-    seq = check_identity(connection, gallery, kept.description)
-    matrix = GalleryMatrix(kept.arrays["vectors"], kept.arrays["version"], seq)
+    seq = check_identity(connection, gallery, shard, kept.description)
+    matrix = GalleryMatrix(kept.arrays["vectors"], kept.arrays["version"], seq, shard)
     holders = {
         each.id: each
         for each in rollout_queries.effective_rollouts(connection, gallery.id)
@@ -247,16 +261,16 @@ def restored(connection: Connection, gallery: GalleryRow, kept: Kept) -> Gallery
     }
     _check_layout(connection, gallery.id, matrix, holders, kept.description["maps"])
     entries = _behind(connection, gallery.id, seq)
-    deleted = log_queries.deleted_rows(connection, gallery.id, entries[-1].seq if entries else seq)
-    healed = [
-        row for row in log_queries.rows_healed(connection, gallery.id, seq) if row < len(matrix.version)
-    ]
-    if any(matrix.version[row] == 0 for row in set(healed) - set(deleted)):
+    gone = log_queries.deleted_rows(connection, gallery.id, entries[-1].seq if entries else seq)
+    deleted = shard.own(np.array(gone, np.int64))
+    healed = shard.own(np.array(log_queries.rows_healed(connection, gallery.id, seq), np.int64))
+    healed = np.setdiff1d(healed[healed < len(matrix.version)], deleted)
+    if (matrix.version[healed] == 0).any():
         raise UnusableSnapshotError("an item whose change could not be embedded has changed again.")
     dim = _raw_dim(connection, holders)
     for entry in entries:
         _check_entry(connection, entry, holders, dim)
-    _grow(matrix, gallery_queries.gallery_by_id(connection, gallery.id).n_items)
+    _grow(matrix, shard.size(gallery_queries.gallery_by_id(connection, gallery.id).n_items))
     for entry in entries:
         if entry.kind == "batch":
             _apply(connection, matrix, holders[entry.rollout_id or 0], entry)
@@ -338,7 +352,7 @@ def _grow(matrix: GalleryMatrix, n: int) -> None:
 
 
 def _apply(connection: Connection, matrix: GalleryMatrix, rollout: RolloutRow, entry: LogEntry) -> None:
-    batch = read_batch(connection, rollout, entry)
+    batch = read_batch(connection, rollout, entry).of(matrix.shard)
     touched: Sequence[Rows] = (batch.rows, batch.emptied)
     if any((matrix.version[rows] > rollout.id).any() for rows in touched):
         raise UnusableSnapshotError(

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import count
 
+import numpy as np
 import pytest
 
 from models.datasets import read_item
@@ -80,7 +81,7 @@ def write(replica):
 def held(replica, context):
     """All that a replica knows and answers, in values that are compared bit for bit."""
     vectors, version, seq = replica.snapshot()
-    columns, rows = replica._served.columns, range(len(version))
+    columns, rows = replica._served.columns, replica.shard.rows(np.arange(len(version))).tolist()
     found = replica.items(rows)
     asked = [
         read_item(f"file://{path}") for path in pictures(context.settings.data_dir.parent / "queries")[:2]
@@ -107,20 +108,22 @@ def held(replica, context):
     }
 
 
-def restarted(context, said, *, used):
+def restarted(context, said, *, used, **settings):
     """Begin anew, from the snapshot where `used` says so, and compare with a replica that has none."""
     said.clear()
-    again = serve(context)
+    again = serve(context, **settings)
     events = [(event, part) for event, part, _ in said]
     assert (("snapshot.used", None) in events) == used, said
-    wanted, found = held(serve(context, replica_snapshot_s=0), context), held(again, context)
+    wanted, found = held(serve(context, **settings, replica_snapshot_s=0), context), held(again, context)
     assert [name for name in wanted if found[name] != wanted[name]] == [], "these differ"
     return again
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, 1, 2])
 def test_at_any_place_of_a_refresh_a_restart_is_a_fresh_load(world, tmp_path, said, seed):
     """Snapshots of random places, each begun from at later ones: batches, changes, deletions and new items in between."""
+    # The last one is a shard: every third block of 16 rows.
+    part = {"shard": "2/3", "shard_rows": 16} if seed == 2 else {}
     draw, number, paths = random.Random(seed), count(), pictures(tmp_path / "queries")
     alive = [f"p{n}" for n in range(240)]
     row = platform.start(world)
@@ -141,12 +144,12 @@ def test_at_any_place_of_a_refresh_a_restart_is_a_fresh_load(world, tmp_path, sa
 
     steps = [change, change, add, add, delete, *[lambda: work_some(world, row.id, 2)] * 5]
     draw.shuffle(steps)
-    follower = serve(world)
+    follower = serve(world, **part)
     write(follower)
     kept = [shutil.copytree(folder(world), tmp_path / "kept")]
     change()  # before the plan is written: such an item gets no late rank
     advance.advance(world, row.id)
-    restarted(world, said, used=True)
+    restarted(world, said, used=True, **part)
     for place, step in enumerate(steps):
         step()
         follower.catch_up()
@@ -154,22 +157,22 @@ def test_at_any_place_of_a_refresh_a_restart_is_a_fresh_load(world, tmp_path, sa
             write(follower)
             kept.append(shutil.copytree(folder(world), tmp_path / f"kept-{place}"))
         put(world, draw.choice(kept))
-        restarted(world, said, used=True)
+        restarted(world, said, used=True, **part)
     platform.work(world, row.id)
     finish.finalize(world, row.id)
     for each in draw.sample(kept, min(2, len(kept))):
         put(world, each)
-        again = restarted(world, said, used=True)
+        again = restarted(world, said, used=True, **part)
     write(again)  # a snapshot out of what began from one
-    assert restarted(world, said, used=True).snapshot_seq == again.seq
+    assert restarted(world, said, used=True, **part).snapshot_seq == again.seq
     rollouts.rollback(world, row.id)
     for each in (folder(world), draw.choice(kept)):
         put(world, each)
-        restarted(world, said, used=False)
+        restarted(world, said, used=False, **part)
         assert "(reset)" in str(said) or "counts no more" in str(said)
     follower.catch_up()
     write(follower)
-    restarted(world, said, used=True)
+    restarted(world, said, used=True, **part)
 
 
 def put(context, kept):
@@ -358,6 +361,19 @@ def test_a_snapshot_of_another_ledger_gallery_or_history_is_not_used(world, tmp_
             ("snapshot.not_used", "items"),
             ("snapshot.used", None),
         ]
+
+
+def test_a_snapshot_of_another_shard_is_not_used(world, said):
+    for settings in ({"shard": "2/3", "shard_rows": 16}, {"shard": "1/3", "shard_rows": 16}, {}):
+        write(serve(world, **settings))
+    shutil.copy(
+        folder(world) / "shard-1-of-3" / "vectors.snapshot",
+        folder(world) / "shard-2-of-3" / "vectors.snapshot",
+    )
+    restarted(world, said, used=False, shard="2/3", shard_rows=16)
+    assert "another shard" in str(said)
+    restarted(world, said, used=False, shard="1/3", shard_rows=32)
+    restarted(world, said, used=True, shard="1/3", shard_rows=16)
 
 
 def test_a_damaged_snapshot_is_not_used(world, said):
