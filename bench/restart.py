@@ -31,9 +31,9 @@ PROBE_S = 0.0005
 def run(
     settings: Settings | None = None, *, repeats: int = 5, quick: bool = False, n: int | None = None
 ) -> dict[str, Any]:
-    """Measure in a database and a folder of their own; `quick`: 65,536 items and two repeats, not to quote."""
+    """Measure in a database and a folder of their own; `quick`: 131,072 items and two repeats, not to quote."""
     pin_threads()
-    n = n or (65_536 if quick else N)
+    n = n or (131_072 if quick else N)
     repeats = min(repeats, 2) if quick else repeats
     with scratch_context(settings or load_settings()) as context:
         described = database(context)
