@@ -73,7 +73,7 @@ def _measure(context: Context, gallery: GalleryRow, repeats: int, n: int, part: 
         _refresh(written, BEHIND)
         starts = _starts(context, gallery, repeats)
     fresh, again = starts["fresh"], starts["snapshot"]
-    what = f"{n:,} × {DIM} float32, label and one attribute, embedded ledger, a quarter through a refresh"
+    what = f"{n:,} × {DIM} float32, label and one attribute, embedded ledger, a fifth through a refresh"
     return [
         Row(ROW, f"a replica is ready, from its snapshot and {BEHIND} batches of {BATCH:,} of the log behind it, {what}: "
             f"median of {repeats}, {quartiles(again)}", median(again), "s",

@@ -6,7 +6,7 @@ import json
 
 import psycopg
 
-from bench import core, engine, revision, serving, views
+from bench import core, engine, restart, revision, serving, views
 from orchestrator.ledger.queries.reporting import VIEWS
 
 
@@ -74,3 +74,19 @@ def test_serving_is_measured_beside_its_peers(settings, tmp_path):
     assert "not measured" not in names
     refreshed = [row for row in result["rows"] if row["name"].startswith("QPS")]
     assert all(row["value"] > 0 for row in refreshed)
+
+
+def test_a_restart_is_measured_fresh_and_from_a_snapshot(settings, monkeypatch):
+    monkeypatch.setattr(restart, "BEFORE", 16)
+    monkeypatch.setattr(restart, "BEHIND", 3)
+    monkeypatch.setattr(restart, "RATE_PER_S", 2048)  # the batches beside a snapshot that is written
+    before = _databases(settings.database_url)
+    result = restart.run(settings, repeats=1, quick=True, n=16_384)
+    ready, size, written, *waits = result["rows"]
+    assert "3 batches of 1,024" in ready["name"]
+    assert ready["value"] > 0
+    assert size["value"] > 16_384 * 64 * 4 / 1e6, "all vectors, and the items"
+    assert written["value"] > 0
+    assert len(waits) == 2
+    assert {row["holds"] for row in result["rows"]} == {None}
+    assert _databases(settings.database_url) == before
