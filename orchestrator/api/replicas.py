@@ -244,13 +244,14 @@ class Replicas:
                 return
 
     def _try(self, gallery: GalleryRow) -> None:
-        self._failed.setdefault(gallery.name, "it is being loaded.")
+        before = self._failed.setdefault(gallery.name, "it is being loaded.")
         try:
             self.of(gallery.name)
             self._failed.pop(gallery.name)
         except Exception as error:  # noqa: BLE001 - one gallery that cannot be loaded must not keep the others out
             self._failed[gallery.name] = str(error)
-            log("replica.failed", level="error", gallery=gallery.name, message=str(error))
+            if str(error) != before:  # tried again every DISCOVER_S, and said once
+                log("replica.failed", level="error", gallery=gallery.name, message=str(error))
 
     def missing(self) -> dict[str, str]:
         """Galleries that cannot be searched here yet, and why; the empty name: nobody has looked what there is."""

@@ -171,7 +171,7 @@ def read(path: Path) -> Kept:
             held = _description(file)
             arrays = {name: _array(file, name, where) for name, where in held["arrays"].items()}
     except FileNotFoundError:
-        raise UnusableSnapshotError("there is none.") from None
+        raise UnusableSnapshotError("there is no snapshot.") from None
     except OSError as error:
         raise UnusableSnapshotError(f"it cannot be read: {error.strerror or error}.") from error
     return Kept(held["description"], arrays)

@@ -138,7 +138,7 @@ def test_killed_at_any_stage_it_leaves_the_snapshot_before_or_the_new_one(path, 
         if point == "snapshot_named":
             assert held.written(path) == held.seq
         elif before is None:
-            with pytest.raises(UnusableSnapshotError, match="there is none"):
+            with pytest.raises(UnusableSnapshotError, match="there is no snapshot"):
                 read(path)
         else:
             assert held.written(path) == before
