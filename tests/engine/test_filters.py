@@ -39,8 +39,7 @@ def pictures(folder):
     return sorted(folder.rglob("*.png"))
 
 
-@pytest.fixture
-def world(context, tmp_path):
+def three_shops(context, tmp_path):
     """Gallery `pics` out of a manifest: 240 pictures in three shops; every fourth has a season too."""
     platform.draw_pictures(tmp_path / "pictures")
     rows = [
@@ -56,6 +55,11 @@ def world(context, tmp_path):
     platform.work(context, embed.embed_gallery(context, "pics", "old").id)
     platform.certify_pair(context, "old", "kin")
     return context
+
+
+@pytest.fixture
+def world(context, tmp_path):
+    return three_shops(context, tmp_path)
 
 
 def follow(context):

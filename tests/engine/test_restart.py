@@ -19,7 +19,7 @@ from orchestrator.api.replicas import Replicas, ServedReplica
 from orchestrator.errors import HotrefreshError, UnreachableError
 from orchestrator.failpoints import SNAPSHOT_POINTS, InjectedError
 from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.service import advance, embed, finish, galleries, items, rollouts
+from orchestrator.service import advance, finish, items, rollouts
 from orchestrator.service.certify import CertifyRequest, certify
 from orchestrator.serving import snapshots
 from orchestrator.serving.matrix import load_matrix
@@ -27,27 +27,13 @@ from orchestrator.serving.snapshot_file import read
 from orchestrator.serving.snapshots import InterruptedCopyError
 from tests.engine import platform, strategies
 from tests.engine.test_calibration import certified_by_hand
-from tests.engine.test_filters import SHOPS, manifest, pictures
+from tests.engine.test_filters import manifest, pictures, three_shops
 from tests.engine.test_supersede import work_some
 
 
 @pytest.fixture
 def world(context, tmp_path):
-    """Gallery `pics`, 240 pictures of three shops; `kin` is certified, `far` is registered."""
-    platform.draw_pictures(tmp_path / "pictures")
-    rows = [
-        (f"p{n}", path, path.parent.name, SHOPS[n % 3], "summer" if n % 4 == 0 else "")
-        for n, path in enumerate(pictures(tmp_path / "pictures"))
-    ]
-    galleries.create_gallery(context, "pics", manifest(tmp_path, rows))
-    galleries.import_query_set(
-        context, "pics", "asked", str(platform.draw_pictures(tmp_path / "queries", 3, seed=7))
-    )
-    for name, moved in (("old", 0.0), ("kin", 0.02)):
-        platform.register_network(context, tmp_path, name, seed=0, moved=moved)
-    platform.work(context, embed.embed_gallery(context, "pics", "old").id)
-    platform.certify_pair(context, "old", "kin")
-    return context
+    return three_shops(context, tmp_path)
 
 
 @pytest.fixture
