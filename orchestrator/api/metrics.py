@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -91,48 +91,49 @@ class LedgerCollector(Collector):
         return [lag_metric(self._replicas.lags()), age_metric(ages), snapshots, refused_metric(refusals)]
 
 
+def labelled(family: Metric, values: Mapping[str, float]) -> Metric:
+    """A family of one label, with its values."""
+    for label, value in values.items():
+        family.add_metric([label], value)  # type: ignore[attr-defined]
+    return family
+
+
 def lag_metric(lags: dict[str, int]) -> Metric:
     """Of this process's replicas."""
-    lag = GaugeMetricFamily("hotrefresh_replica_lag_batches", "Log entries not applied", labels=["gallery"])
-    for gallery, entries in lags.items():
-        lag.add_metric([gallery], entries)
-    return lag
+    family = GaugeMetricFamily(
+        "hotrefresh_replica_lag_batches", "Log entries not applied", labels=["gallery"]
+    )
+    return labelled(family, lags)
 
 
 def age_metric(ages: dict[str, float]) -> Metric:
     """Of this process's replicas."""
-    age = GaugeMetricFamily(
+    family = GaugeMetricFamily(
         "hotrefresh_replica_lag_seconds",
         "Since the oldest log entry that is not applied was committed",
         labels=["gallery"],
     )
-    for gallery, seconds in ages.items():
-        age.add_metric([gallery], seconds)
-    return age
+    return labelled(family, ages)
 
 
 def snapshot_metric(ages: dict[str, float]) -> Metric:
     """Of this process's replicas; absent where there is no snapshot."""
-    age = GaugeMetricFamily(
+    family = GaugeMetricFamily(
         "hotrefresh_replica_snapshot_age_seconds",
         "Since the first log entry that is not in the snapshot was committed",
         labels=["gallery"],
     )
-    for gallery, seconds in ages.items():
-        age.add_metric([gallery], seconds)
-    return age
+    return labelled(family, ages)
 
 
 def refused_metric(refusals: dict[str, str | None]) -> Metric:
     """Of this process's replicas."""
-    refused = GaugeMetricFamily(
+    family = GaugeMetricFamily(
         "hotrefresh_replica_refused",
         "1 while searches are refused: a pair of models lacks its certificate",
         labels=["gallery"],
     )
-    for gallery, reason in refusals.items():
-        refused.add_metric([gallery], float(reason is not None))
-    return refused
+    return labelled(family, {name: float(reason is not None) for name, reason in refusals.items()})
 
 
 def rollout_metrics(rows: list[Row], now: datetime) -> list[Metric]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from orchestrator.api.metrics import labelled
 from orchestrator.serving.traffic import Traffic
 
 
@@ -35,18 +36,12 @@ def traffic_metrics(
         "Searches answered while a canary goes on, by system",
         labels=["system"],
     )
-    for system, count in answered.items():
-        answers.add_metric([system], count)
     shadow = CounterMetricFamily(
         "hotrefresh_shadow_queries",
         "Queries for which the other system was asked too, by outcome: compared, dropped, failed",
         labels=["outcome"],
     )
-    for outcome, count in compared.items():
-        shadow.add_metric([outcome], count)
     percent = GaugeMetricFamily(
         "hotrefresh_canary_percent", "Traffic that the new system answers in this process", labels=["gallery"]
     )
-    for gallery, value in canaries.items():
-        percent.add_metric([gallery], value)
-    return [answers, shadow, percent]
+    return [labelled(answers, answered), labelled(shadow, compared), labelled(percent, canaries)]

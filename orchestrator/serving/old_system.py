@@ -16,16 +16,13 @@ from sqlalchemy import Connection
 
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError
-from orchestrator.index import index_options, make_index
 from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import ItemRow, LogEntry, RolloutRow
-from orchestrator.serving.calibration import calibrated, calibrations
-from orchestrator.serving.filters import load_columns
-from orchestrator.serving.matrix import load_matrix
 from orchestrator.serving.queries import load, query_path
 from orchestrator.serving.replica import Replica
 from orchestrator.serving.served import Served
+from orchestrator.serving.snapshots import laid_out
 
 
 class OldSystem(Replica):
@@ -54,15 +51,9 @@ class OldSystem(Replica):
             if not older or rollout.from_model_id is None:
                 raise ConflictError(f"the vectors from before rollout {rollout.id} were reclaimed.")
             path = query_path(connection, rollout.from_model_id, older[-1])
-            matrix = load_matrix(connection, self.gallery.id, before=rollout.id)
-            vectors = calibrated(matrix.vectors, matrix.version, calibrations(connection, self.gallery.id))
-            columns = None
-            if self._filtered:
-                columns = load_columns(connection, self.gallery.id, matrix.version, matrix.seq)
-        url = self._context.engine.url.render_as_string(hide_password=False)
-        options = index_options(self._context.settings, self._backend, url)
-        index = make_index(self._backend, vectors, options, self._lock)
-        served = Served(index, matrix.version, path, older[-1].id, columns=columns)
+            matrix = laid_out(connection, self.gallery.id, before=rollout.id)
+            columns = self._columns(connection, matrix.version, matrix.seq) if self._filtered else None
+        served = Served(self._index(matrix), matrix.version, path, older[-1].id, columns=columns)
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
 

@@ -19,7 +19,7 @@ from orchestrator.context import Context
 from orchestrator.core.shards import WHOLE, Shard
 from orchestrator.errors import ConflictError, HotrefreshError, NotCertifiedError, StalePathError
 from orchestrator.failpoints import reach
-from orchestrator.index import Rows, index_options, make_index
+from orchestrator.index import Rows, VectorIndex, index_options, make_index
 from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
@@ -105,10 +105,9 @@ class Replica:
             if self.observer is not None:
                 self.observer(connection, None)
         self._load(path, guard)
-        url = self._context.engine.url.render_as_string(hide_password=False)
-        options = index_options(self._context.settings, self._backend, url)
-        index = make_index(self._backend, matrix.vectors, options, self._lock)
-        served = Served(index, matrix.version, path, serving.rollout_id, guard=guard, columns=columns)
+        served = Served(
+            self._index(matrix), matrix.version, path, serving.rollout_id, guard=guard, columns=columns
+        )
         with snapshot(self._context.engine) as connection:
             served.refused = self._uncertified(connection, served)
         with self._lock.write():
@@ -116,6 +115,11 @@ class Replica:
             self._served, self.seq = served, matrix.seq
         if old is not None:  # nobody searches it any more; a rebuild of it needs the lock to end
             old.index.close()
+
+    def _index(self, matrix: GalleryMatrix) -> VectorIndex:
+        url = self._context.engine.url.render_as_string(hide_password=False)
+        options = index_options(self._context.settings, self._backend, url)
+        return make_index(self._backend, matrix.vectors, options, self._lock)
 
     def _mixture(self, connection: Connection) -> GalleryMatrix:
         """The vectors as they are searched; a replica may have them otherwise."""

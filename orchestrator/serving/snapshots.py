@@ -90,12 +90,14 @@ def check_identity(
     return seq
 
 
-def laid_out(connection: Connection, gallery_id: int, shard: Shard = WHOLE) -> GalleryMatrix:
+def laid_out(
+    connection: Connection, gallery_id: int, shard: Shard = WHOLE, *, before: int | None = None
+) -> GalleryMatrix:
     """The gallery's mixture as it is searched, out of the ledger and all extents: (n, width), calibrated where need be.
 
-    Of a shard its rows alone, as it counts them.
+    The arguments are those of `load_matrix`.
     """
-    matrix = load_matrix(connection, gallery_id, shard=shard)
+    matrix = load_matrix(connection, gallery_id, before=before, shard=shard)
     maps = calibrations(connection, gallery_id)
     return replace(matrix, vectors=calibrated(matrix.vectors, matrix.version, maps))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from itertools import count
 
@@ -30,9 +29,7 @@ _files = count()
 def manifest(folder, rows):
     """Rows (key, picture, label, shop, season) as a CSV file; an empty word is no attribute."""
     file = folder / f"manifest-{next(_files)}.csv"
-    with file.open("w", newline="") as out:
-        csv.writer(out).writerows([("key", "path", "label", "shop", "season"), *rows])
-    return str(file)
+    return str(platform.write_csv(file, ("key", "path", "label", "shop", "season"), rows))
 
 
 def pictures(folder):
