@@ -26,6 +26,8 @@ class Cause(StrEnum):
 
     MIXED_STAGE = "mixed_stage"
     MODEL = "model"
+    QUANTISATION = "quantisation"
+    """Float and code of one and the same model version disagree: it is the codec's, not the model's."""
 
 
 NOTHING = -1

@@ -23,7 +23,8 @@ class Strategy:
 
     Attributes:
         adapter: the direction of the adapter that it needs; None: it takes none.
-        reembeds: every item is read and embedded by the new model, in the order of a plan.
+        reembeds: every item gets a new vector, in the order of a plan.
+        recodes: it is made of the stored embedding, by a codec; no item is read.
         summary: what happens, in one sentence.
     """
 
@@ -31,6 +32,7 @@ class Strategy:
     adapter: Direction | None
     reembeds: bool
     summary: str
+    recodes: bool = False
 
     @property
     def lifts(self) -> bool:
@@ -54,6 +56,13 @@ REEMBED = Strategy(
     reembeds=True,
     summary="New queries search the stored embeddings as they are, and every item is embedded anew (RACT, BCT).",
 )
+RECODE = Strategy(
+    "recode",
+    None,
+    reembeds=True,
+    recodes=True,
+    summary="A codec makes codes of the stored embeddings, one batch after another; no item is read (BEBR).",
+)
 TRANSFORM_THEN_REEMBED = Strategy(
     "transform-then-reembed",
     Direction.FORWARD,
@@ -74,7 +83,7 @@ QUERY_ADAPTER = Strategy(
 )
 
 STRATEGIES = MappingProxyType(
-    {each.name: each for each in (REEMBED, TRANSFORM_THEN_REEMBED, TRANSFORM, QUERY_ADAPTER)}
+    {each.name: each for each in (REEMBED, RECODE, TRANSFORM_THEN_REEMBED, TRANSFORM, QUERY_ADAPTER)}
 )
 
 _DEFAULT = {None: REEMBED, Direction.FORWARD: TRANSFORM_THEN_REEMBED, Direction.BACKWARD: QUERY_ADAPTER}
@@ -84,23 +93,31 @@ class UnfitStrategyError(ValueError):
     """The strategy does not exist, or does not go with the adapter; the message says what does."""
 
 
-def choose(name: str | None, direction: Direction | None) -> Strategy:
+def choose(name: str | None, direction: Direction | None, *, recodable: bool = False) -> Strategy:
     """The strategy of a name, or the usual one for the adapter at hand.
 
     Args:
         direction: of the adapter that was given; None: none was.
+        recodable: the new model is a codec, and the embeddings that it encodes are stored.
 
     Raises:
         UnfitStrategyError: an unknown name, or an adapter that the strategy cannot use.
     """
     if name is None:
-        return _DEFAULT[direction]
+        return RECODE if recodable and direction is None else _DEFAULT[direction]
     if name not in STRATEGIES:
         raise UnfitStrategyError(f"there is no strategy {name!r}; there are {', '.join(STRATEGIES)}.")
     strategy = STRATEGIES[name]
+    if strategy.recodes and not recodable:
+        raise UnfitStrategyError(
+            f"strategy {name!r} needs a codec of a model whose embeddings are stored (`hotrefresh codec train`); "
+            "'reembed' embeds the items anew."
+        )
     if strategy.adapter is direction:
         return strategy
-    fitting = " or ".join(repr(s.name) for s in STRATEGIES.values() if s.adapter is direction)
+    fitting = " or ".join(
+        repr(s.name) for s in STRATEGIES.values() if s.adapter is direction and (recodable or not s.recodes)
+    )
     given = "no adapter was given" if direction is None else f"the given adapter leads {_LEADS[direction]}"
     raise UnfitStrategyError(
         f"strategy {name!r} {_NEEDS[strategy.adapter]}, and {given}; that fits {fitting}."

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from orchestrator.errors import ConflictError, UnreachableError, UsageError
 from orchestrator.settings import masked
 
-HEAD = "0012"
+HEAD = "0013"
 IDLE_IN_TRANSACTION_S = 20
 
 

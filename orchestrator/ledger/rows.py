@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from models.codecs.codes import CodeShape
 from orchestrator.core.strategies import STRATEGIES, Strategy
 
 
 @dataclass(frozen=True)
 class ModelRow:
+    """A model. `base_model_id`: of a codec, the model whose embeddings it encodes; None: it embeds items itself."""
+
     id: int
     name: str
     modality: str
@@ -22,6 +25,14 @@ class ModelRow:
     manifest: dict[str, Any]
     created_at: datetime
     files: dict[str, int] | None = None
+    base_model_id: int | None = None
+
+    @property
+    def code_shape(self) -> CodeShape | None:
+        """What its vectors are as codes; None where they are floats."""
+        if self.base_model_id is None:
+            return None
+        return CodeShape(self.dim, int(self.manifest["options"]["loops"]))
 
 
 @dataclass(frozen=True)

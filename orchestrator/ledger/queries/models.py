@@ -23,14 +23,15 @@ def insert_model(
     uri: str,
     files: dict[str, int],
     manifest: dict[str, Any],
+    base_model_id: int | None = None,
 ) -> int | None:
     """Register a model; None where the name is taken."""
     return execute(
         connection,
         "insert_model",
-        """INSERT INTO model (name, modality, architecture, dim, digest, fingerprint, uri, files, manifest)
+        """INSERT INTO model (name, modality, architecture, dim, digest, fingerprint, uri, files, manifest, base_model_id)
            VALUES (:name, :modality, :architecture, :dim, :digest, :fingerprint, :uri, CAST(:files AS jsonb),
-                   CAST(:manifest AS jsonb))
+                   CAST(:manifest AS jsonb), CAST(:base AS bigint))
            ON CONFLICT (name) DO NOTHING RETURNING id""",
         name=name,
         modality=modality,
@@ -41,6 +42,7 @@ def insert_model(
         uri=uri,
         files=json.dumps(files),
         manifest=json.dumps(manifest),
+        base=base_model_id,
     ).scalar_one_or_none()
 
 
