@@ -38,8 +38,7 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import Claim, Committed, RolloutRow
 from orchestrator.service import poison
-from orchestrator.serving.matrix import plan_rows, rows_of_ranks, unfinished_versions
-from orchestrator.store import open_extents
+from orchestrator.serving.matrix import extents_of, plan_rows, rows_of_ranks, unfinished_versions
 from workers.control import WORKABLE, Control
 from workers.encode import Encoded, FittingSize, PlacedEncoder, encode_halving
 from workers.encode_errors import end_if_sticky, permanent
@@ -74,9 +73,9 @@ class Pipeline:
     result: DrainResult = field(default_factory=DrainResult)
 
     def __post_init__(self) -> None:
-        self.extents = open_extents(self.rollout.extent_uri, self.encoder.dim)
         self.plans: dict[int, npt.NDArray[np.uint32]] = {}  # revision → the row of every rank
         with self.context.engine.connect() as connection:
+            self.extents = extents_of(connection, self.rollout)
             self.older = unfinished_versions(connection, self.rollout)
         self.lease_s = float(self.rollout.config.get("lease_s", self.context.settings.lease_s))
         self.fitting = self.encoder.fitting if isinstance(self.encoder, PlacedEncoder) else FittingSize()

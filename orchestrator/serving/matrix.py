@@ -64,7 +64,8 @@ class BatchVectors:
 
 def extents_of(connection: Connection, rollout: RolloutRow) -> Extents:
     """A rollout's new vectors."""
-    return open_extents(rollout.extent_uri, model_queries.model_by_id(connection, rollout.to_model_id).dim)
+    model = model_queries.model_by_id(connection, rollout.to_model_id)
+    return open_extents(rollout.extent_uri, model.dim, model.code_shape)
 
 
 def adapted_table(connection: Connection, rollout: RolloutRow) -> Table:

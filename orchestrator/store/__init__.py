@@ -11,8 +11,10 @@ from typing import Any, cast
 
 import numpy.typing as npt
 
+from models.codecs.codes import CodeShape
 from orchestrator.errors import UsageError
 from orchestrator.store.base import CorruptExtentError, Extents, Folder, Root, Table
+from orchestrator.store.row_format import RowFormat
 
 ROWS, ADAPTED, SCORES = "rows.u32", "adapted.f32", "scores.f32"
 
@@ -23,9 +25,13 @@ KINDS = {
 OTHER_KINDS = "orchestrator.store.remote"
 
 
-def open_extents(url: str, dim: int) -> Extents:
-    """The vectors of the rollout whose folder is at `url`; nothing is created or asked before the first call."""
-    return _folder(url).extents(dim)
+def open_extents(url: str, dim: int, codes: CodeShape | None = None) -> Extents:
+    """The vectors of the rollout whose folder is at `url`; nothing is created or asked before the first call.
+
+    Args:
+        codes: they are codes of this shape and kept as such, `dim` bits or a few times as many a row; None: floats.
+    """
+    return _folder(url).extents(RowFormat(dim, codes))
 
 
 def open_table(url: str, name: str, n: int, dim: int) -> Table:

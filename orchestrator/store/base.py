@@ -20,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import HotrefreshError, StoreFullError, UnreachableError, UsageError
+from orchestrator.store.row_format import RowFormat, Vectors
 
-Vectors = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
 
-VECTOR_DTYPE = np.dtype("<f4")  # another codec would replace this and `row_bytes`
 CHUNK_ROWS = 65_536
 """Rows in one object of a table on object storage."""
 
@@ -54,11 +54,12 @@ class CorruptExtentError(HotrefreshError):
 class Extents(Protocol):
     """The vectors of one rollout, batch by batch. Writes and reads may come from any thread.
 
-    Fences of one rank only rise, also where a batch is split: a part of it goes on from the fence of the whole.
+    Fences of one rank only rise, also where a batch is split: a part of it goes on from the fence of the whole. Sums are
+    over the bytes as they are kept (`format`); of codes, vectors come back as unit vectors on their lattice.
     """
 
     url: str
-    dim: int
+    format: RowFormat
 
     def write(self, first_rank: int, fence: int, vectors: Vectors) -> int:
         """Make the vectors of ranks `first_rank` … durable: (n, dim) float32, n ≥ 1. Returns their CRC-32.
@@ -75,6 +76,15 @@ class Extents(Protocol):
         Raises:
             CorruptExtentError: missing, cut short, or not what the CRC-32 says.
             UnreachableError: the store does not answer.
+        """
+
+    def pick(self, first_rank: int, count: int, fence: int, crc: int | None, places: Places) -> Vectors:
+        """Some rows of what `read` gives: (len(places), dim) float32, in the order of `places`, each 0..count - 1.
+
+        The checksum is compared where most of the extent is asked for, and where the store gives nothing but all of it.
+
+        Raises:
+            CorruptExtentError, UnreachableError: as in `read`.
         """
 
     def close(self) -> None:
@@ -114,8 +124,8 @@ class Folder(Protocol):
     def create(self) -> None:
         """Make it, where folders are something that is made."""
 
-    def extents(self, dim: int) -> Extents:
-        """The rollout's vectors."""
+    def extents(self, rows: RowFormat) -> Extents:
+        """The rollout's vectors, kept as `rows` says."""
 
     def table(self, name: str, n: int, dim: int) -> Table:
         """A table of that name."""
@@ -172,21 +182,17 @@ def refuse_removal(root_url: str, url: str) -> UsageError:
     )
 
 
-def bytes_to_write(first_rank: int, fence: int, vectors: Vectors, dim: int) -> memoryview:
+def bytes_to_write(first_rank: int, fence: int, vectors: Vectors, rows: RowFormat) -> memoryview:
     """The vectors as bytes.
 
     Raises:
         ValueError: they do not fit, or the address is none.
     """
-    fits = (
-        vectors.dtype == VECTOR_DTYPE and vectors.ndim == 2 and vectors.shape[1] == dim and len(vectors) > 0
-    )
-    if not fits or first_rank < 0 or fence < 1:
+    if not len(vectors) or first_rank < 0 or fence < 1:
         raise ValueError(
-            f"{vectors.dtype} {vectors.shape} at rank {first_rank}, fence {fence} does not fit rows of {dim} float32, "
-            "ranks from 0, fences from 1"
+            f"{vectors.shape} at rank {first_rank}, fence {fence} does not fit: one row or more, ranks from 0, fences from 1"
         )
-    return np.ascontiguousarray(vectors).data.cast("B")
+    return rows.to_bytes(vectors)
 
 
 def checksum(data: memoryview) -> Future[int]:

@@ -1,7 +1,7 @@
 """A local folder: one sparse file a fence, rows in rank order.
 
-`vectors.f32` holds what was written under fence 1, `vectors.2.f32` under fence 2 …; the vector of rank i stands at byte
-i·dim·4 of its file, which grows as ranks appear. Nearly every batch is committed under its first fence.
+`vectors.f32` holds what was written under fence 1, `vectors.2.f32` under fence 2 … (`vectors.bits` …, where the rows are
+codes); the row of rank i stands at byte i × the bytes of a row of its file, which grows as ranks appear. Nearly every batch is committed under its first fence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ import numpy.typing as npt
 from orchestrator.errors import UnreachableError
 from orchestrator.failpoints import reach
 from orchestrator.store.base import (
-    VECTOR_DTYPE,
     Extents,
     Folder,
+    Places,
     Root,
     Table,
-    Vectors,
     array_bytes,
     bytes_to_write,
     check_bytes,
@@ -39,6 +38,7 @@ from orchestrator.store.base import (
     refuse_removal,
     store_errors,
 )
+from orchestrator.store.row_format import VECTOR_DTYPE, RowFormat, Vectors
 
 PROBE_BYTES = 4096
 
@@ -134,37 +134,57 @@ class _FenceFile:
 class LocalExtents:
     """Extents in a local folder."""
 
-    def __init__(self, url: str, dim: int) -> None:
+    def __init__(self, url: str, rows: RowFormat) -> None:
         self.url = url
-        self.dim = dim
+        self.format = rows
         self._folder = path_of(url)
         self._files: dict[int, _FenceFile] = {}
 
     def _path(self, fence: int) -> Path:
-        return self._folder / ("vectors.f32" if fence == 1 else f"vectors.{fence}.f32")
+        ending = self.format.ending
+        return self._folder / (f"vectors.{ending}" if fence == 1 else f"vectors.{fence}.{ending}")
 
     def write(self, first_rank: int, fence: int, vectors: Vectors) -> int:
-        """Make vectors durable: (n, dim) float32. Returns their CRC-32."""
-        data = bytes_to_write(first_rank, fence, vectors, self.dim)
+        """Make vectors durable: (n, dim) float32. Returns the CRC-32 of their bytes."""
+        data = bytes_to_write(first_rank, fence, vectors, self.format)
         crc = checksum(data)
         path = self._path(fence)
         with store_errors("write", str(path)):
-            self._files.setdefault(fence, _FenceFile(path)).write(first_rank * self.dim * 4, data)
+            self._files.setdefault(fence, _FenceFile(path)).write(first_rank * self.format.row_bytes, data)
             reach("synced")
         return crc.result()
 
     def read(self, first_rank: int, count: int, fence: int, crc: int | None) -> Vectors:
         """What was written under that fence: (count, dim) float32."""
-        vectors = np.empty((count, self.dim), VECTOR_DTYPE)
-        if count:
-            path = self._path(fence)
-            what = f"extent {path} at ranks {first_rank}–{first_rank + count - 1}"
-            buffer = vectors.data.cast("B")
-            done = self._read_into(path, first_rank * self.dim * 4, buffer, what)
-            check_bytes(buffer[:done], len(buffer), crc, what)
-        return vectors
+        return self.format.from_bytes(self._bytes(first_rank, count, fence, crc, [(0, count)]))
 
-    def _read_into(self, path: Path, offset: int, buffer: memoryview, what: str) -> int:
+    def pick(self, first_rank: int, count: int, fence: int, crc: int | None, places: Places) -> Vectors:
+        """Some rows of it: (len(places), dim) float32."""
+        if 2 * len(places) >= count:
+            return self.read(first_rank, count, fence, crc)[places]
+        pieces = [(int(place), 1) for place in places]
+        return self.format.from_bytes(self._bytes(first_rank, count, fence, None, pieces))
+
+    def _bytes(
+        self, first_rank: int, count: int, fence: int, crc: int | None, pieces: Sequence[tuple[int, int]]
+    ) -> memoryview:
+        """Pieces (first row, rows) of an extent, one behind the other."""
+        each = self.format.row_bytes
+        buffer = memoryview(bytearray(each * sum(rows for _, rows in pieces)))
+        path = self._path(fence)
+        what = f"extent {path} at ranks {first_rank}–{first_rank + count - 1}"
+        if len(buffer):
+            with self._reading(path, what) as descriptor:
+                at = 0
+                for first, rows in pieces:
+                    part = buffer[at : at + rows * each]
+                    done = _read_into(descriptor, (first_rank + first) * each, part)
+                    check_bytes(part[:done], len(part), crc, what)
+                    at += len(part)
+        return buffer
+
+    @contextlib.contextmanager
+    def _reading(self, path: Path, what: str) -> Iterator[int]:
         with store_errors("read", str(path)):
             try:
                 descriptor = os.open(path, os.O_RDONLY)
@@ -173,10 +193,7 @@ class LocalExtents:
                     raise corrupt(what, "is missing") from None
                 raise
             try:
-                done = 0
-                while done < len(buffer) and (got := os.preadv(descriptor, [buffer[done:]], offset + done)):
-                    done += got
-                return done
+                yield descriptor
             finally:
                 os.close(descriptor)
 
@@ -184,6 +201,14 @@ class LocalExtents:
         """Close the writer's descriptors. A file whose sync failed stays broken for this object."""
         for file in list(self._files.values()):
             file.close()
+
+
+def _read_into(descriptor: int, offset: int, buffer: memoryview) -> int:
+    """Fill the buffer from an offset on; how many bytes there were."""
+    done = 0
+    while done < len(buffer) and (got := os.preadv(descriptor, [buffer[done:]], offset + done)):
+        done += got
+    return done
 
 
 class LocalTable:
@@ -209,7 +234,7 @@ class LocalTable:
     def append(self, vectors: Vectors) -> None:
         """The next rows: (m, dim) float32."""
         assert self._descriptor is not None, "create() comes first"
-        data = bytes_to_write(self._rows, 1, vectors, self.dim)
+        data = bytes_to_write(self._rows, 1, vectors, RowFormat(self.dim))
         if self._rows + len(vectors) > self.n:
             raise ValueError(f"{self._rows + len(vectors)} rows do not fit a table of {self.n}")
         offset, done = self._rows * self.dim * 4, 0
@@ -256,9 +281,9 @@ class LocalFolder:
         with store_errors("write", self._url):
             make_folders(path_of(self._url))
 
-    def extents(self, dim: int) -> Extents:
+    def extents(self, rows: RowFormat) -> Extents:
         """The rollout's vectors."""
-        return LocalExtents(self._url, dim)
+        return LocalExtents(self._url, rows)
 
     def table(self, name: str, n: int, dim: int) -> Table:
         """A table of that name."""

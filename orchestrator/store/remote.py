@@ -1,6 +1,7 @@
 """Object storage: one immutable object for each (first rank, fence), put in one request.
 
-`vectors/000000123456.2.f32` holds the batch that starts at rank 123,456, written under fence 2. Tables are objects of
+`vectors/000000123456.2.f32` holds the batch that starts at rank 123,456, written under fence 2 (….2.bits, where its rows
+are codes). Tables are objects of
 `CHUNK_ROWS` rows each, named by their first row.
 """
 
@@ -17,12 +18,11 @@ from orchestrator.errors import UnreachableError
 from orchestrator.failpoints import reach
 from orchestrator.store.base import (
     CHUNK_ROWS,
-    VECTOR_DTYPE,
     Extents,
     Folder,
+    Places,
     Root,
     Table,
-    Vectors,
     array_bytes,
     bytes_to_write,
     check_bytes,
@@ -35,6 +35,7 @@ from orchestrator.store.base import (
     store_errors,
 )
 from orchestrator.store.objects import Objects
+from orchestrator.store.row_format import VECTOR_DTYPE, RowFormat, Vectors
 
 MARK = ".folder"
 READ_TOGETHER = 4
@@ -54,16 +55,19 @@ def open_root(url: str) -> Root:
 class RemoteExtents:
     """Extents as objects."""
 
-    def __init__(self, objects: Objects, dim: int) -> None:
+    def __init__(self, objects: Objects, rows: RowFormat) -> None:
         self.url = objects.url
-        self.dim = dim
+        self.format = rows
         self._objects = objects
+
+    def _name(self, first_rank: int, fence: int) -> str:
+        return f"vectors/{first_rank:012d}.{fence}.{self.format.ending}"
 
     def write(self, first_rank: int, fence: int, vectors: Vectors) -> int:
         """Put one object: (n, dim) float32. Returns the CRC-32 of its bytes."""
-        data = bytes_to_write(first_rank, fence, vectors, self.dim)
+        data = bytes_to_write(first_rank, fence, vectors, self.format)
         crc = checksum(data)
-        name = _name(first_rank, fence)
+        name = self._name(first_rank, fence)
         with store_errors("write", f"{self.url}/{name}"):
             reach("mid_write")  # half of a request is nothing: no object appears
             self._objects.put(name, data)
@@ -74,14 +78,16 @@ class RemoteExtents:
     def read(self, first_rank: int, count: int, fence: int, crc: int | None) -> Vectors:
         """What was put under that fence: (count, dim) float32."""
         if not count:
-            return np.zeros((0, self.dim), VECTOR_DTYPE)
-        name, size = _name(first_rank, fence), count * self.dim * 4
+            return np.zeros((0, self.format.dim), VECTOR_DTYPE)
+        name, size = self._name(first_rank, fence), count * self.format.row_bytes
         what = f"extent {self.url}/{name}"
         data = _there(self._objects.get(name, size), what)
         check_bytes(data, size, crc, what)
-        return (
-            np.frombuffer(data, VECTOR_DTYPE).reshape(count, self.dim).copy()
-        )  # the caller's, to be written
+        return self.format.from_bytes(data)
+
+    def pick(self, first_rank: int, count: int, fence: int, crc: int | None, places: Places) -> Vectors:
+        """Some rows of it: (len(places), dim) float32. The whole object is read: a request costs more than its bytes."""
+        return self.read(first_rank, count, fence, crc)[places]
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -107,7 +113,7 @@ class RemoteTable:
     def append(self, vectors: Vectors) -> None:
         """The next rows: (m, dim) float32; full chunks are put at once."""
         rows = self._put_rows + self._waiting_rows
-        bytes_to_write(rows, 1, vectors, self.dim)
+        bytes_to_write(rows, 1, vectors, RowFormat(self.dim))
         if rows + len(vectors) > self.n:
             raise ValueError(f"{rows + len(vectors)} rows do not fit a table of {self.n}")
         self._waiting.append(vectors.copy())
@@ -163,9 +169,9 @@ class RemoteFolder:
     def create(self) -> None:
         """Nothing: a prefix is there when an object is."""
 
-    def extents(self, dim: int) -> Extents:
+    def extents(self, rows: RowFormat) -> Extents:
         """The rollout's vectors."""
-        return RemoteExtents(self._objects, dim)
+        return RemoteExtents(self._objects, rows)
 
     def table(self, name: str, n: int, dim: int) -> Table:
         """A table of that name."""
@@ -224,10 +230,6 @@ class RemoteRoot:
         finally:
             self._objects.remove(name)
         return None
-
-
-def _name(first_rank: int, fence: int) -> str:
-    return f"vectors/{first_rank:012d}.{fence}.f32"
 
 
 def _there(data: bytes | None, what: str) -> bytes:
