@@ -40,6 +40,7 @@ class CertifyRequest:
         sample: gallery rows measured against: every relevant one, filled up with random others.
         seed: of the sample, of the simulated refresh's random order and of the resampled queries.
         tolerance: over 0: an interval that reaches further below the old system makes the verdict inconclusive.
+        loss: of recall at 1, that is accepted.
     """
 
     old: str
@@ -51,6 +52,7 @@ class CertifyRequest:
     minimum_queries: int = 100
     seed: int = 0
     tolerance: float = 0.0
+    loss: float = 0.0
 
 
 def certify(
@@ -133,6 +135,7 @@ def certify(
         "update_gain": judgement.update_gain,
         "gain_reference": judgement.gain_reference,
         "tolerance": request.tolerance,
+        "accepted_loss": request.loss,
         "simulated_order": "random",
         "sampled_items": len(rows),
         "gallery_items": gallery.n_items,
@@ -199,7 +202,7 @@ def _judged(
 
     intervals = _intervals(old_right, curve, rng)
     measured = _measurement(float(old_right.sum()), curve, intervals)
-    judgement = judge(measured, request.minimum_queries, request.tolerance)
+    judgement = judge(measured, request.minimum_queries, request.tolerance, request.loss)
     return _Judged(judgement, _figures(measured, curve, intervals))
 
 
