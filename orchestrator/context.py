@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 
 from orchestrator.artifacts import local_folder
 from orchestrator.errors import ArtifactError
+from orchestrator.ledger.queries.models import model_by_id
 from orchestrator.ledger.rows import AdapterRow, ModelRow
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from models.adapters import Adapter
+    from models.codecs import Codec
     from models.encoders import Encoder
     from orchestrator.broker import Broker
     from orchestrator.settings import Settings
@@ -37,6 +39,7 @@ class Context:
     on_close: list[Callable[[], None]] = field(default_factory=list)
     _encoders: dict[int, Encoder] = field(default_factory=dict)
     _adapters: dict[int, Adapter] = field(default_factory=dict)
+    _codecs: dict[int, Codec] = field(default_factory=dict)
 
     def artifact(self, row: ModelRow | AdapterRow) -> Path:
         """The folder of a registered artifact on this host, not verified yet."""
@@ -49,11 +52,16 @@ class Context:
         )
 
     def encoder(self, model: ModelRow) -> Encoder:
-        """The model's encoder, loaded once a process and verified against the ledger's digest.
+        """The model's encoder, loaded once a process and verified against the ledger's digest; of a codec, its base model's
+        with the codec behind it.
 
         Raises:
             ArtifactError: the artifact is missing, tampered with, or not the one that was registered.
         """
+        if model.id not in self._encoders and model.base_model_id is not None:
+            from models.codecs.coded import CodedEncoder
+
+            self._encoders[model.id] = CodedEncoder(self.encoder(self.base_of(model)), self.codec(model))
         if model.id not in self._encoders:
             from models.encoders import load_encoder
 
@@ -62,9 +70,30 @@ class Context:
             self._encoders[model.id] = encoder
         return self._encoders[model.id]
 
+    def base_of(self, model: ModelRow) -> ModelRow:
+        """The model whose embeddings a codec encodes; any other model itself."""
+        if model.base_model_id is None:
+            return model
+        with self.engine.connect() as connection:
+            return model_by_id(connection, model.base_model_id)
+
+    def codec(self, model: ModelRow) -> Codec:
+        """The codec of a model that is one, loaded once a process and verified against the ledger's digest."""
+        assert model.base_model_id is not None, f"{model.name} is no codec"
+        if model.id not in self._codecs:
+            from models.codecs import load_codec
+
+            codec = load_codec(self.artifact(model))
+            _same_digest(model.name, model.fingerprint, codec.manifest.fingerprint, model.uri)
+            self._codecs[model.id] = codec
+        return self._codecs[model.id]
+
     def prototypes(self, model: ModelRow) -> npt.NDArray[np.float32] | None:
-        """The model's head, (C, dim) float32, L2-normalised; None where its artifact keeps none."""
+        """The model's head, (C, dim) float32, L2-normalised; None where its artifact keeps none, as a codec's."""
         from models.training import load_prototypes
+
+        if model.base_model_id is not None:
+            return None
 
         self.encoder(model)  # verified
         try:

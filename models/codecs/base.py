@@ -11,6 +11,7 @@ import numpy as np
 
 from models.artifact import Manifest
 from models.codecs.codes import Codes, CodeShape
+from models.errors import UsageError
 
 
 class Codec(Protocol):
@@ -23,9 +24,9 @@ class Codec(Protocol):
         """(n, d) float32, L2-normalised -> (n, m) uint8, each ≤ `shape.top`. Raises ValueError for another d."""
 
     def expected_flips(self, vectors: np.ndarray) -> np.ndarray:
-        """(n, d) float32 -> (n,) float32: bits of the code that noise would flip, on average; more: less certain.
+        """(n, d) float32 -> (n,) float32: bits in which a positive's code would differ, on average; more: less certain.
 
-        For codecs that know no activations, zeros.
+        Raises ValueError for another d.
         """
 
 
@@ -58,3 +59,49 @@ class CodecTask:
     seed: int
     threads: int
     progress: Callable[[int, int], None] | None
+
+    @property
+    def shape(self) -> CodeShape:
+        """Of the codes that are to be made."""
+        return CodeShape(self.width, self.loops)
+
+    @property
+    def artifact(self) -> dict[str, Any]:
+        """What every codec's artifact is named by; its options are to be added to by the method."""
+        return {
+            "kind": "codec",
+            "architecture": self.codec,
+            "name": self.name,
+            "modality": self.modality,
+            "preprocessing": {},
+            "dim": self.width,
+        }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What every codec's manifest has among its options."""
+        return {**self.identity, "loops": self.loops}
+
+    def must_stand_alone(self) -> None:
+        """Raises UsageError where an old codec is given to a method that learns nothing from it."""
+        if self.old_positives is not None:
+            raise UsageError(
+                f"codec {self.codec!r} is not trained, so it cannot be made compatible with an old codec: "
+                "choose recurrent or hash, or leave the old codec out"
+            )
+
+
+def checked(manifest: Manifest, vectors: np.ndarray) -> np.ndarray:
+    """`vectors` as contiguous float32. Raises ValueError for another dim than the codec's source."""
+    dim = manifest.options["source_dim"]
+    if vectors.ndim != 2 or vectors.shape[1] != dim:
+        raise ValueError(f"the codec {manifest.name} encodes (n, {dim}) embeddings, not {vectors.shape}")
+    return np.ascontiguousarray(vectors, np.float32)
+
+
+def noisy(vectors: np.ndarray, noise: float, generator: np.random.Generator) -> np.ndarray:
+    """(n, d) float32 with Gaussian noise of that standard deviation on each coordinate, L2-normalised again."""
+    if not noise:
+        return vectors
+    moved = vectors + noise * generator.standard_normal(vectors.shape, dtype=np.float32)
+    return np.asarray(moved / np.maximum(np.linalg.norm(moved, axis=1, keepdims=True), 1e-12), np.float32)

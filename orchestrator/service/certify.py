@@ -18,9 +18,10 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, QuerySetRow
+from orchestrator.service.certify_codes import check_codecs, coded_vectors
 from orchestrator.service.names import find_adapter, find_gallery, find_model, find_query_set
+from orchestrator.service.stored import stored_by
 from orchestrator.serving.embedding import encode_uris, load_query_set
-from orchestrator.serving.matrix import GalleryMatrix, load_matrix
 
 if TYPE_CHECKING:
     from orchestrator.core.certificate import Judgement, Measurement
@@ -39,6 +40,7 @@ class CertifyRequest:
         sample: gallery rows measured against: every relevant one, filled up with random others.
         seed: of the sample, of the simulated refresh's random order and of the resampled queries.
         tolerance: over 0: an interval that reaches further below the old system makes the verdict inconclusive.
+        loss: of recall at 1, that is accepted.
     """
 
     old: str
@@ -50,6 +52,7 @@ class CertifyRequest:
     minimum_queries: int = 100
     seed: int = 0
     tolerance: float = 0.0
+    loss: float = 0.0
 
 
 def certify(
@@ -70,32 +73,42 @@ def certify(
         gallery = find_gallery(connection, request.gallery)
         query_set = load_query_set(connection, _known_relevance(connection, gallery, request.query_set))
         adapter = find_adapter(connection, request.adapter) if request.adapter else None
-        matrix, of_old = _stored_by(connection, gallery, old)
+        matrix, of_old = stored_by(connection, gallery, old)
         rng = np.random.default_rng(request.seed)
         rows, relevance = _sample(query_set.relevance, np.flatnonzero(matrix.version), request.sample, rng)
         uris = {i.row: i.uri for i in gallery_queries.items_of_rows(connection, gallery.id, rows.tolist())}
     backward = adapter is not None and (adapter.source_model_id, adapter.target_model_id) == (new.id, old.id)
     _check_adapter(adapter, old, new)
-    if adapter is None and old.dim != new.dim:
+    check_codecs(old, new)
+    coded = new.base_model_id is not None
+    if adapter is None and old.dim != new.dim and not coded:
         raise NotCertifiedError(
             f"{new.name!r} has {new.dim} dimensions and {old.name!r} {old.dim}: they cannot meet in one search without an "
             f"adapter. Fit one with `hotrefresh model adapt {old.name} {new.name} --gallery {gallery.name}`."
         )
     stored = np.zeros((len(rows), old.dim), np.float32)
     kept = of_old[rows]
-    stored[kept] = matrix.vectors[rows[kept]]
+    stored[kept] = matrix.vectors[rows[kept], : old.dim]  # of codes beside floats, the codes
     if not kept.all():  # a newer rollout holds these: what the old model makes of them is asked anew
         stored[~kept], _ = encode_uris(context.encoder(old), [uris[int(row)] for row in rows[~kept]])
     base = context.adapter(adapter).transform(stored)[0] if adapter and not backward else stored
     old_queries, _ = encode_uris(context.encoder(old), query_set.uris)
-    new_queries, _ = encode_uris(context.encoder(new), query_set.uris)
-    failed: dict[int, str] = {}
-    if adapter and backward:  # queries move, the gallery never does: its start is its end
+    failed: set[int] = set()
+    cost = None
+    if coded:
+        found_codes = coded_vectors(
+            context, gallery.name, old, new, rows, stored, query_set.uris, relevance, progress
+        )
+        new_queries, base, fresh = found_codes.queries, found_codes.base, found_codes.fresh
+        failed, cost = found_codes.failed, found_codes.quantisation
+    elif adapter and backward:  # queries move, the gallery never does: its start is its end
+        new_queries, _ = encode_uris(context.encoder(new), query_set.uris)
         new_queries, fresh = context.adapter(adapter).transform(new_queries)[0], base
     else:
-        fresh, failed = encode_uris(context.encoder(new), [uris[int(row)] for row in rows], progress)
-    for place in failed:
-        fresh[place] = base[place]  # a quarantined item keeps its old place in the gallery
+        new_queries, _ = encode_uris(context.encoder(new), query_set.uris)
+        fresh, unembedded = encode_uris(context.encoder(new), [uris[int(row)] for row in rows], progress)
+        failed = set(unembedded)
+        fresh[sorted(failed)] = base[sorted(failed)]  # a quarantined item keeps its old place in the gallery
     old_right = relevance.hits(top_k(old_queries, stored, 1)[1]) & relevance.answerable
     unread = np.array(sorted(failed), np.int64)
     sample = Sample(new_queries, base, fresh, unread, relevance, old_right, old_queries, adapter is not None)
@@ -103,7 +116,8 @@ def certify(
     raw = _judged(sample.curve(order), old_right[sample.counted], rng, request)
     # Of its own generator: what is judged raw stays what it was. Where queries move, nothing is ever mixed.
     own_rng = np.random.default_rng([request.seed, 1])
-    found = None if backward else calibrate(sample, order, own_rng)
+    # Codes keep their lattice: a map of their scores would cost the code index its integers.
+    found = None if backward or coded else calibrate(sample, order, own_rng)
     chosen = raw
     if found is not None and found.fitted.effect.pays:
         calibrated = _judged(found.curve, old_right[sample.counted], own_rng, request)
@@ -115,11 +129,13 @@ def certify(
         "calibration": None if found is None else found.report(on=chosen is not raw),
         "uncalibrated": None if chosen is raw else raw.kept(),
         "guard": None if found is None else found.guard(chosen is not raw, own_rng),
+        "quantisation": cost,
         "adapter_maps": None if adapter is None else "queries" if backward else "gallery",
         "lowest": judgement.lowest,
         "update_gain": judgement.update_gain,
         "gain_reference": judgement.gain_reference,
         "tolerance": request.tolerance,
+        "accepted_loss": request.loss,
         "simulated_order": "random",
         "sampled_items": len(rows),
         "gallery_items": gallery.n_items,
@@ -186,7 +202,7 @@ def _judged(
 
     intervals = _intervals(old_right, curve, rng)
     measured = _measurement(float(old_right.sum()), curve, intervals)
-    judgement = judge(measured, request.minimum_queries, request.tolerance)
+    judgement = judge(measured, request.minimum_queries, request.tolerance, request.loss)
     return _Judged(judgement, _figures(measured, curve, intervals))
 
 
@@ -271,28 +287,6 @@ def _flips(point: CurvePoint) -> dict[str, Any]:
         "positive": point.positive_flips,
         "mcnemar_p": mcnemar_p(point.negative_flips, point.positive_flips),
     }
-
-
-def _stored_by(
-    connection: Connection, gallery: GalleryRow, model: ModelRow
-) -> tuple[GalleryMatrix, npt.NDArray[np.bool_]]:
-    """The mixture as it was when a model's vectors were last on top, and which rows (n,) are its own, not adapted;
-    after a transform to it, all of them.
-
-    While a rollout runs, vectors of several models serve together, and each of them may be asked for.
-    """
-    rollouts = rollout_queries.effective_rollouts(connection, gallery.id)
-    of_model = [r for r in rollouts if r.to_model_id == model.id and r.how.holds_vectors]
-    if not of_model:
-        raise ConflictError(
-            f"gallery {gallery.name!r} does not hold embeddings of {model.name!r}; embed it with them first."
-        )
-    newer = [r.id for r in rollouts if r.id > of_model[-1].id and r.how.holds_vectors]
-    matrix = load_matrix(connection, gallery.id, before=newer[0] if newer else None)
-    # Lifted vectors are all that a transform has, and it may be that no item can be read any more.
-    if not of_model[-1].how.reembeds:
-        return matrix, matrix.version != 0
-    return matrix, np.isin(matrix.version, [r.id for r in of_model])
 
 
 def _check_adapter(adapter: AdapterRow | None, old: ModelRow, new: ModelRow) -> None:

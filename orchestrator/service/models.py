@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.artifact import copy_artifact
+from models.artifact import Manifest, copy_artifact
 from orchestrator.artifacts import folder_name, publish
 from orchestrator.context import Context
 from orchestrator.errors import ArtifactError, ConflictError, UsageError
@@ -47,6 +47,23 @@ def import_model(context: Context, folder: Path, name: str, *, own_code: bool = 
     manifest = load_encoder(folder, own_code=own_code).manifest
     kept = keep_artifact(context, folder, manifest.fingerprint)
     files = publish(context.settings.extents, kept, manifest.fingerprint)
+    return register(context, name, manifest, kept, files)
+
+
+def register(
+    context: Context,
+    name: str,
+    manifest: Manifest,
+    kept: Path,
+    files: dict[str, int],
+    *,
+    base: ModelRow | None = None,
+) -> ModelRow:
+    """Write a kept and published artifact into the ledger. `base`: of a codec, the model whose embeddings it encodes.
+
+    Raises:
+        ConflictError: the name is taken by another model (the same one again is done already).
+    """
     with transaction(context.engine) as connection:
         model_id = model_queries.insert_model(
             connection,
@@ -59,6 +76,7 @@ def import_model(context: Context, folder: Path, name: str, *, own_code: bool = 
             uri=str(kept),
             files=files,
             manifest=asdict(manifest),
+            base_model_id=None if base is None else base.id,
         )
         if model_id is None:
             row = find_model(connection, name)
@@ -70,7 +88,7 @@ def import_model(context: Context, folder: Path, name: str, *, own_code: bool = 
         rollout_queries.write_audit(
             connection,
             actor=context.actor,
-            action="model.imported",
+            action="model.imported" if base is None else "codec.imported",
             target=name,
             after={"fingerprint": manifest.fingerprint},
         )

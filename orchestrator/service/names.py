@@ -24,6 +24,16 @@ def find_model(connection: Connection, name: str) -> ModelRow:
     return row
 
 
+def find_codec(connection: Connection, name: str) -> ModelRow:
+    """A codec by name, or NotFoundError naming those there are."""
+    row = model_queries.model_by_name(connection, name)
+    if row is not None and row.base_model_id is not None:
+        return row
+    codecs = [m.name for m in model_queries.list_models(connection) if m.base_model_id is not None]
+    what = f"{name[:200]!r} is a model and no codec" if row else f"there is no codec {name[:200]!r}"
+    raise NotFoundError(f"{what}; {_known(codecs)} Make one with `hotrefresh codec train`.")
+
+
 def find_adapter(connection: Connection, name: str) -> AdapterRow:
     """An adapter by name, or NotFoundError naming those there are."""
     row = model_queries.adapter_by_name(connection, name)

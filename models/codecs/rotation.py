@@ -1,0 +1,179 @@
+"""A random rotation and a uniform quantiser: the baseline every trained codec has to beat. Ours; no paper's.
+
+A vector is turned by a fixed random orthogonal matrix, so that its length is spread evenly over all coordinates, and
+scaled to a root mean square of 1 a coordinate. Each coordinate y then falls into one of 2^{u+1} cells of one width, the
+step, the outermost ones open:
+
+    c = clip(⌊y / step⌋ + 2^u, 0, M)
+
+The levels 2c − M are the cells' centres over step / 2, so the code points where the vector points: one recurrent code
+whose planes nobody had to train. With u = 0 it is the sign of a random rotation, whatever the step is.
+
+The step is fitted to a sample by the mean cosine of vector and code. As a code's length means nothing, each vector is
+cut with whichever of a few multiples of the step brings its own code closest to it: no bit is spent on which that was.
+With more dimensions than the vectors have, several rotations stand side by side; with fewer, the first of one's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from models.artifact import Manifest, save_artifact
+from models.codecs.base import CodecTask, checked, noisy
+from models.codecs.codes import Codes, CodeShape
+from models.options import at_least
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_CHUNK_ROWS = 8192
+_SAMPLE_ROWS = 4096
+_STEPS = np.geomspace(0.1, 2.0, 61)
+
+
+def fit(task: CodecTask, noise: float = 0.02, multiples: int = 9) -> Manifest:
+    """Draws the rotation, fits the step and writes the artifact; see `models.codecs.fit_codec`.
+
+    Args:
+        noise: standard deviation of Gaussian noise on each coordinate of both sides of a pair; for `expected_flips` alone.
+        multiples: of the step, from 3/4 to 4/3 of it, that each vector chooses from; 1: the step itself.
+
+    Raises UsageError where an old codec is given: nothing here is trained towards it.
+    """
+    from torch import from_numpy
+
+    task.must_stand_alone()
+    at_least(0, noise=noise)
+    at_least(1, multiples=multiples)
+    started = time.monotonic()
+    draw = np.random.default_rng(task.seed)
+    rotation = rotations(task.anchors.shape[1], task.width, draw)
+    rows = draw.permutation(len(task.anchors))[:_SAMPLE_ROWS]
+    turned = turn(task.anchors[rows], rotation)
+    step = _fitted_step(turned, task.shape)
+    sides = [turn(noisy(side[rows], noise, draw), rotation) for side in (task.anchors, task.positives)]
+    differences = np.sqrt(np.square(sides[0] - sides[1]).mean(axis=0)).astype(np.float32)
+    if task.progress is not None:
+        task.progress(1, 1)
+    return save_artifact(
+        task.folder,
+        {"rotation": from_numpy(rotation), "noise": from_numpy(np.maximum(differences, np.float32(1e-6)))},
+        options={**task.options, "step": step, "multiples": multiples},
+        training={
+            "pairs": len(task.anchors),
+            "noise": noise,
+            "seed": task.seed,
+            "seconds": round(time.monotonic() - started, 2),
+        },
+        **task.artifact,
+    )
+
+
+def load(manifest: Manifest, tensors: Mapping[str, Tensor]) -> RotationCodec:
+    """The codec of an artifact."""
+    return RotationCodec(manifest, tensors["rotation"].numpy(), tensors["noise"].numpy())
+
+
+class RotationCodec:
+    """A `Codec`; see the module."""
+
+    def __init__(self, manifest: Manifest, rotation: np.ndarray, noise: np.ndarray) -> None:
+        self.manifest = manifest
+        self.shape = CodeShape(manifest.dim, manifest.options["loops"])
+        self.rotation = rotation
+        self.noise = noise
+        self.steps = manifest.options["step"] * _multiples(manifest.options["multiples"])
+        if rotation.shape != (manifest.options["source_dim"], manifest.dim) or noise.shape != (manifest.dim,):
+            raise ValueError(f"a rotation of {rotation.shape} and a noise of {noise.shape}")
+
+    def encode(self, vectors: np.ndarray) -> Codes:
+        """See `models.codecs.base.Codec`."""
+        vectors = checked(self.manifest, vectors)
+        codes: Codes = np.zeros((len(vectors), self.shape.width), np.uint8)
+        for at in range(0, len(vectors), _CHUNK_ROWS):
+            rows = slice(at, at + _CHUNK_ROWS)
+            codes[rows] = quantised(turn(vectors[rows], self.rotation), self.shape, self.steps)[0]
+        return codes
+
+    def expected_flips(self, vectors: np.ndarray) -> np.ndarray:
+        """(n,) float32: Σ over coordinates and their two thresholds of Φ(−distance / σ) · bits that turn beyond it.
+
+        σ is the root mean square of y(anchor) − y(positive) over the pairs of the fit, one a coordinate. Thresholds further
+        away than the nearest on either side are left out: a step that large is rare.
+        """
+        from models.codecs.networks import below
+
+        vectors = checked(self.manifest, vectors)
+        found = np.zeros(len(vectors), np.float32)
+        for at in range(0, len(vectors), _CHUNK_ROWS):
+            rows = slice(at, at + _CHUNK_ROWS)
+            turned = turn(vectors[rows], self.rotation)
+            codes, steps = quantised(turned, self.shape, self.steps)
+            lower = (codes.astype(np.float32) - 2**self.shape.loops) * steps[:, None]
+            upper = lower + steps[:, None]
+            down = np.where(codes > 0, np.bitwise_count(codes ^ (codes - 1)), 0)
+            up = np.where(codes < self.shape.top, np.bitwise_count(codes ^ (codes + 1)), 0)
+            chances = down * below((turned - lower) / self.noise) + up * below((upper - turned) / self.noise)
+            found[rows] = chances.sum(axis=1)
+        return found
+
+
+def rotations(source_dim: int, width: int, draw: np.random.Generator) -> np.ndarray:
+    """(d, m) float32: the columns of as many random orthogonal (d, d) matrices as it takes, the last one cut."""
+    blocks = []
+    for _ in range(-(-width // source_dim)):
+        orthogonal, triangle = np.linalg.qr(draw.standard_normal((source_dim, source_dim)))
+        blocks.append(
+            orthogonal * np.where(np.diag(triangle) < 0, -1, 1)
+        )  # even over all rotations (Mezzadri)
+    return np.ascontiguousarray(np.concatenate(blocks, axis=1)[:, :width], np.float32)
+
+
+def turn(vectors: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+    """(n, d) -> (n, m) float32, turned and with a root mean square of 1."""
+    turned = vectors @ rotation
+    lengths = np.sqrt(np.square(turned).mean(axis=1, keepdims=True))
+    return np.asarray(turned / np.maximum(lengths, 1e-12), np.float32)
+
+
+def quantised(turned: np.ndarray, shape: CodeShape, steps: np.ndarray) -> tuple[Codes, np.ndarray]:
+    """Each row with the one of the steps that brings its code closest to it: (n, m) uint8 and (n,) float32 steps."""
+    best = np.full(len(turned), -np.inf, np.float32)
+    codes: Codes = np.zeros(turned.shape, np.uint8)
+    chosen = np.zeros(len(turned), np.float32)
+    for step in steps if shape.loops else steps[:1]:
+        cut = cells(turned, shape, step)
+        alike = cosines(turned, cut, shape)
+        better = alike > best
+        best[better], chosen[better], codes[better] = alike[better], step, cut[better]
+    return codes, chosen
+
+
+def cells(turned: np.ndarray, shape: CodeShape, step: float) -> Codes:
+    """(n, m) float32 -> (n, m) uint8: the formula of the module's text."""
+    found: Codes = np.clip(np.floor(turned / np.float32(step)) + 2**shape.loops, 0, shape.top).astype(
+        np.uint8
+    )
+    return found
+
+
+def cosines(turned: np.ndarray, codes: Codes, shape: CodeShape) -> np.ndarray:
+    """(n,) float32: of each row and its code."""
+    levels = shape.levels(codes).astype(np.float32)
+    lengths = np.sqrt(np.einsum("ij,ij->i", levels, levels) * np.einsum("ij,ij->i", turned, turned))
+    return np.asarray(np.einsum("ij,ij->i", turned, levels) / np.maximum(lengths, 1e-12), np.float32)
+
+
+def _fitted_step(turned: np.ndarray, shape: CodeShape) -> float:
+    if not shape.loops:
+        return 1.0
+    means = [float(cosines(turned, cells(turned, shape, step), shape).mean()) for step in _STEPS]
+    return float(_STEPS[int(np.argmax(means))])
+
+
+def _multiples(count: int) -> np.ndarray:
+    return np.geomspace(0.75, 4 / 3, count) if count > 1 else np.ones(1)

@@ -1,0 +1,90 @@
+"""A gallery's embeddings by one model: as they are stored, or else made now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import Connection
+
+from orchestrator.context import Context
+from orchestrator.errors import ConflictError
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.rows import GalleryRow, ModelRow
+from orchestrator.service.names import find_gallery
+from orchestrator.serving.embedding import encode_uris
+from orchestrator.serving.matrix import GalleryMatrix, load_matrix
+
+Progress = Callable[[int, int], None]
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+def stored_by(
+    connection: Connection, gallery: GalleryRow, model: ModelRow
+) -> tuple[GalleryMatrix, npt.NDArray[np.bool_]]:
+    """The mixture as it was when a model's vectors were last on top, and which rows (n,) are its own, not adapted;
+    after a transform to it, all of them.
+
+    While a rollout runs, vectors of several models serve together, and each of them may be asked for.
+    """
+    rollouts = rollout_queries.effective_rollouts(connection, gallery.id)
+    of_model = [r for r in rollouts if r.to_model_id == model.id and r.how.holds_vectors]
+    if not of_model:
+        raise ConflictError(
+            f"gallery {gallery.name!r} does not hold embeddings of {model.name!r}; embed it with them first."
+        )
+    newer = [r.id for r in rollouts if r.id > of_model[-1].id and r.how.holds_vectors]
+    matrix = load_matrix(connection, gallery.id, before=newer[0] if newer else None)
+    # Lifted vectors are all that a transform has, and it may be that no item can be read any more.
+    if not of_model[-1].how.reembeds:
+        return matrix, matrix.version != 0
+    return matrix, np.isin(matrix.version, [r.id for r in of_model])
+
+
+def holder_of(connection: Connection, gallery: GalleryRow, *, floats: bool = False) -> ModelRow:
+    """The newest model whose vectors a gallery holds; `floats`: the newest that is no codec.
+
+    Raises:
+        ConflictError: there is none.
+    """
+    for rollout in reversed(rollout_queries.effective_rollouts(connection, gallery.id)):
+        model = model_queries.model_by_id(connection, rollout.to_model_id)
+        if rollout.how.holds_vectors and not (floats and model.base_model_id is not None):
+            return model
+    raise ConflictError(
+        f"gallery {gallery.name!r} has no embeddings yet; run `hotrefresh gallery embed {gallery.name} --model NAME`."
+    )
+
+
+def floats_of_rows(
+    context: Context, gallery_name: str, model: ModelRow, rows: I64, progress: Progress
+) -> tuple[F32, set[int]]:
+    """(r, d) float32 embeddings of rows by a model, and the places of those that could not be read, which are zero.
+
+    What the gallery does not hold of this model is embedded now.
+    """
+    with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        gallery = find_gallery(connection, gallery_name)
+        try:
+            matrix, of_model = stored_by(connection, gallery, model)
+        except ConflictError:  # it holds none
+            floats, own = np.zeros((len(rows), model.dim), np.float32), np.zeros(len(rows), np.bool_)
+        else:
+            own = of_model[rows]
+            floats = np.where(own[:, None], matrix.vectors[rows, : model.dim], np.float32(0))
+        missing = np.flatnonzero(~own)
+        wanted = rows[missing].tolist()
+        uris = {item.row: item.uri for item in gallery_queries.items_of_rows(connection, gallery.id, wanted)}
+    failed = {int(place) for place in missing if int(rows[place]) not in uris}
+    asked = [int(place) for place in missing if int(place) not in failed]
+    if asked:
+        found, unread = encode_uris(
+            context.encoder(model), [uris[int(rows[place])] for place in asked], progress
+        )
+        floats[asked] = found
+        failed |= {asked[place] for place in unread}
+    return floats, failed
