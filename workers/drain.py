@@ -17,6 +17,7 @@ from orchestrator.ledger.rows import ModelRow
 from workers.control import WORKABLE
 from workers.encode import PlacedEncoder, placed_once
 from workers.pipeline import Pipeline
+from workers.recode import Coder, RecodePipeline
 from workers.work import DrainResult
 
 
@@ -47,7 +48,8 @@ def drain(
             return DrainResult()
         model = model_queries.model_by_id(connection, rollout.to_model_id)
     started = time.monotonic()
-    pipeline = Pipeline(
+    line = RecodePipeline if rollout.how.recodes else Pipeline
+    pipeline = line(
         context,
         rollout,
         encoder or placed(context, model),
@@ -63,8 +65,10 @@ def drain(
     return pipeline.result
 
 
-def placed(context: Context, model: ModelRow) -> PlacedEncoder:
+def placed(context: Context, model: ModelRow) -> PlacedEncoder | Coder:
     """The model's encoder on this worker's device, put there once a process, not once a slice."""
+    if model.base_model_id is not None:
+        return Coder(context, model)
     settings = context.settings
     encoder = context.encoder(model)
     return placed_once(encoder, settings.device, settings.precision, settings.compile_encoder)  # type: ignore[arg-type]

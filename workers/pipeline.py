@@ -14,7 +14,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -184,16 +184,20 @@ class Pipeline:
         with transaction(self.context.engine) as connection:
             rows = self._rows_of(connection, claim)
             uris = gallery_queries.uris_of_rows(connection, self.rollout.gallery_id, rows.tolist())
-        together = max(DECODE_TOGETHER, len(uris) // (DECODE_TURNS * self.context.settings.decode_threads))
-        slices = [uris[at : at + together] for at in range(0, len(uris), together)]
         prepared, places, holes = [], [], {}
-        for at, outcome in enumerate(chain.from_iterable(self.decoders.map(self._prepare_items, slices))):
+        for at, outcome in enumerate(self.read_items(uris)):
             if isinstance(outcome, ItemError):
                 holes[at] = (outcome.reason, str(outcome))
             else:
                 prepared.append(outcome)
                 places.append(at)
         return Work(claim, rows, prepared, places, holes, time.monotonic() - started)
+
+    def read_items(self, uris: Sequence[str | None]) -> Iterator[Any]:
+        """Of each, what `Encoder.preprocess` makes of it, or the ItemError that says why it is nothing."""
+        together = max(DECODE_TOGETHER, len(uris) // (DECODE_TURNS * self.context.settings.decode_threads))
+        slices = [uris[at : at + together] for at in range(0, len(uris), together)]
+        return chain.from_iterable(self.decoders.map(self._prepare_items, slices))
 
     def _rows_of(self, connection: Connection, claim: Claim) -> npt.NDArray[np.int64]:
         """The rows of a claimed batch, by the revision of the plan that its claim names: none is read twice."""
@@ -253,7 +257,7 @@ class Pipeline:
         vectors = np.zeros((work.claim.n, self.encoder.dim), np.float32)
         if work.places:
             vectors[work.places] = sound_answer(work.encoded, len(work.places), self.encoder.dim)
-            check_places(work)
+            check_places(work, coded=self.extents.format.codes is not None)
         for place in np.flatnonzero(~sound_norms(vectors)):
             if int(place) not in work.holes:
                 with np.errstate(all="ignore"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.core.canary import misplaced
+from orchestrator.core.canary import LEAST_CODE_COSINE, LEAST_COSINE, misplaced
 from orchestrator.errors import ArtifactError
 from workers.work import Work
 
@@ -32,8 +32,8 @@ def sound_answer(answer: object, n: int, dim: int) -> npt.NDArray[np.float32]:
     )
 
 
-def check_places(work: Work) -> None:
-    """Compare the canaries, if there are any, with their rows in the batch.
+def check_places(work: Work, *, coded: bool = False) -> None:
+    """Compare the canaries, if there are any, with their rows in the batch. `coded`: the vectors are codes.
 
     Raises ArtifactError: the encoder mixes up its rows; nothing that it makes can be kept.
     """
@@ -42,7 +42,7 @@ def check_places(work: Work) -> None:
     places = list(work.canaries)
     if not sound_norms(np.concatenate([work.encoded[places], work.again])).all():
         return  # that is another fault, and becomes a hole
-    if wrong := misplaced(work.encoded, places, work.again):
+    if wrong := misplaced(work.encoded, places, work.again, LEAST_CODE_COSINE if coded else LEAST_COSINE):
         raise ArtifactError(
             f"the encoder's answer for item {wrong[0]} of a batch of {len(work.encoded)} is not what it answers for that "
             "item alone: it mixes up its rows. Mend the encoder, then resume."

@@ -16,7 +16,7 @@ import base64
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -35,7 +35,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, ModelRow
 from orchestrator.serving.answers import Answer, Hit, checked_queries, stale
 from orchestrator.serving.filters import Where, checked, no_such_attribute
-from orchestrator.serving.queries import QueryPath, load
+from orchestrator.serving.queries import QueryPath, query_path
 
 # How often the shards behind are asked again before their several places are answered from.
 AGAIN = 5
@@ -144,10 +144,10 @@ class MergedReplica(ServedReplica):
 
     def _loaded(self, model_id: int, adapter_id: int | None) -> QueryPath:
         with transaction(self._context.engine) as connection:
-            model = model_queries.model_by_id(connection, model_id)
+            path = query_path(connection, model_id, None)
             adapter = None if adapter_id is None else model_queries.adapter_by_id(connection, adapter_id)
-        load(self._context, QueryPath(model, None))  # the adapter is applied by the shards
-        return QueryPath(model, adapter)
+        self._context.encoder(path.embedder)  # adapter and codec are applied by the shards
+        return replace(path, adapter=adapter)
 
     def item(self, key: str) -> ItemRow:
         """The item of a key, of the shard that holds it.
@@ -179,7 +179,7 @@ class MergedReplica(ServedReplica):
         path = self.path
         if path_ids is not None and path_ids != path.ids:
             raise stale(path)
-        vectors = checked_queries(vectors, path.model)
+        vectors = checked_queries(vectors, path.embedder)
         wanted = None if where is None else {name: list(of) for name, of in checked(where).items()}
         body = {
             "vectors": base64.b64encode(vectors.astype("<f4").tobytes()).decode(),

@@ -252,11 +252,12 @@ def vector_of(asked: Asked, path: QueryPath) -> Vector:
         ConflictError: it is not of that model: another one was named, or the dimension is another.
         UsageError: it is not finite, or zero.
     """
-    if asked.model is not None and asked.model != path.model.name:
+    model = path.embedder  # a codec makes codes of its floats here
+    if asked.model is not None and asked.model != model.name:
         raise ConflictError(
-            f"the vector is of {asked.model[:200]!r}, and {path.model.name!r} serves; encode the query with that."
+            f"the vector is of {asked.model[:200]!r}, and {model.name!r} embeds queries; encode the query with that."
         )
-    return unit(asked.value, path.model.name, path.model.dim)
+    return unit(asked.value, model.name, model.dim)
 
 
 def _picture(given: str | bytes) -> Any:

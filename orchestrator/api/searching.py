@@ -195,7 +195,7 @@ class Searching:
         self, path: QueryPath, queries: Sequence[Asked], contents: Sequence[Any]
     ) -> list[Vector | Exception]:
         """(dim,) float32 of length 1 or what is wrong, for every query."""
-        encoder = self._context.encoder(path.model)
+        encoder = self._context.encoder(path.embedder)
         found: list[Any] = list(contents)
         prepared: dict[int, Any] = {}
         for at, (query, content) in enumerate(zip(queries, contents, strict=True)):
@@ -207,7 +207,7 @@ class Searching:
             except Exception as error:  # noqa: BLE001 - this query's, not its neighbours'
                 found[at] = error
         if prepared:
-            vectors = self._encode(path.model, list(prepared.values()))
+            vectors = self._encode(path.embedder, list(prepared.values()))
             found = [vectors.pop(0) if at in prepared else each for at, each in enumerate(found)]
         return found
 
@@ -254,7 +254,7 @@ def sticky_of(request: Request) -> str | None:
 
 
 def _vector_bytes(replica: ServedReplica) -> int:
-    return BYTES_A_NUMBER * replica.model.dim
+    return BYTES_A_NUMBER * replica.path.embedder.dim
 
 
 def _content(replica: ServedReplica, asked: Asked) -> Any:

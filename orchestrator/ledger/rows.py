@@ -34,6 +34,11 @@ class ModelRow:
             return None
         return CodeShape(self.dim, int(self.manifest["options"]["loops"]))
 
+    @property
+    def codes(self) -> int:
+        """Dimensions of its codes; 0 where its vectors are floats."""
+        return 0 if self.base_model_id is None else self.dim
+
 
 @dataclass(frozen=True)
 class AdapterRow:

@@ -55,7 +55,8 @@ def search(
     try:
         if query.vector is not None:
             with Replica(context, gallery) as replica:
-                vector = unit(query.vector, replica.model.name, replica.model.dim)
+                model = replica.path.embedder
+                vector = unit(query.vector, model.name, model.dim)
                 answer = replica.search_vectors(vector[None], k, where)[0]
         else:
             content = _content(context, gallery_name, query)

@@ -14,7 +14,8 @@ from sqlalchemy import Connection
 
 from orchestrator.core.calibration import IDENTITY, Calibration, lay_out, widen
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.rows import RolloutRow
+from orchestrator.ledger.rows import ModelRow, RolloutRow
+from orchestrator.serving.matrix import BatchVectors
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -51,16 +52,32 @@ def calibrated(vectors: Vectors, version: Rows, maps: Mapping[int, Calibration])
     return rows
 
 
-def batch_rows(rollout: RolloutRow, vectors: Vectors, width: int) -> Vectors:
-    """A batch's vectors (m, dim) as rows of an index that is `width` wide."""
-    return vectors if vectors.shape[1] == width else lay_out(vectors, calibration_of(rollout))
+def batch_rows(rollout: RolloutRow, batch: BatchVectors, width: int, codes: int = 0) -> Vectors:
+    """A batch's vectors (m, dim) as rows of an index that is `width` wide, of which `codes` columns are of codes."""
+    vectors = batch.vectors
+    if vectors.shape[1] == width:
+        return vectors
+    laid = lay_out(vectors, calibration_of(rollout))
+    if laid.shape[1] == width:
+        return laid
+    rows = np.zeros((len(vectors), width), np.float32)
+    first = 0 if batch.coded else codes
+    rows[:, first : first + vectors.shape[1]] = laid[:, :-1]
+    rows[:, -1] += laid[:, -1]  # where nothing is calibrated, 0 to a column of another kind
+    return rows
 
 
-def fitting(queries: Vectors, width: int) -> Vectors:
-    """Queries (q, dim) for an index that is `width` wide."""
+def fitting(queries: Vectors, width: int, codes: int = 0) -> Vectors:
+    """Queries (q, dim) for an index that is `width` wide; `codes`: of their columns, those of codes, which may be all it has."""
+    if codes and width <= codes + 1:
+        queries = queries[:, :codes]
     return queries if queries.shape[1] == width else widen(queries)
 
 
-def needs_layout(rollout: RolloutRow, queries_dim: int, width: int) -> bool:
-    """Whether an index `width` wide, of vectors of `queries_dim`, has no room yet for the calibration of a rollout."""
-    return width == queries_dim and not calibration_of(rollout).identity
+def needs_layout(rollout: RolloutRow, model: ModelRow, codes: int, width: int) -> bool:
+    """Whether an index `width` wide, of which `codes` columns are of codes, has no room yet for a rollout to a model."""
+    if codes != model.codes:
+        return True
+    if codes:
+        return not calibration_of(rollout).identity
+    return width == model.dim and not calibration_of(rollout).identity

@@ -1,15 +1,70 @@
-"""What a query of a codec is: its code, and the embedding that the code was made of."""
+"""Codes in what is searched: which columns rows have, and what a query of a codec is.
+
+A gallery of codes alone is as wide as a code. Where floats are left, rows are [code | float] (`core.joint`), and with the
+code first a query of both parts is cut to a query of codes alone.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from models.codecs.base import Codec
 from models.codecs.coded import unit_codes
-from orchestrator.core.joint import joint_queries
+from orchestrator.core.joint import joint_codes, joint_floats, joint_queries
+from orchestrator.ledger.rows import ModelRow
 
 Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The columns of a mixture's rows: those of codes, then those of floats; each may be none.
+
+    Attributes:
+        model_id: whose floats these are, of the newest model where they are of several; 0 where there are none.
+    """
+
+    codes: int = 0
+    floats: int = 0
+    model_id: int = 0
+
+    @property
+    def width(self) -> int:
+        """Of a row."""
+        return self.codes + self.floats
+
+    def over(self, model: ModelRow) -> Layout:
+        """What rows are when a model's vectors come over those that there are."""
+        if model.base_model_id is None:
+            return Layout(0, model.dim, model.id)
+        beside = Layout(model.dim, self.floats, self.model_id)
+        if (
+            self.codes
+        ):  # the floats that codes were made beside; those of an older, compatible model are as long
+            return (
+                beside if self.floats == int(model.manifest["options"]["source_dim"]) else Layout(model.dim)
+            )
+        return beside if self.model_id == model.base_model_id else Layout(model.dim)
+
+    def widened(self, vectors: Vectors, older: Layout) -> Vectors:
+        """Rows (r, older.width) as rows of this layout; zeros where they have no place in it."""
+        if older.codes == self.codes:
+            if older.floats == self.floats:
+                return vectors
+            if self.codes:
+                return vectors[:, : self.codes].copy()
+        elif not older.codes and older.floats == self.floats:
+            return joint_floats(vectors, self.codes)
+        return np.zeros((len(vectors), self.width), np.float32)
+
+    def rows(self, vectors: Vectors, *, coded: bool) -> Vectors:
+        """Vectors of one kind, codes (r, m) or floats (r, n), as rows (r, width)."""
+        if vectors.shape[1] == self.width:
+            return vectors
+        return joint_codes(vectors, self.floats) if coded else joint_floats(vectors, self.codes)
 
 
 def joint_of(codec: Codec, floats: Vectors) -> Vectors:

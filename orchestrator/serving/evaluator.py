@@ -270,7 +270,7 @@ class Evaluator:
             apply_rollout(connection, before, rollout, seq=0)
             before.vectors[gone], before.version[gone] = 0, 0
             deployed = calibrated(before.vectors, before.version, maps)
-            self._width = deployed.shape[1]
+            self._width, self._codes = deployed.shape[1], new_path.codes
         self._sets = []
         for queries in loaded:
             old, _ = encode_queries(context, old_path, queries.uris)
@@ -279,8 +279,8 @@ class Evaluator:
                 QuerySetEvaluator(
                     rollout,
                     queries,
-                    fitting(old, old_vectors.shape[1]),
-                    fitting(new, self._width),
+                    fitting(old, old_vectors.shape[1], old_path.codes),
+                    fitting(new, self._width, new_path.codes),
                     old_vectors,
                     deployed.copy(),
                     rollout.config.get("flip_ks", [1]),
@@ -316,7 +316,7 @@ class Evaluator:
             return []
         batch = read_batch(connection, self._holder, entry)
         rows = np.concatenate([batch.rows, batch.emptied])
-        laid_out = batch_rows(self._holder, batch.vectors, self._width)
+        laid_out = batch_rows(self._holder, batch, self._width, self._codes)
         vectors = np.concatenate([laid_out, np.zeros((len(batch.emptied), self._width), np.float32)])
         return [each.apply(rows, vectors, batch.kept) for each in self._sets]
 

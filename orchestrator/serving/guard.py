@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.core.guard import Guard
 from orchestrator.index import VectorIndex
+from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import RolloutRow
 from orchestrator.serving.calibration import fitting
@@ -50,7 +51,8 @@ def guard_of(connection: Connection, rollout: RolloutRow | None) -> RolloutGuard
         for row in rollout_queries.effective_rollouts(connection, rollout.gallery_id)
         if row.id < rollout.id
     ]
-    path = query_path(connection, rollout.from_model_id, older[-1] if older else None)
+    codes = model_queries.model_by_id(connection, rollout.to_model_id).codes
+    path = query_path(connection, rollout.from_model_id, older[-1] if older else None, beside=codes)
     return RolloutGuard(Guard.of(stored), path, rollout.id)
 
 
@@ -104,7 +106,7 @@ class GuardedSearch:
     def encode(self) -> None:
         """Embed what `answer` asked for by the old system."""
         path = self.guard.path
-        encoder = self._context.encoder(path.model)
+        encoder = self._context.encoder(path.embedder)
         prepared = [encoder.preprocess(self._queries[query]) for query in self._wanted]
         vectors = mapped(self._context, path, encoder.encode(prepared))
         self._old.update(zip(self._wanted, vectors, strict=True))
@@ -112,7 +114,8 @@ class GuardedSearch:
     def _merged(
         self, index: VectorIndex, at: Rows, asked: Vectors, stored: Bools, renewed: Bools, k: int
     ) -> tuple[Vectors, Rows]:
-        old = fitting(np.stack([self._old[int(query)] for query in at]), asked.shape[1])
+        old = np.stack([self._old[int(query)] for query in at])
+        old = fitting(old, asked.shape[1], self.guard.path.codes)
         found = [index.search(old, k, allowed=stored), index.search(asked, k, allowed=renewed)]
         rows = np.concatenate([found[0][1], found[1][1]], axis=1)
         scores = np.concatenate([found[0][0], found[1][0]], axis=1)

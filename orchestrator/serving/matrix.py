@@ -9,6 +9,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.core.shards import WHOLE, Shard
+from orchestrator.core.states import RolloutState
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import log as log_queries
@@ -16,6 +17,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import plans as plan_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import LogEntry, RolloutRow
+from orchestrator.serving.coded import Layout
 from orchestrator.store import ADAPTED, ROWS, Extents, Table, open_extents, open_table, read_array
 
 Vectors = npt.NDArray[np.float32]
@@ -27,16 +29,18 @@ class GalleryMatrix:
     """The mixture at one place of the log.
 
     Attributes:
-        vectors: (n, dim) float32; zero where an item has no vector.
+        vectors: (n, layout.width) float32; zero where an item has no vector.
         version: (n,) int64, the rollout each vector comes from; 0 where there is none.
         seq: the last log entry it holds.
         shard: whose rows these are, n of them, as it counts them.
+        layout: which columns are of codes, and which of floats.
     """
 
     vectors: Vectors
     version: Rows
     seq: int
     shard: Shard = WHOLE
+    layout: Layout = Layout()
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class BatchVectors:
 
     Attributes:
         rows: (m,) int64; vectors: (m, dim) float32, their new vectors.
+        coded: these are codes.
         emptied: rows whose changed content could not be embedded: they have no vector from here on.
         kept: rows that could not be embedded and keep the vector they have.
     """
@@ -53,13 +58,14 @@ class BatchVectors:
     vectors: Vectors
     emptied: Rows
     kept: Rows
+    coded: bool
 
     def of(self, shard: Shard) -> BatchVectors:
         """What of it is a shard's, its rows as the shard counts them."""
         if shard.whole:
             return self
         own = [shard.own(rows) for rows in (self.rows, self.emptied, self.kept)]
-        return BatchVectors(own[0], self.vectors[shard.holds(self.rows)], own[1], own[2])
+        return BatchVectors(own[0], self.vectors[shard.holds(self.rows)], own[1], own[2], self.coded)
 
 
 def extents_of(connection: Connection, rollout: RolloutRow) -> Extents:
@@ -99,11 +105,12 @@ def read_batch(connection: Connection, rollout: RolloutRow, entry: LogEntry) -> 
     keep[list(entry.holes + entry.superseded)] = False
     holes, none = rows[list(entry.holes)], rows[:0]
     emptied, kept = (holes, none) if entry.first_rank >= rollout.plan_items else (none, holes)
+    extents = extents_of(connection, rollout)
+    coded = extents.format.codes is not None
     if entry.crc is None:  # nothing but holes: nothing was written
-        dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
-        return BatchVectors(rows[:0], np.zeros((0, dim), np.float32), emptied, kept)
-    vectors = extents_of(connection, rollout).read(entry.first_rank, entry.n, entry.fence, entry.crc)
-    return BatchVectors(rows[keep], vectors[keep], emptied, kept)
+        return BatchVectors(rows[:0], np.zeros((0, extents.format.dim), np.float32), emptied, kept, coded)
+    vectors = extents.read(entry.first_rank, entry.n, entry.fence, entry.crc)
+    return BatchVectors(rows[keep], vectors[keep], emptied, kept, coded)
 
 
 def load_matrix(
@@ -116,6 +123,8 @@ def load_matrix(
 ) -> GalleryMatrix:
     """The gallery's mixture, out of the ledger and the store; of a shard its rows alone.
 
+    Codes take the place of floats beside them: (n, m + d). When that is accepted and no float is left, (n, m).
+
     Args:
         before: leave this rollout and newer ones out (what was served before it).
         up_to: apply only log entries up to this one.
@@ -125,12 +134,14 @@ def load_matrix(
     seq = log_queries.last_seq(connection, gallery_id) if up_to is None else up_to
     n = shard.size(gallery_queries.gallery_by_id(connection, gallery_id).n_items)
     matrix = GalleryMatrix(np.zeros((n, 0), np.float32), np.zeros(n, np.int64), seq, shard)
+    deleted = shard.own(np.array(log_queries.deleted_rows(connection, gallery_id, seq), np.int64))
     for rollout in rollout_queries.effective_rollouts(connection, gallery_id):
         if before is None or rollout.id < before:
             apply_rollout(connection, matrix, rollout, seq)
-    deleted = shard.own(np.array(log_queries.deleted_rows(connection, gallery_id, seq), np.int64))
-    matrix.vectors[deleted] = 0
-    matrix.version[deleted] = 0
+            matrix.vectors[deleted] = 0
+            matrix.version[deleted] = 0
+            if rollout.state == RolloutState.FINALIZED:
+                drop_floats(matrix)
     return matrix
 
 
@@ -138,23 +149,40 @@ def apply_rollout(connection: Connection, matrix: GalleryMatrix, rollout: Rollou
     """Put a rollout's adapted vectors, then its committed batches up to `seq`, over the matrix, in place."""
     if not rollout.how.holds_vectors:
         return
-    dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
+    model = model_queries.model_by_id(connection, rollout.to_model_id)
+    older, matrix.layout = matrix.layout, matrix.layout.over(model)
     if rollout.adapted_uri is not None:
         # Items that came after the start have no adapted vector; their own batch brings one.
-        matrix.vectors = np.zeros((len(matrix.version), dim), np.float32)
+        matrix.vectors = np.zeros((len(matrix.version), model.dim), np.float32)
         adapted = adapted_table(connection, rollout).map()
         for own, rows in matrix.shard.slices(rollout.lifted_items):
             matrix.vectors[own] = adapted[rows]
         matrix.version[matrix.shard.size(rollout.lifted_items) :] = 0
-    elif matrix.vectors.shape[1] != dim:  # the first embedding, or a change of dim without an adapter
-        matrix.vectors = np.zeros((len(matrix.version), dim), np.float32)
-        matrix.version[:] = 0
+    elif (
+        matrix.layout.width != older.width
+    ):  # the first embedding, codes over floats, a change of dim without an adapter
+        matrix.vectors = matrix.layout.widened(matrix.vectors, older)
+        matrix.version[~matrix.vectors.any(axis=1)] = 0
     for entry in log_queries.committed_batches(connection, rollout.id, seq):
         batch = read_batch(connection, rollout, entry).of(matrix.shard)
-        matrix.vectors[batch.rows] = batch.vectors
+        matrix.vectors[batch.rows] = matrix.layout.rows(batch.vectors, coded=batch.coded)
         matrix.version[batch.rows] = rollout.id
         matrix.vectors[batch.emptied] = 0
         matrix.version[batch.emptied] = 0
+
+
+def holds_floats(matrix: GalleryMatrix) -> bool:
+    """Whether some row beside codes is a float."""
+    layout = matrix.layout
+    return bool(layout.codes and layout.floats and matrix.vectors[:, layout.codes :].any())
+
+
+def drop_floats(matrix: GalleryMatrix) -> None:
+    """Let go of the columns of floats, in place, where all rows are codes."""
+    layout = matrix.layout
+    if layout.codes and layout.floats and not holds_floats(matrix):
+        matrix.layout = Layout(layout.codes)
+        matrix.vectors = matrix.vectors[:, : layout.codes].copy()
 
 
 def unfinished_versions(connection: Connection, rollout: RolloutRow) -> Rows | None:

@@ -10,9 +10,11 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.joint import joint_floats
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, ModelRow, RolloutRow, ServingRow
+from orchestrator.serving.coded import joint_of
 from orchestrator.serving.embedding import encode_uris
 
 Vectors = npt.NDArray[np.float32]
@@ -20,10 +22,28 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class QueryPath:
-    """The model that embeds queries, and the adapter that then maps them to the stored embeddings; None: they stay."""
+    """The model that embeds queries, and the adapter that then maps them to the stored embeddings; None: they stay.
+
+    Attributes:
+        base: where the model is a codec, the model that embeds queries before they are encoded: vectors of queries are
+            its floats everywhere, and codes beside them only where they are compared with rows (`mapped`).
+        beside: of a model of floats, the columns of codes that rows have before those of its own.
+    """
 
     model: ModelRow
     adapter: AdapterRow | None
+    base: ModelRow | None = None
+    beside: int = 0
+
+    @property
+    def embedder(self) -> ModelRow:
+        """The model whose encoder embeds queries."""
+        return self.model if self.base is None else self.base
+
+    @property
+    def codes(self) -> int:
+        """Of the columns of a mapped query, the first ones, which are of codes."""
+        return self.model.dim if self.base is not None else self.beside
 
     @property
     def ids(self) -> tuple[int, int | None]:
@@ -31,13 +51,21 @@ class QueryPath:
         return self.model.id, None if self.adapter is None else self.adapter.id
 
 
-def query_path(connection: Connection, model_id: int, rollout: RolloutRow | None) -> QueryPath:
-    """How queries are embedded by a model while a rollout serves."""
+def query_path(
+    connection: Connection, model_id: int, rollout: RolloutRow | None, *, beside: int = 0
+) -> QueryPath:
+    """How queries are embedded by a model while a rollout serves.
+
+    Args:
+        beside: see `QueryPath`.
+    """
     adapter = None
     if rollout is not None and rollout.how.maps_queries:
         assert rollout.adapter_id is not None, "the ledger holds no query-adapter rollout without an adapter"
         adapter = model_queries.adapter_by_id(connection, rollout.adapter_id)
-    return QueryPath(model_queries.model_by_id(connection, model_id), adapter)
+    model = model_queries.model_by_id(connection, model_id)
+    base = None if model.base_model_id is None else model_queries.model_by_id(connection, model.base_model_id)
+    return QueryPath(model, adapter, base, 0 if base is not None else beside)
 
 
 def serving_path(connection: Connection, serving: ServingRow) -> QueryPath:
@@ -54,21 +82,28 @@ def load(context: Context, path: QueryPath) -> None:
     Raises:
         ArtifactError: it is not what was registered.
     """
-    context.encoder(path.model)
+    context.encoder(path.embedder)
+    if path.base is not None:
+        context.codec(path.model)
     if path.adapter is not None:
         context.adapter(path.adapter)
 
 
 def mapped(context: Context, path: QueryPath, vectors: Vectors) -> Vectors:
-    """Vectors of the path's model, (n, d) float32, where the stored embeddings are: (n, d_stored) float32."""
-    if path.adapter is None:
-        return vectors
-    return context.adapter(path.adapter).transform(vectors)[0]
+    """Vectors of the path's embedder, (n, d) float32, where the stored embeddings are: (n, d_stored) float32.
+
+    Of a codec they are codes and floats, (n, m + d); an index of codes alone is asked for the first m (`fitting`).
+    """
+    if path.adapter is not None:
+        vectors = context.adapter(path.adapter).transform(vectors)[0]
+    if path.base is not None:
+        return joint_of(context.codec(path.model), vectors)
+    return joint_floats(vectors, path.beside) if path.beside else vectors
 
 
 def encode_queries(context: Context, path: QueryPath, uris: Sequence[str]) -> tuple[Vectors, dict[int, str]]:
     """As `encode_uris`, through the path; what cannot be read stays zero."""
-    vectors, failed = encode_uris(context.encoder(path.model), uris)
+    vectors, failed = encode_uris(context.encoder(path.embedder), uris)
     vectors = mapped(context, path, vectors)
     vectors[list(failed)] = 0
     return vectors, failed

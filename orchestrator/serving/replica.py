@@ -219,15 +219,16 @@ class Replica:
                 served.path, served.rollout_id, served.refused = path, rollout.id, refused
                 served.guard, self.seq = guard, entry.seq
             return False
-        if entry.kind == "traffic" or (entry.kind == "finalized" and rollout.kind == "upgrade"):
+        finalized = entry.kind == "finalized" and rollout.kind == "upgrade"
+        if entry.kind == "traffic" or (finalized and not rollout.how.recodes):  # else floats may be let go
             self.seq = entry.seq
             return False
         return True
 
     def _needs_layout(self, connection: Connection, rollout: RolloutRow) -> bool:
         """Whether the index has no coordinate yet for the rollout's calibration, and is built anew beside this one."""
-        dim = model_queries.model_by_id(connection, rollout.to_model_id).dim
-        return needs_layout(rollout, dim, self._served.index.dim)
+        model = model_queries.model_by_id(connection, rollout.to_model_id)
+        return needs_layout(rollout, model, self._served.path.codes, self._served.index.dim)
 
     def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
         """Put a batch over the mixture, all of it and its place in the log under one hold of the lock.
@@ -237,7 +238,7 @@ class Replica:
         """
         whole = read_batch(connection, rollout, entry)
         batch = whole.of(self.shard)
-        vectors = batch_rows(rollout, batch.vectors, self._served.index.dim)
+        vectors = batch_rows(rollout, batch, self._served.index.dim, self._served.path.codes)
         reach("replica_read")
         contents: Mapping[int, Mapping[str, str]] = {}
         if (columns := self._served.columns) is not None:
@@ -286,7 +287,7 @@ class Replica:
         """
         while True:
             path = self._served.path
-            encoder = self._context.encoder(path.model)
+            encoder = self._context.encoder(path.embedder)
             vectors = encoder.encode([encoder.preprocess(query) for query in queries])
             with suppress(StalePathError):
                 return self._search(path, vectors, k, where, queries)
@@ -303,7 +304,7 @@ class Replica:
         """Answer queries that are embedded already, each from one consistent mixture.
 
         Args:
-            vectors: (q, dim) float32, L2-normalised, as the model that serves makes them: before a query adapter.
+            vectors: (q, dim) float32, L2-normalised, as the model that serves makes them: before a query adapter or a codec.
             path_ids: the `path.ids` that they were made for.
             contents: the decoded queries, for a guard, None where there is but a vector: that answer is not guarded.
 
@@ -315,7 +316,7 @@ class Replica:
         path = self._served.path
         if path_ids is not None and path_ids != path.ids:
             raise stale(path)
-        return self._search(path, checked_queries(vectors, path.model), k, where, contents)
+        return self._search(path, checked_queries(vectors, path.embedder), k, where, contents)
 
     def _search(
         self,
@@ -338,7 +339,7 @@ class Replica:
                     raise stale(served.path)
                 if served.refused is not None:
                     raise NotCertifiedError(served.refused)
-                asked, allowed = fitting(queries, served.index.dim), served.allowed(wanted)
+                asked, allowed = fitting(queries, served.index.dim, path.codes), served.allowed(wanted)
                 scores, rows = served.index.search(asked, min(k, max(1, len(served.version))), allowed)
                 answered: Guarded | None = scores, rows, np.zeros(len(rows), np.bool_)
                 if served.guard is not None and contents is not None:

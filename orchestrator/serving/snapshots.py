@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.shards import WHOLE, Shard
+from orchestrator.core.states import RolloutState
 from orchestrator.errors import HotrefreshError
 from orchestrator.failpoints import reach
 from orchestrator.index import Lock, Rows, Vectors
@@ -28,7 +29,8 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, LogEntry, RolloutRow
 from orchestrator.serving.calibration import batch_rows, calibrated, calibrations
-from orchestrator.serving.matrix import GalleryMatrix, load_matrix, read_batch
+from orchestrator.serving.coded import Layout
+from orchestrator.serving.matrix import GalleryMatrix, holds_floats, load_matrix, read_batch
 from orchestrator.serving.served import Served
 from orchestrator.serving.snapshot_file import Draft, Kept, UnusableSnapshotError
 
@@ -269,9 +271,8 @@ def restored(connection: Connection, gallery: GalleryRow, shard: Shard, kept: Ke
     healed = np.setdiff1d(healed[healed < len(matrix.version)], deleted)
     if (matrix.version[healed] == 0).any():
         raise UnusableSnapshotError("an item whose change could not be embedded has changed again.")
-    dim = _raw_dim(connection, holders)
     for entry in entries:
-        _check_entry(connection, entry, holders, dim)
+        _check_entry(connection, entry, holders, matrix.layout)
     _grow(matrix, shard.size(gallery_queries.gallery_by_id(connection, gallery.id).n_items))
     for entry in entries:
         if entry.kind == "batch":
@@ -279,6 +280,9 @@ def restored(connection: Connection, gallery: GalleryRow, shard: Shard, kept: Ke
         matrix.seq = entry.seq
     matrix.vectors[deleted] = 0
     matrix.version[deleted] = 0
+    if holders and holders[max(holders)].state == RolloutState.FINALIZED and matrix.layout.codes:
+        if matrix.layout.floats and not holds_floats(matrix):
+            raise UnusableSnapshotError("it has room for floats, and none are left.")
     return matrix
 
 
@@ -291,9 +295,19 @@ def _behind(connection: Connection, gallery_id: int, seq: int) -> list[LogEntry]
             return found
 
 
-def _raw_dim(connection: Connection, holders: Mapping[int, RolloutRow]) -> int:
-    """The dim of the vectors that the ledger says are stored: the newest holder's."""
-    return model_queries.model_by_id(connection, holders[max(holders)].to_model_id).dim if holders else 0
+def _layout(
+    connection: Connection, matrix: GalleryMatrix, holders: Mapping[int, RolloutRow], extra: int
+) -> Layout:
+    """What the columns of rows are, `extra` of them aside: as the ledger has it, or the codes alone where no row is a float."""
+    found, coded = Layout(), set()
+    for number in sorted(holders):
+        model = model_queries.model_by_id(connection, holders[number].to_model_id)
+        found = found.over(model)
+        if model.codes:
+            coded.add(number)
+    present = set(np.unique(matrix.version).tolist()) - {0}
+    alone = found.codes and matrix.vectors.shape[1] - extra == found.codes and present <= coded
+    return Layout(found.codes) if alone else found
 
 
 def _check_layout(
@@ -312,13 +326,14 @@ def _check_layout(
     maps = calibrations(connection, gallery_id)
     if any(maps.get(each, Calibration()) != Calibration.of(stored.get(str(each))) for each in present):
         raise UnusableSnapshotError("its scores are calibrated otherwise.")
-    width = _raw_dim(connection, holders) + bool(maps)
+    matrix.layout = _layout(connection, matrix, holders, extra=bool(maps))
+    width = matrix.layout.width + bool(maps)
     if matrix.vectors.shape != (len(matrix.version), width):
         raise UnusableSnapshotError(f"its rows are {matrix.vectors.shape[1]} wide, and now {width}.")
 
 
 def _check_entry(
-    connection: Connection, entry: LogEntry, holders: Mapping[int, RolloutRow], dim: int
+    connection: Connection, entry: LogEntry, holders: Mapping[int, RolloutRow], layout: Layout
 ) -> None:
     """An entry behind the snapshot changes no row but those it names."""
     fits = entry.kind in ("deleted", "traffic")
@@ -333,9 +348,11 @@ def _check_entry(
         elif entry.kind == "deployed":
             fits = rollout.kind == "upgrade" and not rollout.how.lifts
         elif entry.kind == "finalized":
-            fits = rollout.kind == "upgrade"
+            fits = rollout.kind == "upgrade" and not rollout.how.recodes
         if fits and rollout.how.holds_vectors:
-            fits = model_queries.model_by_id(connection, rollout.to_model_id).dim == dim
+            model = model_queries.model_by_id(connection, rollout.to_model_id)
+            fits = model.dim == (layout.codes if model.codes else layout.floats)
+            fits &= entry.kind == "batch" or model.codes == layout.codes
     if not fits:
         raise UnusableSnapshotError(
             f"entry {entry.seq} of the log ({entry.kind}) changes more than some rows."
@@ -360,7 +377,7 @@ def _apply(connection: Connection, matrix: GalleryMatrix, rollout: RolloutRow, e
         raise UnusableSnapshotError(
             f"entry {entry.seq} of the log is of an older rollout than what it writes to."
         )
-    matrix.vectors[batch.rows] = batch_rows(rollout, batch.vectors, matrix.vectors.shape[1])
+    matrix.vectors[batch.rows] = batch_rows(rollout, batch, matrix.vectors.shape[1], matrix.layout.codes)
     matrix.version[batch.rows] = rollout.id
     matrix.vectors[batch.emptied] = 0
     matrix.version[batch.emptied] = 0
