@@ -47,6 +47,7 @@ class Cause(StrEnum):
 
     MIXED_STAGE = "mixed_stage"
     MODEL = "model"
+    QUANTISATION = "quantisation"
 
 
 _IN_THE_VIEW = {Reference.OLD: "old_system", Reference.PREVIOUS: "previous_stage", None: None}
@@ -63,7 +64,9 @@ def flips(
     queryset: Annotated[str | None, typer.Option(help="Only this query set.")] = None,
     cause: Annotated[
         Cause | None,
-        typer.Option(help="mixed_stage: the rest of the refresh may heal it; model: it will not."),
+        typer.Option(
+            help="mixed_stage: the rest of the refresh may heal it; model, or quantisation by a codec: it will not."
+        ),
     ] = None,
     k: Annotated[
         int | None, typer.Option("--k", min=1, help="Only flips at this k; the summary: 1 unless given.")

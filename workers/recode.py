@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from models.artifact import Manifest
 from models.codecs.coded import unit_codes
-from models.encoders import Encoder
 from models.errors import ItemError
 from orchestrator.context import Context
 from orchestrator.ledger.database import snapshot, transaction
@@ -75,8 +74,8 @@ class Coder:
 
     def _embedder(self) -> PlacedEncoder:
         settings = self._context.settings
-        encoder: Encoder = self._context.encoder(self._base)
-        return placed_once(encoder, settings.device, settings.precision, settings.compile_encoder)
+        encoder = self._context.encoder(self._base)
+        return placed_once(encoder, settings.device, settings.precision, settings.compile_encoder)  # type: ignore[arg-type]
 
 
 class RecodePipeline(Pipeline):

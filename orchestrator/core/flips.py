@@ -108,7 +108,7 @@ class FlipStage:
 
     Attributes:
         events: flips that opened or healed.
-        blamed: queries whose open negative flips were thought to heal until now, and are the model's.
+        blamed: queries whose open negative flips were thought to heal until now, and are the model's, or the codec's.
         against_old, against_previous: the counts against both references.
     """
 
@@ -125,14 +125,18 @@ class FlipTracker:
         relevance: what is right; queries without a relevant row are never counted and never flip.
         old_scores: (Q, k) float32, the old system's answers, best first.
         old_rows: (Q, k) int64. A query is answered right when any of its k rows is relevant.
+        settled_cause: whose a flip is that no later batch can heal.
 
     The first `update` compares the freshly deployed model with the old system, which is also its previous stage.
     """
 
-    def __init__(self, relevance: Relevance, old_scores: F32, old_rows: I64) -> None:
+    def __init__(
+        self, relevance: Relevance, old_scores: F32, old_rows: I64, settled_cause: Cause = Cause.MODEL
+    ) -> None:
         if old_rows.shape != old_scores.shape or len(old_rows) != len(relevance) or not old_rows.shape[1]:
             raise ValueError(f"{len(relevance)} queries need (Q, k >= 1) answers, not {old_rows.shape}")
         self._relevance = relevance
+        self.settled_cause = settled_cause
         self._counted = np.flatnonzero(relevance.answerable)
         self.old_right = relevance.hits(old_rows)
         self.previous_right = self.old_right.copy()
@@ -223,7 +227,7 @@ class FlipTracker:
         )
 
     def _cause(self, query: int) -> Cause:
-        return Cause.MODEL if self._blamed[query] else Cause.MIXED_STAGE
+        return self.settled_cause if self._blamed[query] else Cause.MIXED_STAGE
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from orchestrator.dashboard.charts import Chart, Series, line_chart
 from orchestrator.dashboard.words import decimal, percent
 
 Row = dict[str, Any]
-CAUSES = {"mixed_stage": "mixed stage", "model": "the new model"}
+CAUSES = {"mixed_stage": "mixed stage", "model": "the new model", "quantisation": "the codec"}
 
 
 def recall_charts(measured: Sequence[Row], others: Sequence[Row], order: str) -> list[Chart]:
@@ -92,13 +92,15 @@ def cause_charts(measured: Sequence[Row], changes: Sequence[Row]) -> list[Chart]
         if not points:
             continue
         counts = open_by_cause(points, [row for row in changes if row["queryset"] == queryset], seqs)
+        settled = "quantisation" if any(row["cause"] == "quantisation" for row in changes) else "model"
         series = [
-            Series(CAUSES[cause], cause.replace("_", "-"), counts[cause], stepped=True) for cause in CAUSES
+            Series(CAUSES[cause], cause.replace("_", "-"), counts[cause], stepped=True)
+            for cause in ("mixed_stage", settled)
         ]
         now = {cause: int(counts[cause][-1][1]) for cause in CAUSES}
         summary = (
             f"Open negative flips on {queryset}: {now['mixed_stage']} of a mixed stage, which the rest of the refresh may "
-            f"heal, and {now['model']} of the new model."
+            f"heal, and {now[settled]} of {CAUSES[settled]}."
         )
         charts.append(
             line_chart(f"Open negative flips on {queryset}", summary, "queries", series, whole_numbers=True)

@@ -30,7 +30,11 @@ CHOICES = {
         "positive": "positive: wrong before, right now",
     },
     "reference": {"old_system": "the old system", "previous_stage": "the previous stage"},
-    "cause": {"mixed_stage": "mixed stage: the rest may heal it", "model": "the new model"},
+    "cause": {
+        "mixed_stage": "mixed stage: the rest may heal it",
+        "model": "the new model",
+        "quantisation": "quantisation: the codec",
+    },
     "fate": {"open": "open", "healed": "healed"},
 }
 NAMES = ("queryset", "kind", "reference", "cause", "k", "fate", "slice")

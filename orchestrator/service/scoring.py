@@ -16,6 +16,7 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.rows import AdapterRow, GalleryRow, ModelRow, RolloutRow
 from orchestrator.service.demand import read_counts, require_demand
+from orchestrator.serving.floats import StoredFloats
 
 if TYPE_CHECKING:
     from orchestrator.core.orders import Input
@@ -32,17 +33,19 @@ def check_order(
     adapter: AdapterRow | None,
     gallery: GalleryRow,
     demand_base: str,
+    new: ModelRow,
 ) -> None:
-    """Whether a rollout of the gallery through `adapter` can use the order.
+    """Whether a rollout of the gallery through `adapter` to the model `new` can use the order.
 
     Args:
         demand_base: the order that demand weights.
 
     Raises:
-        UsageError: there is no such order, it is for simulations only, or it reads an uncertainty that nothing predicts.
+        UsageError: there is no such order, it is for simulations only, or it reads an uncertainty that nothing predicts,
+            or codes where there is no codec.
         ConflictError: it follows demand, and nothing of the gallery was retrieved yet.
     """
-    from orchestrator.core.orders import ORDERS, Input, demand_bases, real_orders
+    from orchestrator.core.orders import ORDERS, Input, demand_bases, needs_of, real_orders
 
     real = ", ".join(real_orders())
     if name not in ORDERS:
@@ -58,6 +61,11 @@ def check_order(
                 f"order {name!r} cannot weight {demand_base!r}; --demand-base is one of {', '.join(demand_bases())}."
             )
         require_demand(connection, gallery.id, gallery.name)
+    if Input.EXPECTED_FLIPS in needs_of(name, demand_base) and new.base_model_id is None:
+        raise UsageError(
+            f"order {name!r} reads how sure a codec is of its codes, and {new.name!r} is no codec; choose another order, "
+            "such as entropy."
+        )
     if Input.LOG_VARIANCE not in order.needs:
         return
     if adapter is None:
@@ -82,6 +90,7 @@ class ScoreInputs:
         old: (plan_items, d_old) float32, what the adapter was given; zero where there is none.
         demand: (plan_items,) float32, over 0.
         labels: (row, label) of the labelled items.
+        floats: the stored embeddings that the new model, a codec, encodes.
         model: the new one. adapter: that of the rollout.
     """
 
@@ -89,6 +98,7 @@ class ScoreInputs:
     old: F32 | None
     demand: F32 | None
     labels: list[tuple[int, str]]
+    floats: StoredFloats | None
     model: ModelRow
     adapter: AdapterRow | None
 
@@ -107,12 +117,15 @@ def read_inputs(
     needs = _needs(row)
     embeddings = Input.EMBEDDINGS in needs
     adapter_id = row.adapter_id
+    model = model_queries.model_by_id(connection, row.to_model_id)
+    coded = Input.EXPECTED_FLIPS in needs and model.base_model_id is not None
     return ScoreInputs(
         stored=vectors() if embeddings else None,
         old=old_vectors() if Input.LOG_VARIANCE in needs and not embeddings else None,
         demand=_demand(connection, row) if Input.DEMAND in needs else None,
         labels=gallery_queries.labels_of_gallery(connection, row.gallery_id) if embeddings else [],
-        model=model_queries.model_by_id(connection, row.to_model_id),
+        floats=StoredFloats(connection, row.gallery_id, model.base_model_id or 0) if coded else None,
+        model=model,
         adapter=None if adapter_id is None else model_queries.adapter_by_id(connection, adapter_id),
     )
 
@@ -126,6 +139,7 @@ def score_items(context: Context, row: RolloutRow, inputs: ScoreInputs) -> F32:
 
     needs = _needs(row)
     rng = np.random.default_rng(int(row.config.get("seed", 0)))
+    flips = _expected_flips(context, row, inputs) if inputs.floats is not None else None
     if inputs.stored is None:
         variance = _log_variance(context, row, inputs) if Input.LOG_VARIANCE in needs else None
         return order_scores(
@@ -133,6 +147,7 @@ def score_items(context: Context, row: RolloutRow, inputs: ScoreInputs) -> F32:
             n=row.plan_items,
             rng=rng,
             log_variance=variance,
+            expected_flips=flips,
             demand=inputs.demand,
             base=_base(row),
         )
@@ -183,6 +198,23 @@ def _log_variance(context: Context, row: RolloutRow, inputs: ScoreInputs) -> F32
     # What has no vector cannot be found at all: first, as the orders over prototypes put it.
     predicted[~stored] = predicted[stored].max(initial=-np.inf) if stored.any() else 0.0
     return predicted
+
+
+def _expected_flips(context: Context, row: RolloutRow, inputs: ScoreInputs) -> F32:
+    """(n,) float32, what the codec expects of each stored embedding, chunk by chunk; where there is none, the greatest."""
+    codec, floats = context.codec(inputs.model), inputs.floats
+    assert floats is not None, "read where it is needed"
+    expected = np.zeros(row.plan_items, np.float32)
+    stored = np.zeros(row.plan_items, np.bool_)
+    for at in range(0, row.plan_items, ADAPT_CHUNK):
+        rows = np.arange(at, min(at + ADAPT_CHUNK, row.plan_items))
+        vectors, known = floats.read(rows)
+        stored[rows] = known
+        if known.any():
+            expected[rows[known]] = codec.expected_flips(vectors[known])
+    # As under every order: what has no embedding to encode comes first, its item must be embedded.
+    expected[~stored] = expected[stored].max(initial=0.0)
+    return expected
 
 
 def choose_prototypes(

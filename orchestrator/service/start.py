@@ -161,6 +161,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
             adapter if strategy.lifts else None,
             gallery,
             request.demand_base,
+            new,
         )
     gates = resolved_gates(context.settings.gate)
     config = {

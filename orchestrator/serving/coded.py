@@ -67,6 +67,10 @@ class Layout:
         return joint_codes(vectors, self.floats) if coded else joint_floats(vectors, self.codes)
 
 
+EMPTY = Layout()
+"""Of a gallery without vectors."""
+
+
 def joint_of(codec: Codec, floats: Vectors) -> Vectors:
     """Queries (q, d) of the base model -> (q, m + d): their codes, and themselves for rows that are no codes yet."""
     return joint_queries(unit_codes(codec, floats), floats)

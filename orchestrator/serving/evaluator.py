@@ -15,6 +15,7 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.causes import Cause
 from orchestrator.core.churn import Churn, ChurnTracker
 from orchestrator.core.flips import FlipCounts, FlipEvent, FlipStage, FlipTracker
 from orchestrator.core.healing import flip_credit
@@ -62,7 +63,8 @@ class QuerySetEvaluator:
         ks = [] if self.relevance is RelevanceKind.NONE else sorted({*ks, 1})
         deepest = max([*ks, churn_k])
         scores, rows = top_k(old, before, deepest)
-        self._trackers = {k: FlipTracker(queries.relevance, scores[:, :k], rows[:, :k]) for k in ks}
+        cause = Cause.QUANTISATION if rollout.how.recodes else Cause.MODEL
+        self._trackers = {k: FlipTracker(queries.relevance, scores[:, :k], rows[:, :k], cause) for k in ks}
         self._answers = IncrementalTopK(new, deployed, deepest, max(buffer, deepest))
         counted = np.flatnonzero(queries.relevance.answerable)
         attributes = [query.attributes for query in queries.queries]
@@ -156,7 +158,8 @@ class QuerySetEvaluator:
         for reference, queries in healed.items():
             flip_queries.heal_flips(connection, *ours, reference, k, queries, seq, self._tables)
         if stage.blamed:
-            flip_queries.blame_model(connection, *ours, k, stage.blamed, self._tables)
+            cause = self._trackers[k].settled_cause
+            flip_queries.settle_cause(connection, *ours, k, stage.blamed, cause, self._tables)
         opened = [self._opened(e, k, seq) for e in stage.events if not e.healed]
         flip_queries.insert_flips(connection, opened, self._tables)
 

@@ -41,7 +41,8 @@ class _Batch:
     def read(self, places: Rows) -> Vectors:
         if self.table is not None:
             return np.asarray(self.table[places])
-        assert self.extents is not None and self.entry is not None
+        assert self.extents is not None
+        assert self.entry is not None
         entry = self.entry
         return self.extents.pick(entry.first_rank, entry.n, entry.fence, entry.crc, places)
 

@@ -17,7 +17,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import plans as plan_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import LogEntry, RolloutRow
-from orchestrator.serving.coded import Layout
+from orchestrator.serving.coded import EMPTY, Layout
 from orchestrator.store import ADAPTED, ROWS, Extents, Table, open_extents, open_table, read_array
 
 Vectors = npt.NDArray[np.float32]
@@ -40,7 +40,7 @@ class GalleryMatrix:
     version: Rows
     seq: int
     shard: Shard = WHOLE
-    layout: Layout = Layout()
+    layout: Layout = EMPTY
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, LogEntry, RolloutRow
 from orchestrator.serving.calibration import batch_rows, calibrated, calibrations
-from orchestrator.serving.coded import Layout
+from orchestrator.serving.coded import EMPTY, Layout
 from orchestrator.serving.matrix import GalleryMatrix, holds_floats, load_matrix, read_batch
 from orchestrator.serving.served import Served
 from orchestrator.serving.snapshot_file import Draft, Kept, UnusableSnapshotError
@@ -280,9 +280,9 @@ def restored(connection: Connection, gallery: GalleryRow, shard: Shard, kept: Ke
         matrix.seq = entry.seq
     matrix.vectors[deleted] = 0
     matrix.version[deleted] = 0
-    if holders and holders[max(holders)].state == RolloutState.FINALIZED and matrix.layout.codes:
-        if matrix.layout.floats and not holds_floats(matrix):
-            raise UnusableSnapshotError("it has room for floats, and none are left.")
+    accepted = holders and holders[max(holders)].state == RolloutState.FINALIZED
+    if accepted and matrix.layout.codes and matrix.layout.floats and not holds_floats(matrix):
+        raise UnusableSnapshotError("it has room for floats, and none are left.")
     return matrix
 
 
@@ -299,7 +299,7 @@ def _layout(
     connection: Connection, matrix: GalleryMatrix, holders: Mapping[int, RolloutRow], extra: int
 ) -> Layout:
     """What the columns of rows are, `extra` of them aside: as the ledger has it, or the codes alone where no row is a float."""
-    found, coded = Layout(), set()
+    found, coded = EMPTY, set()
     for number in sorted(holders):
         model = model_queries.model_by_id(connection, holders[number].to_model_id)
         found = found.over(model)

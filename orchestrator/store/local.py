@@ -1,7 +1,8 @@
 """A local folder: one sparse file a fence, rows in rank order.
 
 `vectors.f32` holds what was written under fence 1, `vectors.2.f32` under fence 2 … (`vectors.bits` …, where the rows are
-codes); the row of rank i stands at byte i × the bytes of a row of its file, which grows as ranks appear. Nearly every batch is committed under its first fence.
+codes); the row of rank i stands i rows behind the start of its file, which grows as ranks appear. Nearly every batch is
+committed under its first fence.
 """
 
 from __future__ import annotations

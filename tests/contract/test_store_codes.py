@@ -76,7 +76,7 @@ def test_the_checksum_is_of_the_bytes_that_are_kept_and_found_at_reading(folder,
     ):
         with pytest.raises(CorruptExtentError, match="does not match its checksum"):
             read()
-    with pytest.raises(CorruptExtentError, match="has|is missing"):
+    with pytest.raises(CorruptExtentError, match=r"has|is missing"):
         extents.read(0, 12, 1, None) if extents.url[0] == "/" else extents.read(0, 10, 2, None)
 
 
@@ -91,7 +91,7 @@ def test_a_row_of_zeros_has_a_place_among_the_others(folder, codes):
 def test_what_is_no_code_is_never_written(folder, shape):
     extents = open_extents(folder, DIM, shape)
     for rows in (some(4, None), some(4, shape)[:, 1:], some(4, shape).astype(np.float64)):
-        with pytest.raises(ValueError, match="are no|does not fit"):
+        with pytest.raises(ValueError, match=r"are no|does not fit"):
             extents.write(0, 1, rows)
     with pytest.raises(CorruptExtentError, match="is missing"):
         extents.read(0, 1, 1, None)

@@ -14,6 +14,7 @@ from orchestrator.core.orders import (
     class_distance,
     demand,
     entropy,
+    flipped_bits,
     least_confidence,
     margin,
     neighbour_disagreement,
@@ -38,6 +39,7 @@ ORDERS: Mapping[str, Order] = MappingProxyType(
             random,
             row,
             demand,
+            flipped_bits,
             oracle,
         )
     }
@@ -89,6 +91,7 @@ def order_scores(
     labels: npt.NDArray[np.int64] | None = None,
     demand: npt.NDArray[np.float32] | None = None,
     new_embeddings: npt.NDArray[np.float32] | None = None,
+    expected_flips: npt.NDArray[np.float32] | None = None,
     neighbours: int = DEFAULT_NEIGHBOURS,
     base: str = DEFAULT_BASE,
     device: torch.device = _CPU,
@@ -96,8 +99,8 @@ def order_scores(
     """The score of every row under order `name`: (n,) float32; higher is earlier; `plan.order_rows` sorts them.
 
     Args:
-        embeddings, prototypes, temperature, rng, log_variance, labels, demand, new_embeddings, neighbours, device: as
-            `Inputs` describes them.
+        embeddings, prototypes, temperature, rng, log_variance, labels, demand, new_embeddings, expected_flips,
+            neighbours, device: as `Inputs` describes them.
         n: rows, for orders that need no embeddings; `len(embeddings)` when left out.
         base: the order whose scores an order like demand weights.
 
@@ -118,6 +121,7 @@ def order_scores(
         labels=labels,
         demand=demand,
         new_embeddings=new_embeddings,
+        expected_flips=expected_flips,
         neighbours=neighbours,
         device=device,
     )
@@ -134,7 +138,14 @@ def _order(name: str) -> Order:
 
 
 _ONE_A_ROW = frozenset(
-    {Input.EMBEDDINGS, Input.LOG_VARIANCE, Input.LABELS, Input.DEMAND, Input.NEW_EMBEDDINGS}
+    {
+        Input.EMBEDDINGS,
+        Input.LOG_VARIANCE,
+        Input.LABELS,
+        Input.DEMAND,
+        Input.NEW_EMBEDDINGS,
+        Input.EXPECTED_FLIPS,
+    }
 )
 
 

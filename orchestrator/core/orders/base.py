@@ -34,6 +34,7 @@ class Input(StrEnum):
     DEMAND = "demand"
     BASE_SCORES = "base_scores"
     NEW_EMBEDDINGS = "new_embeddings"
+    EXPECTED_FLIPS = "expected_flips"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Inputs:
         demand: (n,) float32, 0 or more: how often each row was retrieved.
         base_scores: (n,) float32, 0 or more: the scores of the order that demand weights.
         new_embeddings: (n, d) float32, L2-normalised, by the new model: known in a simulation only.
+        expected_flips: (n,) float32, 0 or more: bits of each row's code that noise would flip.
         neighbours: k of the k nearest neighbours.
         device: where matrix products are computed.
     """
@@ -65,6 +67,7 @@ class Inputs:
     demand: F32 | None = None
     base_scores: F32 | None = None
     new_embeddings: F32 | None = None
+    expected_flips: F32 | None = None
     neighbours: int = DEFAULT_NEIGHBOURS
     device: torch.device = _CPU
 

@@ -141,21 +141,23 @@ def heal_flips(
     ).rowcount
 
 
-def blame_model(
+def settle_cause(
     connection: Connection,
     rollout_id: int,
     query_set_id: int,
     k: int,
     query_nos: Sequence[int],
+    cause: str,
     into: Tables = FLIPS,
 ) -> None:
-    """Mark the open negative flips of these queries as the new model's."""
+    """Mark the open negative flips of these queries as the new model's (`model`), or the codec's (`quantisation`)."""
     execute(
         connection,
-        "blame_model",
-        f"""UPDATE {into.flip} SET cause = 'model'
+        "settle_cause",
+        f"""UPDATE {into.flip} SET cause = :cause
            WHERE rollout_id = :rollout AND query_set_id = :query_set AND k = :k AND kind = 'negative'
              AND healed_seq IS NULL AND query_no = ANY(CAST(:queries AS integer[]))""",  # noqa: S608
+        cause=cause,
         rollout=rollout_id,
         query_set=query_set_id,
         k=k,
