@@ -174,5 +174,7 @@ def reclaim(
                 f"{', '.join(map(str, found.rollouts))}"
             )
         )
+        if found.kept_floats:
+            what += f"; the embeddings of rollouts {', '.join(map(str, found.kept_floats))} are kept, codes are made of them"
         say(what)
     next_step(f"gallery show {found.gallery}")

@@ -26,12 +26,13 @@ from orchestrator.service.gates import Gatekeeper
 from orchestrator.service.names import find_gallery
 from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.wakeups import relay, request_wakeup
-from orchestrator.serving.matrix import load_matrix
+from orchestrator.serving.matrix import extents_of, load_matrix
 from orchestrator.store import remove_folder
 
 # How long a `finalize` waits for the last flips to be counted before it names them as a blocker.
 COUNTING_S = 10.0
 _POLL_S = 0.1
+_GIVEN_UP = ("cancelled", "rolled_back", "failed")
 
 
 @dataclass(frozen=True)
@@ -214,12 +215,16 @@ def _finalize(connection: Connection, row: RolloutRow, actor: str) -> None:
 
 @dataclass(frozen=True)
 class Reclaimed:
-    """What `reclaim` gave back, or would: rollouts, bytes, and how many items lose the only vector they have."""
+    """What `reclaim` gave back, or would: rollouts, bytes, and how many items lose the only vector they have.
+
+    `kept_floats`: rollouts that would go too, if codes did not stand on their vectors.
+    """
 
     gallery: str
     rollouts: tuple[int, ...]
     freed_bytes: int
     items_without_vector: int
+    kept_floats: tuple[int, ...] = ()
 
 
 def reclaim(
@@ -232,6 +237,9 @@ def reclaim(
     lifted, what a model once made of an item is kept: it may be the only thing left of it, and lifting loses some of it.
     Tables that were lifted in between, and hold no item's embedding of their own, are given back.
 
+    Embeddings that codes were made of are kept as long as such codes are: another codec encodes them, and answers of codes
+    are ranked again by them.
+
     Raises:
         ConflictError: items are in quarantine and only have an old vector, and `drop_unreadable` was not said.
     """
@@ -239,6 +247,9 @@ def reclaim(
         gallery = find_gallery(connection, gallery_name)
         kept = load_matrix(connection, gallery.id)
         chosen = _reclaimable(connection, gallery.id, set(np.unique(kept.version).tolist()))
+        needed = _encoded(connection, gallery.id, {r.id for r in chosen})
+        floats = tuple(r.id for r in chosen if _holds(r) and r.to_model_id in needed)
+        chosen = [r for r in chosen if r.id not in floats]
         without = int(np.isin(kept.version, [r.id for r in chosen]).sum())
         if without and not drop_unreadable and not dry_run:
             raise ConflictError(
@@ -255,17 +266,33 @@ def reclaim(
     if not dry_run:
         for row in chosen:
             remove_folder(context.settings.extents, row.extent_uri)
-    return Reclaimed(gallery.name, tuple(r.id for r in chosen), freed, without)
+    return Reclaimed(gallery.name, tuple(r.id for r in chosen), freed, without, floats)
 
 
 def _row_bytes(connection: Connection, row: RolloutRow) -> int:
-    return model_queries.model_by_id(connection, row.to_model_id).dim * 4
+    return extents_of(connection, row).format.row_bytes
+
+
+def _holds(row: RolloutRow) -> bool:
+    """Whether a rollout's vectors are in use or a rollback's; those of others were given up."""
+    return row.state not in _GIVEN_UP
+
+
+def _encoded(connection: Connection, gallery_id: int, gone: set[int]) -> set[int]:
+    """The models whose embeddings codes of a gallery stand on, of rollouts that stay."""
+    stay = [r for r in rollout_queries.list_rollouts(connection, gallery_id) if r.id not in gone]
+    models = [
+        model_queries.model_by_id(connection, r.to_model_id)
+        for r in stay
+        if r.reclaimed_at is None and _holds(r)
+    ]
+    return {model.base_model_id for model in models if model.base_model_id is not None}
 
 
 def _reclaimable(connection: Connection, gallery_id: int, in_use: set[int]) -> list[RolloutRow]:
     """The rollouts to give back. `in_use`: those that some item's vector comes from."""
     rollouts = [r for r in rollout_queries.list_rollouts(connection, gallery_id) if r.reclaimed_at is None]
-    over = [r for r in rollouts if r.state in ("cancelled", "rolled_back", "failed")]
+    over = [r for r in rollouts if r.state in _GIVEN_UP]
     for at, row in enumerate(rollouts):  # newest first
         if not row.how.holds_vectors:
             continue

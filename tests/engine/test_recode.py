@@ -1,0 +1,261 @@
+"""Floats become codes and codes other codes, through real workers: every answer against brute force of what each row is."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orchestrator.core.metrics import Relevance, top_k
+from orchestrator.errors import UsageError
+from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.queries.reporting import read_view
+from orchestrator.service import advance, finish, items, rollouts
+from orchestrator.service.codecs import TrainCodecRequest, train_codec
+from orchestrator.service.invariants import check_invariants
+from orchestrator.serving.embedding import encode_uris, load_query_set
+from orchestrator.serving.floats import StoredFloats
+from orchestrator.serving.matrix import load_matrix, plan_rows
+from orchestrator.serving.replica import Replica
+from tests.engine import platform
+from tests.engine.test_living import pictures
+from tests.engine.test_strategies import believe
+from tests.engine.test_supersede import work_some
+
+N, DIM, K = platform.CLASSES * platform.PER_CLASS, 32, 10
+
+
+@pytest.fixture
+def settings(settings):
+    return settings.model_copy(update={"batch_size": 6})
+
+
+@pytest.fixture
+def world(context, tmp_path):
+    """Gallery `pics` of floats by `old`, and two codecs for them: `signs`, one bit a dimension, and `finer`, two."""
+    platform.embedded_gallery(context, tmp_path)
+    for name, bits, seed in (("signs", 1, 0), ("finer", 2, 1)):
+        request = TrainCodecRequest(name, "pics", bits=bits, seed=seed)
+        train_codec(context, request, lambda done, total: None)
+    believe(context, "old", "signs")
+    believe(context, "signs", "finer")
+    return context
+
+
+class Oracle:
+    """The embeddings that the base model makes of items and queries, and every score that follows from them."""
+
+    def __init__(self, context):
+        self.context = context
+        with context.engine.connect() as connection:
+            self.gallery = gallery_queries.gallery_by_name(connection, "pics")
+            known = gallery_queries.items_of_rows(connection, self.gallery.id, range(self.gallery.n_items))
+            asked = load_query_set(
+                connection, gallery_queries.query_set_by_name(connection, self.gallery.id, "asked")
+            )
+            self.models = {
+                name: model_queries.model_by_name(connection, name) for name in ("old", "signs", "finer")
+            }
+        encoder = context.encoder(self.models["old"])
+        self.floats = np.zeros((self.gallery.n_items, DIM), np.float32)
+        self.floats[[item.row for item in known]] = encode_uris(encoder, [item.uri for item in known])[0]
+        self.queries = encode_uris(encoder, asked.uris)[0]
+        self.relevance: Relevance = asked.relevance
+
+    def of(self, name, floats):
+        codec = self.context.codec(self.models[name])
+        return codec.shape.unit(codec.encode(floats))
+
+    def scores(self, model, version):
+        """(Q, n) of queries by a model: codes with codes, floats with floats, -inf where there is nothing."""
+        with self.context.engine.connect() as connection:
+            named = {
+                row.id: model_queries.model_by_id(connection, row.to_model_id).name
+                for row in rollout_queries.list_rollouts(connection, self.gallery.id)
+            }
+        found = np.full((len(self.queries), len(version)), -np.inf, np.float32)
+        for each in set(version.tolist()) - {0}:
+            rows = version == each
+            if named[each] == "old":
+                found[:, rows] = self.queries @ self.floats[rows].T
+            else:
+                found[:, rows] = self.of(model, self.queries) @ self.of(named[each], self.floats[rows]).T
+        return found
+
+    def assert_answers(self, replica, model):
+        """Everything that a replica says, at the place of the log where it is."""
+        replica.catch_up()
+        assert replica.model.name == model
+        version = replica.snapshot()[1]
+        wanted = self.scores(model, version) if model != "old" else self.queries @ self.floats.T
+        for query, answer in enumerate(replica.search_vectors(self.queries, K)):
+            rows = [hit.row for hit in answer.hits]
+            best = np.sort(wanted[query])[::-1][:K]
+            np.testing.assert_allclose([hit.score for hit in answer.hits], best, atol=2e-6)
+            np.testing.assert_allclose(wanted[query, rows], best, atol=2e-6)
+            assert [hit.rollout_id for hit in answer.hits] == version[rows].tolist()
+        return version
+
+    def assert_flips(self, row, model, *, before):
+        """Each stage of the flip ledger at k = 1, against brute force. `before`: (Q, n) scores of the old system."""
+        with self.context.engine.connect() as connection:
+            stages = read_view(connection, "flip_summary", limit=10_000, rollout=row.id)
+            versions = {
+                s["seq"]: load_matrix(connection, self.gallery.id, up_to=s["seq"]).version for s in stages
+            }
+            flips = read_view(connection, "flip_items", limit=10_000, rollout=row.id)
+        counted = self.relevance.answerable
+        was = self.relevance.hits(first(before))[counted]
+        assert len(stages) > 4
+        for stage in stages:
+            now = self.relevance.hits(first(self.scores(model, versions[stage["seq"]])))[counted]
+            assert stage["negative_flips"] == int((was & ~now).sum()), stage["seq"]
+            assert stage["positive_flips"] == int((~was & now).sum()), stage["seq"]
+        negative = [flip for flip in flips if flip["kind"] == "negative"]
+        assert {flip["cause"] for flip in negative} <= {"mixed_stage", "quantisation"}
+        return negative
+
+
+def first(scores):
+    return scores.argmax(axis=1)[:, None]
+
+
+def fresh(context, replica):
+    """A replica that is loaded anew holds what this one holds."""
+    with Replica(context, replica.gallery) as again:
+        (vectors, version, seq), (wanted, other, at) = again.snapshot(), replica.snapshot()
+    assert seq == at
+    np.testing.assert_array_equal(version, other)
+    np.testing.assert_array_equal(vectors, wanted)
+
+
+def finalized(context, row):
+    assert platform.work(context, row.id).state == "finalizable"
+    return finish.finalize(context, row.id)
+
+
+def test_floats_become_codes_and_codes_finer_ones_without_an_item_being_read(world, tmp_path):
+    oracle = Oracle(world)
+    shutil.move(tmp_path / "pictures", tmp_path / "away")
+    before = oracle.queries @ oracle.floats.T
+    with Replica(world, oracle.gallery) as replica:
+        row = platform.start(world, "signs")
+        assert (row.strategy, row.order_name) == ("recode", "flipped-bits")
+        oracle.assert_answers(replica, "signs")
+        advance.advance(world, row.id)
+        for batches in (1, 3):
+            work_some(world, row.id, batches)
+            version = oracle.assert_answers(replica, "signs")
+            assert 0 < (version == row.id).sum() < N
+            fresh(world, replica)
+        assert replica.snapshot()[0].shape == (N, 2 * DIM)
+        finalized(world, row)
+        assert (oracle.assert_answers(replica, "signs") == row.id).all()
+        assert replica.snapshot()[0].shape == (N, DIM), "no floats are left"
+        fresh(world, replica)
+        negative = oracle.assert_flips(row, "signs", before=before)
+        assert {f["cause"] for f in negative if f["healed_seq"] is None} == {"quantisation"}
+        assert (Path(row.extent_uri) / "vectors.bits").stat().st_size == N * DIM / 8
+
+        of_codes = oracle.scores("signs", version := replica.snapshot()[1])
+        half = platform.start(world, "finer")
+        advance.advance(world, half.id)
+        work_some(world, half.id, 4)
+        oracle.assert_answers(replica, "finer")
+        rollouts.rollback(world, half.id)
+        rollouts.acknowledge(world, half.id)
+        np.testing.assert_array_equal(oracle.assert_answers(replica, "signs"), version)
+        fresh(world, replica)
+
+        again = platform.start(world, "finer")
+        finalized(world, again)
+        assert (oracle.assert_answers(replica, "finer") == again.id).all()
+        fresh(world, replica)
+        oracle.assert_flips(again, "finer", before=of_codes)
+    assert (Path(again.extent_uri) / "vectors.bits").stat().st_size == N * DIM * 2 / 8
+    assert [each for each in check_invariants(world) if not each.ok] == []
+
+
+def test_a_rollback_returns_to_the_floats(world):
+    oracle = Oracle(world)
+    with Replica(world, oracle.gallery) as replica:
+        row = platform.start(world, "signs")
+        advance.advance(world, row.id)
+        work_some(world, row.id, 4)
+        oracle.assert_answers(replica, "signs")
+        rollouts.rollback(world, row.id)
+        rollouts.acknowledge(world, row.id)
+        assert (oracle.assert_answers(replica, "old") != row.id).all()
+        assert replica.snapshot()[0].shape == (N, DIM)
+        fresh(world, replica)
+
+
+def test_items_that_come_late_or_change_are_embedded_first_and_what_is_stored_is_not_read_for_them(world, tmp_path):
+    """Changed before the start, with the change not yet embedded; changed and added meanwhile; one deleted."""
+    changed = [f"class-{label:02d}/0.png" for label in (3, 30)]
+    items.update_items(world, "pics", pictures(tmp_path / "more", changed[:1], seed=3))
+    row = platform.start(world, "signs")
+    advance.advance(world, row.id)
+    work_some(world, row.id, 3)
+    items.update_items(world, "pics", pictures(tmp_path / "again", changed[1:], seed=4))
+    items.add_items(world, "pics", pictures(tmp_path / "added", ["new/0.png"], seed=5))
+    with world.engine.connect() as connection:
+        gallery = gallery_queries.gallery_by_name(connection, "pics")
+        base = model_queries.model_by_name(connection, "old")
+        reader = StoredFloats(connection, gallery.id, base.id)
+        keys = [*changed, "new/0.png", "class-05/1.png"]
+        *rows, gone = [gallery_queries.item_by_key(connection, gallery.id, key).row for key in keys]
+    items.delete_items(world, "pics", ["class-05/1.png"])
+    assert reader.read(np.array(rows))[1].tolist() == [False, False, False]
+    platform.work(world, row.id)
+    oracle = Oracle(world)
+    oracle.floats[gone] = 0
+    with Replica(world, oracle.gallery) as replica:
+        version = oracle.assert_answers(replica, "signs")
+        assert set(np.flatnonzero(version != row.id)) == {gone}
+    assert [each for each in check_invariants(world) if not each.ok] == []
+
+
+def test_stored_floats_are_what_the_model_embedded_in_any_order(world):
+    oracle = Oracle(world)
+    with world.engine.connect() as connection:
+        reader = StoredFloats(connection, oracle.gallery.id, oracle.models["old"].id)
+        none = StoredFloats(connection, oracle.gallery.id, oracle.models["signs"].id)
+    rows = np.random.default_rng(0).permutation(N)[:50]
+    vectors, known = reader.read(rows)
+    assert known.all()
+    np.testing.assert_allclose(vectors, oracle.floats[rows], atol=1e-5)
+    assert not reader.known(np.array([N + 3])).any()
+    assert not none.read(rows)[1].any()
+
+
+def test_the_embeddings_that_codes_stand_on_are_not_reclaimed(world):
+    with world.engine.begin() as connection:
+        base = rollout_queries.list_rollouts(connection, 1)[0]
+    row = finalized(world, platform.start(world, "signs"))
+    with world.engine.begin() as connection:
+        rollout_queries.set_config(connection, row.id, {"rollback_window_s": 0})
+    found = finish.reclaim(world, "pics")
+    assert (found.rollouts, found.kept_floats) == ((), (base.id,))
+    finer = finalized(world, platform.start(world, "finer"))
+    with world.engine.begin() as connection:
+        rollout_queries.set_config(connection, finer.id, {"rollback_window_s": 0})
+    found = finish.reclaim(world, "pics")
+    assert (found.rollouts, found.kept_floats) == ((row.id,), (base.id,))
+    assert found.freed_bytes == N * DIM / 8
+
+
+def test_the_order_of_flipped_bits_is_for_codecs_and_its_own(world):
+    with pytest.raises(UsageError, match="'kin' is no codec"):
+        platform.start(world, "kin", order="flipped-bits")
+    row = advance.advance(world, platform.start(world, "signs").id)
+    oracle = Oracle(world)
+    expected = world.codec(oracle.models["signs"]).expected_flips(oracle.floats)
+    with world.engine.connect() as connection:
+        order = plan_rows(connection, row, 0)
+    assert expected.std() > 0
+    assert (np.diff(expected[order]) <= 1e-4).all()
