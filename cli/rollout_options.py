@@ -31,7 +31,7 @@ Strategy = Annotated[
 Order = Annotated[
     str | None,
     typer.Option(
-        help=f"Which items first: {', '.join(order_names())} (default entropy, with a codec flipped-bits)."
+        help=f"Which items first: {', '.join(order_names())} (default entropy, with a codec flipped_bits)."
     ),
 ]
 DemandBase = Annotated[

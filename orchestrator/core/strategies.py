@@ -37,7 +37,7 @@ class Strategy:
     @property
     def usual_order(self) -> str:
         """The backfill order of a rollout that names none."""
-        return "flipped-bits" if self.recodes else "entropy"
+        return "flipped_bits" if self.recodes else "entropy"
 
     @property
     def lifts(self) -> bool:

@@ -154,7 +154,7 @@ def test_floats_become_codes_and_codes_finer_ones_without_an_item_being_read(wor
     before = oracle.queries @ oracle.floats.T
     with Replica(world, oracle.gallery) as replica:
         row = platform.start(world, "signs")
-        assert (row.strategy, row.order_name) == ("recode", "flipped-bits")
+        assert (row.strategy, row.order_name) == ("recode", "flipped_bits")
         oracle.assert_answers(replica, "signs")
         advance.advance(world, row.id)
         for batches in (1, 3):
@@ -233,7 +233,7 @@ def test_an_order_by_flipped_bits_reads_what_is_stored_and_a_rollback_returns_to
     assert not none.read(rows)[1].any()
 
     with pytest.raises(UsageError, match="'kin' is no codec"):
-        platform.start(world, "kin", order="flipped-bits")
+        platform.start(world, "kin", order="flipped_bits")
     row = advance.advance(world, platform.start(world, "signs").id)
     expected = world.codec(oracle.models["signs"]).expected_flips(oracle.floats)
     with world.engine.connect() as connection:

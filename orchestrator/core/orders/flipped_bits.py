@@ -12,7 +12,7 @@ def _score(inputs: Inputs) -> F32:
 
 
 ORDER = Order(
-    name="flipped-bits",
+    name="flipped_bits",
     description="the codec is unsure of the code: bits that noise would flip",
     source="distance of activations from a sign's threshold; METHODS.md, Backfill orders",
     needs=frozenset({Input.EXPECTED_FLIPS}),
