@@ -95,8 +95,8 @@ def test_what_a_codec_cannot_do_is_said(world):
         train(world, "more", model="codes")
     with pytest.raises(UsageError, match="leave --width out"):
         train(world, "wider", like="codes", width=64)
+    folder = world.artifact(codecs_row(world, "codes"))
     with pytest.raises(ConflictError, match="was not fitted on embeddings of 'kin'"):
-        folder = world.artifact(codecs_row(world, "codes"))
         codecs.import_codec_of(world, folder, "copy", "kin")
     train(world, "of-kin", model="kin")
     with pytest.raises(NotCertifiedError, match="encodes embeddings of another model than 'old'"):
