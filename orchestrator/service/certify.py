@@ -111,13 +111,14 @@ def certify(
         fresh[sorted(failed)] = base[sorted(failed)]  # a quarantined item keeps its old place in the gallery
     old_right = relevance.hits(top_k(old_queries, stored, 1)[1]) & relevance.answerable
     unread = np.array(sorted(failed), np.int64)
-    sample = Sample(new_queries, base, fresh, unread, relevance, old_right, old_queries, adapter is not None)
+    sample = Sample(
+        new_queries, base, fresh, unread, relevance, old_right, old_queries, adapter is not None or coded
+    )
     order = rng.permutation(len(rows))
     raw = _judged(sample.curve(order), old_right[sample.counted], rng, request)
     # Of its own generator: what is judged raw stays what it was. Where queries move, nothing is ever mixed.
     own_rng = np.random.default_rng([request.seed, 1])
-    # Codes keep their lattice: a map of their scores would cost the code index its integers.
-    found = None if backward or coded else calibrate(sample, order, own_rng)
+    found = None if backward else calibrate(sample, order, own_rng)
     chosen = raw
     if found is not None and found.fitted.effect.pays:
         calibrated = _judged(found.curve, old_right[sample.counted], own_rng, request)
