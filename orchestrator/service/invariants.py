@@ -27,7 +27,7 @@ from orchestrator.ledger.queries import recount as recount_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, RolloutRow
 from orchestrator.service.poison import MAX_ATTEMPTS
-from orchestrator.serving.calibration import calibrated, calibrations
+from orchestrator.serving.calibration import calibrated, served_calibrations
 from orchestrator.serving.matrix import adapted_table, load_matrix, plan_rows, read_batch
 from orchestrator.serving.queries import serving_path
 from orchestrator.serving.replica import Replica
@@ -96,7 +96,7 @@ def _replica(context: Context, connection: Connection, gallery: GalleryRow) -> F
     with Replica(context, gallery) as replica:
         served, version, seq = replica.snapshot()
     wanted = load_matrix(connection, gallery.id, up_to=seq)
-    rows = calibrated(wanted.vectors, wanted.version, calibrations(connection, gallery.id))
+    rows = calibrated(wanted.vectors, wanted.version, served_calibrations(connection, gallery.id))
     wrong = int(((served != rows).any(axis=1) | (version != wanted.version)).sum())
     return Finding(
         "I1", gallery.name, wrong == 0, f"{wrong} of {len(version)} vectors differ from the ledger's"

@@ -7,6 +7,7 @@ read and written raw everywhere else: only what is searched is laid out.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +18,14 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import ModelRow, RolloutRow
 from orchestrator.serving.matrix import BatchVectors
 
+if TYPE_CHECKING:
+    from orchestrator.serving.queries import QueryPath
+
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+
+HOLDS_ALL = "holds_all"
+"""In the config of a recoding that was finalized when no row of an older version was left."""
 
 
 def calibration_of(rollout: RolloutRow) -> Calibration:
@@ -34,6 +41,22 @@ def calibrations(connection: Connection, gallery_id: int, *more: RolloutRow) -> 
     """
     rollouts = [*rollout_queries.effective_rollouts(connection, gallery_id), *more]
     found = {rollout.id: calibration_of(rollout) for rollout in rollouts if rollout.how.holds_vectors}
+    return {version: each for version, each in found.items() if not each.identity}
+
+
+def served_calibrations(connection: Connection, gallery_id: int) -> dict[int, Calibration]:
+    """As `calibrations`, for what is served: without maps that make no difference.
+
+    Where a recoding is accepted that left no row behind (`HOLDS_ALL`), no older vector is searched any more. Nor does its
+    own map move an answer, until something newer is mixed in; without it the rows are codes, as a code index keeps them.
+    """
+    holders = [
+        each for each in rollout_queries.effective_rollouts(connection, gallery_id) if each.how.holds_vectors
+    ]
+    first = max((at for at, each in enumerate(holders) if each.config.get(HOLDS_ALL)), default=0)
+    if holders[first:] == holders[-1:] and holders and holders[-1].config.get(HOLDS_ALL):
+        return {}
+    found = {rollout.id: calibration_of(rollout) for rollout in holders[first:]}
     return {version: each for version, each in found.items() if not each.identity}
 
 
@@ -74,10 +97,13 @@ def fitting(queries: Vectors, width: int, codes: int = 0) -> Vectors:
     return queries if queries.shape[1] == width else widen(queries)
 
 
-def needs_layout(rollout: RolloutRow, model: ModelRow, codes: int, width: int) -> bool:
-    """Whether an index `width` wide, of which `codes` columns are of codes, has no room yet for a rollout to a model."""
-    if codes != model.codes:
+def needs_layout(
+    connection: Connection, rollout: RolloutRow, model: ModelRow, path: QueryPath, width: int
+) -> bool:
+    """Whether an index `width` wide, asked through `path`, is laid out otherwise than a rollout to a model needs it."""
+    if path.codes != model.codes:
         return True
-    if codes:
-        return not calibration_of(rollout).identity
+    if path.base is not None:  # codes alone, or beside floats
+        raw = width in (path.codes, path.codes + path.base.dim)
+        return raw == bool(served_calibrations(connection, rollout.gallery_id))
     return width == model.dim and not calibration_of(rollout).identity

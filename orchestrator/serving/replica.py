@@ -228,7 +228,7 @@ class Replica:
     def _needs_layout(self, connection: Connection, rollout: RolloutRow) -> bool:
         """Whether the index has no coordinate yet for the rollout's calibration, and is built anew beside this one."""
         model = model_queries.model_by_id(connection, rollout.to_model_id)
-        return needs_layout(rollout, model, self._served.path.codes, self._served.index.dim)
+        return needs_layout(connection, rollout, model, self._served.path, self._served.index.dim)
 
     def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
         """Put a batch over the mixture, all of it and its place in the log under one hold of the lock.

@@ -28,7 +28,7 @@ from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, LogEntry, RolloutRow
-from orchestrator.serving.calibration import batch_rows, calibrated, calibrations
+from orchestrator.serving.calibration import batch_rows, calibrated, served_calibrations
 from orchestrator.serving.coded import EMPTY, Layout
 from orchestrator.serving.matrix import GalleryMatrix, holds_floats, load_matrix, read_batch
 from orchestrator.serving.served import Served
@@ -100,7 +100,7 @@ def laid_out(
     The arguments are those of `load_matrix`.
     """
     matrix = load_matrix(connection, gallery_id, before=before, shard=shard)
-    maps = calibrations(connection, gallery_id)
+    maps = served_calibrations(connection, gallery_id)
     return replace(matrix, vectors=calibrated(matrix.vectors, matrix.version, maps))
 
 
@@ -236,7 +236,7 @@ def described(connection: Connection, gallery: GalleryRow, shard: Shard, copied:
     """
     if mark_at(connection, gallery.id, copied.mark[0]) != copied.mark:
         raise InterruptedCopyError("the ledger is not the one that the log was read from.")
-    maps = calibrations(connection, gallery.id)
+    maps = served_calibrations(connection, gallery.id)
     return {
         **identity(gallery, shard, copied.mark),
         "maps": {str(version): each.stored() for version, each in maps.items()},
@@ -323,7 +323,7 @@ def _check_layout(
         raise UnusableSnapshotError(
             f"it holds vectors of rollout {min(present - set(holders))}, which counts no more."
         )
-    maps = calibrations(connection, gallery_id)
+    maps = served_calibrations(connection, gallery_id)
     if any(maps.get(each, Calibration()) != Calibration.of(stored.get(str(each))) for each in present):
         raise UnusableSnapshotError("its scores are calibrated otherwise.")
     matrix.layout = _layout(connection, matrix, holders, extra=bool(maps))
