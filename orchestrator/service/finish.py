@@ -26,8 +26,7 @@ from orchestrator.service.gates import Gatekeeper
 from orchestrator.service.names import find_gallery
 from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.wakeups import relay, request_wakeup
-from orchestrator.serving.calibration import HOLDS_ALL
-from orchestrator.serving.matrix import extents_of, load_matrix
+from orchestrator.serving.matrix import HOLDS_ALL, extents_of, load_matrix
 from orchestrator.store import remove_folder
 
 # How long a `finalize` waits for the last flips to be counted before it names them as a blocker.
@@ -207,13 +206,13 @@ def finalize_if_asked(context: Context, rollout_id: int) -> RolloutRow:
 
 def _finalize(connection: Connection, row: RolloutRow, actor: str) -> None:
     move(connection, row, Verb.FINALIZE, actor=actor)
-    if row.how.recodes and not row.quarantined_items:
-        rollout_queries.set_config(connection, row.id, {HOLDS_ALL: True})
     if row.kind == "initial":
         rollout_queries.flip_serving(
             connection, row.gallery_id, row.to_model_id, row.id, actor=actor, reason="first embedding"
         )
-    log_queries.append_log_event(connection, row.gallery_id, row.id, "finalized")
+    seq = log_queries.append_log_event(connection, row.gallery_id, row.id, "finalized")
+    if row.how.recodes and not row.quarantined_items:
+        rollout_queries.set_config(connection, row.id, {HOLDS_ALL: seq})
 
 
 @dataclass(frozen=True)

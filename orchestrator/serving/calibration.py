@@ -16,16 +16,13 @@ from sqlalchemy import Connection
 from orchestrator.core.calibration import IDENTITY, Calibration, lay_out, widen
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import ModelRow, RolloutRow
-from orchestrator.serving.matrix import BatchVectors
+from orchestrator.serving.matrix import HOLDS_ALL, BatchVectors
 
 if TYPE_CHECKING:
     from orchestrator.serving.queries import QueryPath
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-
-HOLDS_ALL = "holds_all"
-"""In the config of a recoding that was finalized when no row of an older version was left."""
 
 
 def calibration_of(rollout: RolloutRow) -> Calibration:

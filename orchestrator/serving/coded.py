@@ -49,6 +49,10 @@ class Layout:
             )
         return beside if self.model_id == model.base_model_id else Layout(model.dim)
 
+    def codes_alone(self) -> Layout:
+        """What is left where no row is a float."""
+        return Layout(self.codes)
+
     def widened(self, vectors: Vectors, older: Layout) -> Vectors:
         """Rows (r, older.width) as rows of this layout; zeros where they have no place in it."""
         if older.codes == self.codes:

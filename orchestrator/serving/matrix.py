@@ -9,7 +9,6 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.core.shards import WHOLE, Shard
-from orchestrator.core.states import RolloutState
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import log as log_queries
@@ -22,6 +21,9 @@ from orchestrator.store import ADAPTED, ROWS, Extents, Table, open_extents, open
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
+
+HOLDS_ALL = "holds_all"
+"""In the config of a recoding that was finalized when no row of an older version was left: that place of the log."""
 
 
 @dataclass
@@ -123,7 +125,7 @@ def load_matrix(
 ) -> GalleryMatrix:
     """The gallery's mixture, out of the ledger and the store; of a shard its rows alone.
 
-    Codes take the place of floats beside them: (n, m + d). When that is accepted and no float is left, (n, m).
+    Codes take the place of floats beside them: (n, m + d). When that is accepted and no float was left (`HOLDS_ALL`), (n, m).
 
     Args:
         before: leave this rollout and newer ones out (what was served before it).
@@ -135,13 +137,14 @@ def load_matrix(
     n = shard.size(gallery_queries.gallery_by_id(connection, gallery_id).n_items)
     matrix = GalleryMatrix(np.zeros((n, 0), np.float32), np.zeros(n, np.int64), seq, shard)
     deleted = shard.own(np.array(log_queries.deleted_rows(connection, gallery_id, seq), np.int64))
-    for rollout in rollout_queries.effective_rollouts(connection, gallery_id):
-        if before is None or rollout.id < before:
-            apply_rollout(connection, matrix, rollout, seq)
-            matrix.vectors[deleted] = 0
-            matrix.version[deleted] = 0
-            if rollout.state == RolloutState.FINALIZED:
-                drop_floats(matrix)
+    effective = rollout_queries.effective_rollouts(connection, gallery_id)
+    rollouts = [rollout for rollout in effective if before is None or rollout.id < before]
+    whole = [at for at, each in enumerate(rollouts) if each.config.get(HOLDS_ALL, seq + 1) <= seq]
+    rollouts = rollouts[whole[-1] :] if whole else rollouts
+    for rollout in rollouts:
+        apply_rollout(connection, matrix, rollout, seq)
+    matrix.vectors[deleted] = 0
+    matrix.version[deleted] = 0
     return matrix
 
 
@@ -169,20 +172,6 @@ def apply_rollout(connection: Connection, matrix: GalleryMatrix, rollout: Rollou
         matrix.version[batch.rows] = rollout.id
         matrix.vectors[batch.emptied] = 0
         matrix.version[batch.emptied] = 0
-
-
-def holds_floats(matrix: GalleryMatrix) -> bool:
-    """Whether some row beside codes is a float."""
-    layout = matrix.layout
-    return bool(layout.codes and layout.floats and matrix.vectors[:, layout.codes :].any())
-
-
-def drop_floats(matrix: GalleryMatrix) -> None:
-    """Let go of the columns of floats, in place, where all rows are codes."""
-    layout = matrix.layout
-    if layout.codes and layout.floats and not holds_floats(matrix):
-        matrix.layout = Layout(layout.codes)
-        matrix.vectors = matrix.vectors[:, : layout.codes].copy()
 
 
 def unfinished_versions(connection: Connection, rollout: RolloutRow) -> Rows | None:

@@ -19,7 +19,6 @@ from sqlalchemy import Connection
 
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.shards import WHOLE, Shard
-from orchestrator.core.states import RolloutState
 from orchestrator.errors import HotrefreshError
 from orchestrator.failpoints import reach
 from orchestrator.index import Lock, Rows, Vectors
@@ -30,7 +29,7 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, LogEntry, RolloutRow
 from orchestrator.serving.calibration import batch_rows, calibrated, served_calibrations
 from orchestrator.serving.coded import EMPTY, Layout
-from orchestrator.serving.matrix import GalleryMatrix, holds_floats, load_matrix, read_batch
+from orchestrator.serving.matrix import HOLDS_ALL, GalleryMatrix, load_matrix, read_batch
 from orchestrator.serving.served import Served
 from orchestrator.serving.snapshot_file import Draft, Kept, UnusableSnapshotError
 
@@ -280,9 +279,6 @@ def restored(connection: Connection, gallery: GalleryRow, shard: Shard, kept: Ke
         matrix.seq = entry.seq
     matrix.vectors[deleted] = 0
     matrix.version[deleted] = 0
-    accepted = holders and holders[max(holders)].state == RolloutState.FINALIZED
-    if accepted and matrix.layout.codes and matrix.layout.floats and not holds_floats(matrix):
-        raise UnusableSnapshotError("it has room for floats, and none are left.")
     return matrix
 
 
@@ -295,19 +291,14 @@ def _behind(connection: Connection, gallery_id: int, seq: int) -> list[LogEntry]
             return found
 
 
-def _layout(
-    connection: Connection, matrix: GalleryMatrix, holders: Mapping[int, RolloutRow], extra: int
-) -> Layout:
-    """What the columns of rows are, `extra` of them aside: as the ledger has it, or the codes alone where no row is a float."""
-    found, coded = EMPTY, set()
+def _layout(connection: Connection, holders: Mapping[int, RolloutRow]) -> Layout:
+    """The columns of rows as the ledger has them."""
+    found = EMPTY
     for number in sorted(holders):
-        model = model_queries.model_by_id(connection, holders[number].to_model_id)
-        found = found.over(model)
-        if model.codes:
-            coded.add(number)
-    present = set(np.unique(matrix.version).tolist()) - {0}
-    alone = found.codes and matrix.vectors.shape[1] - extra == found.codes and present <= coded
-    return Layout(found.codes) if alone else found
+        found = found.over(model_queries.model_by_id(connection, holders[number].to_model_id))
+        if holders[number].config.get(HOLDS_ALL):
+            found = found.codes_alone()
+    return found
 
 
 def _check_layout(
@@ -326,7 +317,7 @@ def _check_layout(
     maps = served_calibrations(connection, gallery_id)
     if any(maps.get(each, Calibration()) != Calibration.of(stored.get(str(each))) for each in present):
         raise UnusableSnapshotError("its scores are calibrated otherwise.")
-    matrix.layout = _layout(connection, matrix, holders, extra=bool(maps))
+    matrix.layout = _layout(connection, holders)
     width = matrix.layout.width + bool(maps)
     if matrix.vectors.shape != (len(matrix.version), width):
         raise UnusableSnapshotError(f"its rows are {matrix.vectors.shape[1]} wide, and now {width}.")
