@@ -146,8 +146,9 @@ def _embed_late(
     for row in told:
         if row.state == RolloutState.FINALIZABLE:
             move(connection, row, Verb.REOPEN, actor=actor, reason=f"{len(rows)} items were added or changed")
-        # Before the plan is written its rows have no rank yet: their content is read when their batch is done.
-        planned = row.n_batches > 0 or not row.how.reembeds
+        # Before the plan is written its rows have no rank yet: their content is read when their batch is done. Not so where
+        # their stored embeddings are read: these are of their former content.
+        planned = row.n_batches > 0 or not row.how.reembeds or row.how.recodes
         late = rows if planned else [r for r in rows if r >= row.plan_items]
         if planned:
             item_queries.supersede_rows(connection, row.id, late)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,13 @@ class BatchVectors:
             return self
         own = [shard.own(rows) for rows in (self.rows, self.emptied, self.kept)]
         return BatchVectors(own[0], self.vectors[shard.holds(self.rows)], own[1], own[2], self.coded)
+
+    def unless_newer(self, version: Rows, rollout_id: int) -> BatchVectors:
+        """Without the rows that a newer rollout holds by now. `version`: (n,) int64, as in `GalleryMatrix`."""
+        keep, empty = version[self.rows] <= rollout_id, version[self.emptied] <= rollout_id
+        if keep.all() and empty.all():
+            return self
+        return replace(self, rows=self.rows[keep], vectors=self.vectors[keep], emptied=self.emptied[empty])
 
 
 def extents_of(connection: Connection, rollout: RolloutRow) -> Extents:

@@ -237,14 +237,14 @@ class Replica:
         What takes longer, the ledger's word and the extent with its checksum, comes before.
         """
         whole = read_batch(connection, rollout, entry)
-        batch = whole.of(self.shard)
+        self._grow(int(max(whole.rows.max(initial=-1), whole.emptied.max(initial=-1))) + 1)
+        batch = whole.of(self.shard).unless_newer(self._served.version, rollout.id)
         vectors = batch_rows(rollout, batch, self._served.index.dim, self._served.path.codes)
         reach("replica_read")
         contents: Mapping[int, Mapping[str, str]] = {}
         if (columns := self._served.columns) is not None:
             known = columns.known
             contents = contents_of_batch(connection, rollout, entry, batch.rows, known, self.shard)
-        self._grow(int(max(whole.rows.max(initial=-1), whole.emptied.max(initial=-1))) + 1)
         with self._lock.write():
             served = self._served
             if len(batch.rows):
