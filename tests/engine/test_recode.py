@@ -8,7 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from orchestrator.api import restart
+from orchestrator.core.calibration import IDENTITY, Calibration
 from orchestrator.core.metrics import Relevance
+from orchestrator.core.shards import Shard
 from orchestrator.errors import UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
@@ -21,8 +24,10 @@ from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.floats import StoredFloats
 from orchestrator.serving.matrix import load_matrix, plan_rows
 from orchestrator.serving.replica import Replica
+from orchestrator.serving.snapshots import laid_out
 from tests.engine import platform
 from tests.engine.test_living import pictures
+from tests.engine.test_restart import restarted, serve, write
 from tests.engine.test_strategies import believe
 from tests.engine.test_supersede import work_some
 from workers.drain import drain
@@ -45,6 +50,29 @@ def world(context, tmp_path):
     believe(context, "old", "signs")
     believe(context, "signs", "finer")
     return context
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What was logged about snapshots: (event, part, message)."""
+    lines = []
+    monkeypatch.setattr(
+        restart,
+        "log",
+        lambda event, **words: lines.append((event, words.get("part"), words.get("message", ""))),
+    )
+    return lines
+
+
+SIGNS, FINER = Calibration(0.7, 0.25), Calibration(1.3, -0.1)
+
+
+@pytest.fixture
+def calibrated_world(world):
+    """The same, where codes are searched on the scale of the floats."""
+    for (old, new), fitted in {("old", "signs"): SIGNS, ("signs", "finer"): FINER}.items():
+        believe(world, old, new, measured={"calibration": fitted.stored() | {"on": True}})
+    return world
 
 
 class Oracle:
@@ -71,8 +99,11 @@ class Oracle:
         codec = self.context.codec(self.models[name])
         return codec.shape.unit(codec.encode(floats))
 
-    def scores(self, model, version):
-        """(Q, n) of queries by a model: codes with codes, floats with floats, -inf where there is nothing."""
+    def scores(self, model, version, maps=None):
+        """(Q, n) of queries by a model: codes with codes, floats with floats, -inf where there is nothing.
+
+        `maps`: model -> how scores of its vectors are mapped, where they are.
+        """
         with self.context.engine.connect() as connection:
             named = {
                 row.id: model_queries.model_by_id(connection, row.to_model_id).name
@@ -84,15 +115,16 @@ class Oracle:
             if named[each] == "old":
                 found[:, rows] = self.queries @ self.floats[rows].T
             else:
-                found[:, rows] = self.of(model, self.queries) @ self.of(named[each], self.floats[rows]).T
+                raw = self.of(model, self.queries) @ self.of(named[each], self.floats[rows]).T
+                found[:, rows] = (maps or {}).get(named[each], IDENTITY).apply(raw)
         return found
 
-    def assert_answers(self, replica, model):
+    def assert_answers(self, replica, model, maps=None):
         """Everything that a replica says, at the place of the log where it is."""
         replica.catch_up()
         assert replica.model.name == model
         version = replica.snapshot()[1]
-        wanted = self.scores(model, version) if model != "old" else self.queries @ self.floats.T
+        wanted = self.scores(model, version, maps) if model != "old" else self.queries @ self.floats.T
         for query, answer in enumerate(replica.search_vectors(self.queries, K)):
             rows = [hit.row for hit in answer.hits]
             best = np.sort(wanted[query])[::-1][:K]
@@ -193,17 +225,68 @@ def test_floats_become_codes_and_codes_finer_ones_without_an_item_being_read(wor
     assert [each for each in check_invariants(world) if not each.ok] == []
 
 
+def assert_shards(context):
+    """Shards are laid out as the whole."""
+    with context.engine.connect() as connection:
+        whole = laid_out(connection, 1)
+        for number in (1, 2):
+            shard = Shard(number, 2, block=16)
+            part, rows = laid_out(connection, 1, shard), shard.rows(np.arange(shard.size(N)))
+            np.testing.assert_array_equal(part.vectors, whole.vectors[rows])
+            np.testing.assert_array_equal(part.version, whole.version[rows])
+
+
+def test_a_restart_and_shards_hold_calibrated_codes_beside_floats_and_codes_alone(calibrated_world, said):
+    world, oracle = calibrated_world, Oracle(calibrated_world)
+    later = SIGNS.after(FINER)
+    with serve(world) as follower:
+        write(follower)
+        row = platform.start(world, "signs")
+        advance.advance(world, row.id)
+        work_some(world, row.id, 3)
+        restarted(
+            world, said, used=False
+        ).close()  # it holds floats, and they have another place beside codes
+        oracle.assert_answers(follower, "signs", {"signs": SIGNS})
+        write(follower)
+        work_some(world, row.id, 2)
+        restarted(world, said, used=True).close()
+        assert_shards(world)
+        finalized(world, row)
+        restarted(world, said, used=False).close()
+        oracle.assert_answers(follower, "signs")
+        assert follower.snapshot()[0].shape == (N, DIM), "codes as a code index keeps them"
+        write(follower)
+        restarted(world, said, used=True).close()
+
+        row = platform.start(world, "finer")
+        advance.advance(world, row.id)
+        work_some(world, row.id, 3)
+        restarted(world, said, used=False).close()  # the older codes are mapped again
+        oracle.assert_answers(follower, "finer", {"signs": SIGNS, "finer": later})
+        write(follower)
+        work_some(world, row.id, 2)
+        restarted(world, said, used=True).close()
+        assert_shards(world)
+        finalized(world, row)
+        oracle.assert_answers(follower, "finer")
+        assert_shards(world)
+
+
 def test_items_that_come_late_or_change_are_embedded_first_and_what_is_stored_is_not_read_for_them(
     world, tmp_path
 ):
     """Changed before the start, with the change not yet embedded; changed and added meanwhile; one deleted."""
-    changed = [f"class-{label:02d}/0.png" for label in (3, 30)]
+    changed = [f"class-{label:02d}/0.png" for label in (3, 12, 30)]
     items.update_items(world, "pics", pictures(tmp_path / "more", changed[:1], seed=3))
     row = platform.start(world, "signs")
+    items.update_items(
+        world, "pics", pictures(tmp_path / "between", changed[1:2], seed=6)
+    )  # before the plan is written
     follower = Replica(world, Oracle(world).gallery)
     advance.advance(world, row.id)
     work_some(world, row.id, 3)
-    items.update_items(world, "pics", pictures(tmp_path / "again", changed[1:], seed=4))
+    items.update_items(world, "pics", pictures(tmp_path / "again", changed[2:], seed=4))
     items.add_items(world, "pics", pictures(tmp_path / "added", ["new/0.png"], seed=5))
     with world.engine.connect() as connection:
         gallery = gallery_queries.gallery_by_name(connection, "pics")
@@ -212,7 +295,7 @@ def test_items_that_come_late_or_change_are_embedded_first_and_what_is_stored_is
         keys = [*changed, "new/0.png", "class-05/1.png"]
         *rows, gone = [gallery_queries.item_by_key(connection, gallery.id, key).row for key in keys]
     items.delete_items(world, "pics", ["class-05/1.png"])
-    assert reader.read(np.array(rows))[1].tolist() == [False, False, False]
+    assert reader.read(np.array(rows))[1].tolist() == [False] * 4
     platform.work(world, row.id)
     drain(world, 1, owner="test")  # what the rollout of floats still had to do
     oracle = Oracle(world)

@@ -44,7 +44,7 @@ def certified(context, tmp_path, old, new, *, backward=False):
     return adapter.name
 
 
-def believe(context, old, new, adapter_id=None):
+def believe(context, old, new, adapter_id=None, measured=None):
     """A certificate by hand: these tests are about what is served, not about how good it is."""
     with context.engine.begin() as connection:
         gallery = gallery_queries.gallery_by_name(connection, "pics")
@@ -57,7 +57,7 @@ def believe(context, old, new, adapter_id=None):
             query_set_id=query_set.id,
             verdict="certified",
             reason="by hand",
-            measured={},
+            measured=measured or {},
         )
 
 
