@@ -64,7 +64,11 @@ def stored_scores(context, row):
         return plan_rows(connection, row, 0), np.array([each[0] for each in found])
 
 
-@pytest.mark.parametrize("name", real_orders())
+OF_CODECS = "flipped_bits"
+"""Needs a codec: see test_recode.py."""
+
+
+@pytest.mark.parametrize("name", sorted(set(real_orders()) - {OF_CODECS}))
 def test_a_rollout_in_every_order_runs_to_its_end(world, tmp_path, name):
     needs_adapter = Input.LOG_VARIANCE in ORDERS[name].needs
     if needs_adapter:
@@ -95,7 +99,7 @@ def test_an_order_over_labels_clusters_a_gallery_without_labels(world, name):
     assert len(plan_preview.preview(world, request, first=240).first_items) == 240
 
 
-@pytest.mark.parametrize("name", sorted(set(real_orders()) - {"random", "row"}))
+@pytest.mark.parametrize("name", sorted(set(real_orders()) - {"random", "row", OF_CODECS}))
 def test_the_preview_shows_the_order_that_the_rollout_will_have(world, tmp_path, name):
     certified_adapter(world, tmp_path, "lift", "mlp", hidden=16, steps=60)
     request = StartRequest("pics", "kin", adapter="lift", order=name, prototypes="classes")

@@ -20,6 +20,8 @@ from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.service import advance, finish, items, rollouts
 from orchestrator.service.codecs import TrainCodecRequest, train_codec
 from orchestrator.service.invariants import check_invariants
+from orchestrator.service.plan_preview import preview
+from orchestrator.service.start import StartRequest
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.floats import StoredFloats
 from orchestrator.serving.matrix import load_matrix, plan_rows
@@ -90,6 +92,7 @@ class Oracle:
                 name: model_queries.model_by_name(connection, name) for name in ("old", "signs", "finer")
             }
         encoder = context.encoder(self.models["old"])
+        self.keys = {item.row: item.key for item in known}
         self.floats = np.zeros((self.gallery.n_items, DIM), np.float32)
         self.floats[[item.row for item in known]] = encode_uris(encoder, [item.uri for item in known])[0]
         self.queries = encode_uris(encoder, asked.uris)[0]
@@ -323,12 +326,14 @@ def test_an_order_by_flipped_bits_reads_what_is_stored_and_a_rollback_returns_to
 
     with pytest.raises(UsageError, match="'kin' is no codec"):
         platform.start(world, "kin", order="flipped_bits")
+    previewed = preview(world, StartRequest("pics", "signs"), first=N).first_items
     row = advance.advance(world, platform.start(world, "signs").id)
     expected = world.codec(oracle.models["signs"]).expected_flips(oracle.floats)
     with world.engine.connect() as connection:
         order = plan_rows(connection, row, 0)
     assert expected.std() > 0
     assert (np.diff(expected[order]) <= 1e-4).all()
+    assert [item["key"] for item in previewed] == [oracle.keys[row] for row in order]
 
     with Replica(world, oracle.gallery) as replica:
         work_some(world, row.id, 4)

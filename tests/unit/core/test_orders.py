@@ -87,6 +87,7 @@ def everything(unit, rng):
         Input.LABELS: rng.integers(-1, 4, 60),
         Input.DEMAND: rng.integers(0, 9, 60).astype(np.float32),
         Input.NEW_EMBEDDINGS: unit(60, 8),
+        Input.EXPECTED_FLIPS: rng.random(60).astype(np.float32),
     }
 
 
