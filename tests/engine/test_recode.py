@@ -29,7 +29,7 @@ from orchestrator.serving.replica import Replica
 from orchestrator.serving.snapshots import laid_out
 from tests.engine import platform
 from tests.engine.test_living import pictures
-from tests.engine.test_restart import restarted, serve, write
+from tests.engine.test_restart import folder, put, restarted, serve, write
 from tests.engine.test_strategies import believe
 from tests.engine.test_supersede import work_some
 from workers.drain import drain
@@ -239,11 +239,14 @@ def assert_shards(context):
             np.testing.assert_array_equal(part.version, whole.version[rows])
 
 
-def test_a_restart_and_shards_hold_calibrated_codes_beside_floats_and_codes_alone(calibrated_world, said):
+def test_a_restart_and_shards_hold_calibrated_codes_beside_floats_and_codes_alone(
+    calibrated_world, tmp_path, said
+):
     world, oracle = calibrated_world, Oracle(calibrated_world)
     later = SIGNS.after(FINER)
     with serve(world) as follower:
         write(follower)
+        of_floats = shutil.copytree(folder(world), tmp_path / "kept")
         row = platform.start(world, "signs")
         advance.advance(world, row.id)
         work_some(world, row.id, 3)
@@ -257,6 +260,8 @@ def test_a_restart_and_shards_hold_calibrated_codes_beside_floats_and_codes_alon
         assert_shards(world)
         finalized(world, row)
         restarted(world, said, used=False).close()
+        put(world, of_floats)
+        restarted(world, said, used=False).close()  # as long as codes, and none
         oracle.assert_answers(follower, "signs")
         assert follower.snapshot()[0].shape == (N, DIM), "codes as a code index keeps them"
         write(follower)
