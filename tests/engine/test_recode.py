@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from tests.engine.test_restart import folder, put, restarted, serve, write
 from tests.engine.test_strategies import believe
 from tests.engine.test_supersede import work_some
 from workers.drain import drain
+from workers.recode import Coder, RecodePipeline
 
 N, DIM, K = platform.CLASSES * platform.PER_CLASS, 32, 10
 
@@ -281,6 +284,15 @@ def test_a_restart_and_shards_hold_calibrated_codes_beside_floats_and_codes_alon
         assert_shards(world)
 
 
+def line_of(context, row):
+    with context.engine.connect() as connection:
+        model = model_queries.model_by_id(connection, row.to_model_id)
+    stop = threading.Event()
+    return RecodePipeline(
+        context, row, Coder(context, model), "slow", stop, stop, float("inf"), lambda seq: None
+    )
+
+
 def test_items_that_come_late_or_change_are_embedded_first_and_what_is_stored_is_not_read_for_them(
     world, tmp_path
 ):
@@ -288,6 +300,7 @@ def test_items_that_come_late_or_change_are_embedded_first_and_what_is_stored_is
     changed = [f"class-{label:02d}/0.png" for label in (3, 12, 30)]
     items.update_items(world, "pics", pictures(tmp_path / "more", changed[:1], seed=3))
     row = platform.start(world, "signs")
+    slow = line_of(world, row)  # it knows where embeddings are, of before the change
     items.update_items(
         world, "pics", pictures(tmp_path / "between", changed[1:2], seed=6)
     )  # before the plan is written
@@ -310,6 +323,11 @@ def test_items_that_come_late_or_change_are_embedded_first_and_what_is_stored_is
     oracle.floats[gone] = 0
     with Replica(world, oracle.gallery) as replica:
         version = oracle.assert_answers(replica, "signs")
+        late = slow.prepare(SimpleNamespace(first_rank=row.plan_items, n=1, plan_revision=0))
+        assert late.rows.tolist() == rows[1:2]
+        np.testing.assert_array_equal(
+            slow.encoder.encode(late.prepared), oracle.of("signs", oracle.floats[late.rows])
+        )
         assert set(np.flatnonzero(version != row.id)) == {gone}
         with follower:
             oracle.assert_answers(follower, "signs")
