@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
 from models.artifact import Manifest, load_artifact, save_artifact
 from models.codecs import CODECS, Codec, fit_codec, load_codec
@@ -22,10 +21,17 @@ from models.errors import ArtifactError, UsageError
 WIDTH = 64
 # Fitted in a second; a codec that is not here is fitted as it is.
 SMALL: dict[str, dict[str, Any]] = {
-    "recurrent": {"hidden": 0, "steps": 60, "learning_rate": 1e-2},
-    "hash": {"hidden": 0, "steps": 60, "learning_rate": 1e-2},
+    "recurrent": {"hidden": 0, "steps": 40, "learning_rate": 1e-2},
+    "hash": {"hidden": 0, "steps": 40, "learning_rate": 1e-2},
 }
-TOWARDS_OLD = {"steps": 100, "old_weight": 10.0, "temperature": 0.1, "negatives": 255, "noise": 0.0}
+TOWARDS_OLD = {
+    "steps": 100,
+    "old_weight": 10.0,
+    "temperature": 0.1,
+    "negatives": 50,
+    "batch_size": 128,
+    "noise": 0.0,
+}
 MADE = [("recurrent", 0), ("recurrent", 1), ("hash", 0), ("rotation", 0), ("rotation", 2)]
 
 
@@ -147,7 +153,8 @@ def test_codes_that_noise_turns_more_bits_of_are_less_certain(names: Names, made
     for _ in range(10):
         moved = codec.encode(noisy(vectors, 0.03, draw))
         turned += np.bitwise_count(packed ^ codec.shape.pack(moved)).sum(axis=1)
-    assert spearmanr(codec.expected_flips(vectors), turned).statistic > 0.3
+    ranks = [np.argsort(np.argsort(each)) for each in (codec.expected_flips(vectors), turned)]
+    assert np.corrcoef(ranks)[0, 1] > 0.3
 
 
 def test_queries_of_a_compatible_codec_find_their_rows_among_old_codes(tmp_path: Path, names: Names) -> None:
