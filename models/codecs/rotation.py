@@ -35,7 +35,7 @@ _SAMPLE_ROWS = 4096
 _STEPS = np.geomspace(0.1, 2.0, 61)
 
 
-def fit(task: CodecTask, noise: float = 0.02) -> Manifest:
+def fit(task: CodecTask, noise: float = 0.03) -> Manifest:
     """Draws the rotation, fits the step and writes the artifact; see `models.codecs.fit_codec`.
 
     Args:
