@@ -78,12 +78,14 @@ def test_more_bits_point_closer_to_where_the_vector_points(tmp_path: Path) -> No
 
 def test_a_vector_at_a_threshold_expects_the_bits_beyond_it_to_turn(tmp_path: Path) -> None:
     codec = fitted(tmp_path / "c", units(500, 8), 8, 1, noise=0.001)
-    # The first coordinate in the middle of a cell; then at the middle threshold, where from number 1 to 2 two bits turn,
-    # half of the time.
-    turned = np.full((2, 8), 0.5 * codec.step)
-    turned[1, 0] = 0
+    # The first coordinate in the middle of a cell; then at either side of the middle threshold, where between numbers 1
+    # and 2 two bits turn, half of the time.
+    turned = np.full((3, 8), 0.5 * codec.step)
+    turned[1:, 0] = [1e-5, -1e-5]
     # The last four, far above their threshold, make each row's root mean square the 1 that all have.
     turned[:, 4:] = np.sqrt((8 - np.square(turned[:, :4]).sum(axis=1)) / 4)[:, None]
     vectors = turned @ codec.rotation.T / np.sqrt(8)
-    inside, edge = codec.expected_flips(vectors.astype(np.float32))
-    assert edge - inside == pytest.approx(1.0, abs=0.05)
+    inside, above, beneath = codec.expected_flips(vectors.astype(np.float32))
+    assert codec.encode(vectors.astype(np.float32))[:, 0].tolist() == [2, 2, 1]
+    assert above - inside == pytest.approx(1.0, abs=0.05)
+    assert beneath - inside == pytest.approx(1.0, abs=0.05)
