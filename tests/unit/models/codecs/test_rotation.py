@@ -89,3 +89,42 @@ def test_a_vector_at_a_threshold_expects_the_bits_beyond_it_to_turn(tmp_path: Pa
     assert codec.encode(vectors.astype(np.float32))[:, 0].tolist() == [2, 2, 1]
     assert above - inside == pytest.approx(1.0, abs=0.05)
     assert beneath - inside == pytest.approx(1.0, abs=0.05)
+
+
+def towards(folder: Path, vectors: np.ndarray, old: np.ndarray, loops: int) -> RotationCodec:
+    fit_codec(
+        "rotation", vectors, vectors, np.arange(len(vectors)), width=old.shape[1], loops=loops, folder=folder,
+        name="r", modality="text", source_fingerprint="from", old_positives=old, seed=5,
+    )  # fmt: skip
+    codec = load_codec(folder)
+    assert isinstance(codec, RotationCodec)
+    return codec
+
+
+def test_towards_an_old_codec_of_the_same_vectors_the_same_rotation_is_found_again(tmp_path: Path) -> None:
+    vectors = units(4000, 24)
+    old = fitted(tmp_path / "old", vectors, 24, 0)
+    new = towards(tmp_path / "new", vectors, old.shape.unit(old.encode(vectors)), 2)
+    assert np.abs(new.rotation - old.rotation).max() < 0.05
+    stranger = fitted(tmp_path / "stranger", vectors[::-1], 24, 2, noise=0.1)
+    stranger.rotation = turning(vectors, 24, np.random.default_rng(9))
+    seen = units(500, 24, seed=3)
+    codes = old.shape.unit(old.encode(seen))
+
+    def found(codec: RotationCodec) -> float:
+        queries = codec.shape.unit(codec.encode(seen))
+        return float(((queries @ codes.T).argmax(axis=1) == np.arange(len(seen))).mean())
+
+    assert found(new) > 0.9
+    assert found(stranger) < 0.1
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_towards_codes_of_another_width_cosines_are_kept_as_far_as_there_is_room(
+    tmp_path: Path, width: int
+) -> None:
+    vectors = units(1000, 24)
+    old = fitted(tmp_path / "old", vectors, width, 1)
+    new = towards(tmp_path / "new", vectors, old.shape.unit(old.encode(vectors)), 1)
+    gram = new.rotation @ new.rotation.T if width > 24 else new.rotation.T @ new.rotation
+    assert np.allclose(gram, np.eye(min(24, width)), atol=1e-5)
