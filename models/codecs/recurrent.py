@@ -24,7 +24,7 @@ def fit(
     learning_rate: float = 2e-3,
     weight_decay: float = 1e-3,
     optimiser: str = "adamw",
-    noise: float = 0.02,
+    noise: float = 0.03,
     temperature: float = 0.05,
     negatives: int = 5,
     old_weight: float = 1.0,
