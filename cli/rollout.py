@@ -342,6 +342,11 @@ def finalize(
         row = finalize(context, rollout, when_ready=when_ready)
         if row.state != "finalized":
             say(f"accepted: rollout {row.id} is finalized when nothing blocks it any more")
+        elif row.how.recodes:
+            say(
+                "the embeddings that the codes were made of stay in the store: another codec, a rollback and ranking again "
+                "read them"
+            )
         _moved(context, row, output)
 
 

@@ -211,7 +211,8 @@ def _finalize(connection: Connection, row: RolloutRow, actor: str) -> None:
             connection, row.gallery_id, row.to_model_id, row.id, actor=actor, reason="first embedding"
         )
     seq = log_queries.append_log_event(connection, row.gallery_id, row.id, "finalized")
-    if row.how.recodes and not row.quarantined_items:
+    codes = model_queries.model_by_id(connection, row.to_model_id).codes
+    if codes and row.how.reembeds and not row.quarantined_items:
         rollout_queries.set_config(connection, row.id, {HOLDS_ALL: seq})
 
 

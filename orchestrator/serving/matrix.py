@@ -23,7 +23,7 @@ Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 HOLDS_ALL = "holds_all"
-"""In the config of a recoding that was finalized when no row of an older version was left: that place of the log."""
+"""In the config of a rollout to a codec that was finalized when no row of an older version was left: that place of the log."""
 
 
 @dataclass

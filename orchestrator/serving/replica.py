@@ -32,7 +32,7 @@ from orchestrator.serving.certified import uncertified
 from orchestrator.serving.filters import Columns, Where, checked, contents_of_batch, load_columns, put
 from orchestrator.serving.guard import Guarded, GuardedSearch, RolloutGuard, guard_of
 from orchestrator.serving.lock import WriterPreferringLock
-from orchestrator.serving.matrix import GalleryMatrix, read_batch
+from orchestrator.serving.matrix import HOLDS_ALL, GalleryMatrix, read_batch
 from orchestrator.serving.queries import QueryPath, load, mapped, query_path, serving_path
 from orchestrator.serving.served import Served
 from orchestrator.serving.snapshots import laid_out
@@ -219,8 +219,9 @@ class Replica:
                 served.path, served.rollout_id, served.refused = path, rollout.id, refused
                 served.guard, self.seq = guard, entry.seq
             return False
+        narrower = HOLDS_ALL in rollout.config and self._served.index.dim != self._served.path.codes
         finalized = entry.kind == "finalized" and rollout.kind == "upgrade"
-        if entry.kind == "traffic" or (finalized and not rollout.how.recodes):  # else floats may be let go
+        if entry.kind == "traffic" or (finalized and not narrower):
             self.seq = entry.seq
             return False
         return True

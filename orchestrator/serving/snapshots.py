@@ -339,7 +339,7 @@ def _check_entry(
         elif entry.kind == "deployed":
             fits = rollout.kind == "upgrade" and not rollout.how.lifts
         elif entry.kind == "finalized":
-            fits = rollout.kind == "upgrade" and not rollout.how.recodes
+            fits = rollout.kind == "upgrade" and not rollout.config.get(HOLDS_ALL)
         if fits and rollout.how.holds_vectors:
             model = model_queries.model_by_id(connection, rollout.to_model_id)
             fits = model.dim == (layout.codes if model.codes else layout.floats)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from models.datasets import read_item
 from orchestrator.api import restart
 from orchestrator.core.calibration import IDENTITY, Calibration
 from orchestrator.core.metrics import Relevance
@@ -91,14 +92,20 @@ class Oracle:
             asked = load_query_set(
                 connection, gallery_queries.query_set_by_name(connection, self.gallery.id, "asked")
             )
-            self.models = {
-                name: model_queries.model_by_name(connection, name) for name in ("old", "signs", "finer")
-            }
-        encoder = context.encoder(self.models["old"])
+            names = ("old", "kin", "signs", "finer", "newer")
+            self.models = {name: model_queries.model_by_name(connection, name) for name in names}
+        self.base = {"old": "old", "signs": "old", "finer": "old", "newer": "kin"}
         self.keys = {item.row: item.key for item in known}
-        self.floats = np.zeros((self.gallery.n_items, DIM), np.float32)
-        self.floats[[item.row for item in known]] = encode_uris(encoder, [item.uri for item in known])[0]
-        self.queries = encode_uris(encoder, asked.uris)[0]
+        self.by, self.asked = {}, {}
+        for name in ("old", "kin"):
+            encoder = context.encoder(self.models[name])
+            self.by[name] = np.zeros((self.gallery.n_items, DIM), np.float32)
+            self.by[name][[item.row for item in known]] = encode_uris(encoder, [item.uri for item in known])[
+                0
+            ]
+            self.asked[name] = encode_uris(encoder, asked.uris)[0]
+        self.floats, self.queries = self.by["old"], self.asked["old"]
+        self.picture = asked.uris[0]
         self.relevance: Relevance = asked.relevance
 
     def of(self, name, floats):
@@ -121,7 +128,8 @@ class Oracle:
             if named[each] == "old":
                 found[:, rows] = self.queries @ self.floats[rows].T
             else:
-                raw = self.of(model, self.queries) @ self.of(named[each], self.floats[rows]).T
+                asked = self.of(model, self.asked[self.base[model]])
+                raw = asked @ self.of(named[each], self.by[self.base[named[each]]][rows]).T
                 found[:, rows] = (maps or {}).get(named[each], IDENTITY).apply(raw)
         return found
 
@@ -131,12 +139,16 @@ class Oracle:
         assert replica.model.name == model
         version = replica.snapshot()[1]
         wanted = self.scores(model, version, maps) if model != "old" else self.queries @ self.floats.T
-        for query, answer in enumerate(replica.search_vectors(self.queries, K)):
+        for query, answer in enumerate(replica.search_vectors(self.asked[self.base[model]], K)):
             rows = [hit.row for hit in answer.hits]
             best = np.sort(wanted[query])[::-1][:K]
             np.testing.assert_allclose([hit.score for hit in answer.hits], best, atol=2e-6)
             np.testing.assert_allclose(wanted[query, rows], best, atol=2e-6)
             assert [hit.rollout_id for hit in answer.hits] == version[rows].tolist()
+        (one,) = replica.search([read_item(self.picture)], K)
+        assert [hit.row for hit in one.hits] == [
+            hit.row for hit in replica.search_vectors(self.asked[self.base[model]][:1], K)[0].hits
+        ]
         return version
 
     def assert_flips(self, row, model, *, before):
@@ -228,6 +240,26 @@ def test_floats_become_codes_and_codes_finer_ones_without_an_item_being_read(wor
         oracle.assert_flips(again, "finer", before=of_codes)
     assert (Path(again.extent_uri) / "vectors.bits").stat().st_size == N * DIM * 2 / 8
     assert reclaimed(world, again) == ((half.id, row.id), (1,)), "codes stand on the floats"
+    assert [each for each in check_invariants(world) if not each.ok] == []
+
+
+def test_a_newer_model_brings_codes_of_its_own(world):
+    finalized(world, platform.start(world, "signs"))
+    request = TrainCodecRequest("newer", "pics", model="kin", like="signs", bits=2)
+    train_codec(world, request, lambda done, total: None)
+    believe(world, "signs", "newer")
+    oracle = Oracle(world)
+    with Replica(world, oracle.gallery) as replica:
+        row = platform.start(world, "newer")
+        assert row.strategy == "reembed"
+        advance.advance(world, row.id)
+        work_some(world, row.id, 3)
+        version = oracle.assert_answers(replica, "newer")
+        assert 0 < (version == row.id).sum() < N
+        fresh(world, replica)
+        finalized(world, row)
+        assert (oracle.assert_answers(replica, "newer") == row.id).all()
+        fresh(world, replica)
     assert [each for each in check_invariants(world) if not each.ok] == []
 
 

@@ -116,6 +116,14 @@ def test_a_flip_that_opens_when_nothing_waits_is_the_models_at_once(tracker):
     assert stage.blamed == ()
 
 
+def test_what_nothing_heals_while_stored_vectors_are_recoded_is_the_codecs(tracker):
+    tracker.settled_cause = Cause.QUANTISATION
+    assert {e.cause for e in update(tracker, 4, 4).events} == {Cause.MIXED_STAGE}
+    assert update(tracker, None, 4, 0, 1).blamed == (0,)
+    update(tracker, 0, 4, 0, 1)
+    assert {e.cause for e in update(tracker, 4, 4, 0, 1).events if not e.healed} == {Cause.QUANTISATION}
+
+
 def test_what_heals_has_no_cause_and_can_be_blamed_again(tracker):
     update(tracker, 4, 4, 0, 1)
     healed = update(tracker, 1, 4, 0, 1)  # an item was changed after all

@@ -55,6 +55,15 @@ def test_there_is_a_chart_for_each_query_set_and_k():
     ]  # fmt: skip
 
 
+def test_open_flips_of_a_recoding_are_the_codecs():
+    rows = [point(1, 0.0), point(2, 1.0)]
+    changes = [{"queryset": "asked", "cause": "quantisation", "place": 1, "change": 3}]
+    (chart,) = cause_charts(rows, changes)
+    assert [line.name for line in chart.lines] == ["mixed stage", "the codec"]
+    assert "0 of a mixed stage" in chart.summary
+    assert "3 of the codec." in chart.summary
+
+
 def test_a_random_order_is_drawn_where_one_was_simulated():
     random = [
         {"metric": "recall_at_1", "against_order": "random", "coverage": c, "value": v}
