@@ -18,6 +18,7 @@ from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.invariants import check_invariants
 from orchestrator.service.plan_preview import preview
 from orchestrator.service.start import StartRequest
+from orchestrator.service.stored import stored_by
 from orchestrator.serving.matrix import load_matrix
 from orchestrator.serving.replica import Replica
 from tests.engine import platform
@@ -231,7 +232,7 @@ def test_a_certificate_after_a_transform_is_measured_on_what_is_stored(world, tm
     finalized(world, platform.start(world, "far", adapter=first, strategy="transform"))
     with world.engine.connect() as connection:
         gallery = gallery_queries.gallery_by_name(connection, "pics")
-        matrix, own = certify._stored_by(connection, gallery, model_queries.model_by_name(connection, "far"))
+        matrix, own = stored_by(connection, gallery, model_queries.model_by_name(connection, "far"))
     assert own.all()
     np.testing.assert_allclose(matrix.vectors, lift(world, first, embed(world, "old")), atol=1e-6)
 
