@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from orchestrator.core.canary import canary_places, misplaced
+from orchestrator.core.canary import LEAST_CODE_COSINE, canary_places, misplaced
 
 
 @pytest.fixture
@@ -25,6 +25,16 @@ def test_rows_that_all_changed_places_are_caught_by_every_canary(vectors, order)
     for first_rank in range(0, 6400, 64):
         places = canary_places(first_rank, 1, 64)
         assert misplaced(vectors[order], places, vectors[places]) == places
+
+
+def test_codes_pass_with_a_few_bits_turned_and_are_caught_when_they_change_places():
+    codes = np.where(np.random.default_rng(6).random((64, 256)) < 0.5, -1, 1).astype(np.float32) / 16
+    places = canary_places(0, 1, 64, 8)
+    again = codes[places]
+    again[:, :5] *= -1
+    assert misplaced(codes, places, again, LEAST_CODE_COSINE) == []
+    assert misplaced(codes, places, again) == places, "floats are held to more"
+    assert misplaced(np.roll(codes, 1, axis=0), places, again, LEAST_CODE_COSINE) == places
 
 
 def test_a_random_permutation_is_caught_nearly_always(vectors):
