@@ -2,7 +2,7 @@
 
 The new model's answer is looked at first. Where the best renewed and the best stored row are close, the old model embeds
 the query too and searches the rows that still hold its vectors, and no others; the new model's best renewed rows are merged
-in. All searches of one answer see one mixture.
+in. All searches of one answer see one mixture. No certificate of a codec holds a guard: floats and codes are of one model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.core.guard import Guard
 from orchestrator.index import VectorIndex
-from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import RolloutRow
 from orchestrator.serving.calibration import fitting
@@ -51,8 +50,7 @@ def guard_of(connection: Connection, rollout: RolloutRow | None) -> RolloutGuard
         for row in rollout_queries.effective_rollouts(connection, rollout.gallery_id)
         if row.id < rollout.id
     ]
-    codes = model_queries.model_by_id(connection, rollout.to_model_id).codes
-    path = query_path(connection, rollout.from_model_id, older[-1] if older else None, beside=codes)
+    path = query_path(connection, rollout.from_model_id, older[-1] if older else None)
     return RolloutGuard(Guard.of(stored), path, rollout.id)
 
 
@@ -114,8 +112,7 @@ class GuardedSearch:
     def _merged(
         self, index: VectorIndex, at: Rows, asked: Vectors, stored: Bools, renewed: Bools, k: int
     ) -> tuple[Vectors, Rows]:
-        old = np.stack([self._old[int(query)] for query in at])
-        old = fitting(old, asked.shape[1], self.guard.path.codes)
+        old = fitting(np.stack([self._old[int(query)] for query in at]), asked.shape[1])
         found = [index.search(old, k, allowed=stored), index.search(asked, k, allowed=renewed)]
         rows = np.concatenate([found[0][1], found[1][1]], axis=1)
         scores = np.concatenate([found[0][0], found[1][0]], axis=1)

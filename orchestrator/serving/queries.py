@@ -10,7 +10,6 @@ import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
-from orchestrator.core.joint import joint_floats
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, ModelRow, RolloutRow, ServingRow
@@ -27,13 +26,11 @@ class QueryPath:
     Attributes:
         base: where the model is a codec, the model that embeds queries before they are encoded: vectors of queries are
             its floats everywhere, and codes beside them only where they are compared with rows (`mapped`).
-        beside: of a model of floats, the columns of codes that rows have before those of its own.
     """
 
     model: ModelRow
     adapter: AdapterRow | None
     base: ModelRow | None = None
-    beside: int = 0
 
     @property
     def embedder(self) -> ModelRow:
@@ -43,7 +40,7 @@ class QueryPath:
     @property
     def codes(self) -> int:
         """Of the columns of a mapped query, the first ones, which are of codes."""
-        return self.model.dim if self.base is not None else self.beside
+        return self.model.codes
 
     @property
     def ids(self) -> tuple[int, int | None]:
@@ -51,21 +48,15 @@ class QueryPath:
         return self.model.id, None if self.adapter is None else self.adapter.id
 
 
-def query_path(
-    connection: Connection, model_id: int, rollout: RolloutRow | None, *, beside: int = 0
-) -> QueryPath:
-    """How queries are embedded by a model while a rollout serves.
-
-    Args:
-        beside: see `QueryPath`.
-    """
+def query_path(connection: Connection, model_id: int, rollout: RolloutRow | None) -> QueryPath:
+    """How queries are embedded by a model while a rollout serves."""
     adapter = None
     if rollout is not None and rollout.how.maps_queries:
         assert rollout.adapter_id is not None, "the ledger holds no query-adapter rollout without an adapter"
         adapter = model_queries.adapter_by_id(connection, rollout.adapter_id)
     model = model_queries.model_by_id(connection, model_id)
     base = None if model.base_model_id is None else model_queries.model_by_id(connection, model.base_model_id)
-    return QueryPath(model, adapter, base, 0 if base is not None else beside)
+    return QueryPath(model, adapter, base)
 
 
 def serving_path(connection: Connection, serving: ServingRow) -> QueryPath:
@@ -98,7 +89,7 @@ def mapped(context: Context, path: QueryPath, vectors: Vectors) -> Vectors:
         vectors = context.adapter(path.adapter).transform(vectors)[0]
     if path.base is not None:
         return joint_of(context.codec(path.model), vectors)
-    return joint_floats(vectors, path.beside) if path.beside else vectors
+    return vectors
 
 
 def encode_queries(context: Context, path: QueryPath, uris: Sequence[str]) -> tuple[Vectors, dict[int, str]]:

@@ -28,6 +28,7 @@ from orchestrator.service.start import StartRequest
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.floats import StoredFloats
 from orchestrator.serving.matrix import load_matrix, plan_rows
+from orchestrator.serving.old_system import OldSystem
 from orchestrator.serving.replica import Replica
 from orchestrator.serving.snapshots import laid_out
 from tests.engine import platform
@@ -393,6 +394,8 @@ def test_an_order_by_flipped_bits_reads_what_is_stored_and_a_rollback_returns_to
     with Replica(world, oracle.gallery) as replica:
         work_some(world, row.id, 4)
         oracle.assert_answers(replica, "signs")
+        with OldSystem(world, replica, row) as old:
+            oracle.assert_answers(old, "old")
         rollouts.rollback(world, row.id)
         rollouts.acknowledge(world, row.id)
         assert (oracle.assert_answers(replica, "old") != row.id).all()
