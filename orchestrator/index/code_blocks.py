@@ -69,7 +69,9 @@ class CodeBlocks:
 
     def move(self, source: int, target: int) -> None:
         """One slot's code to another slot; the source is gone."""
-        self._blocks[target // LANES, :, :, target % LANES] = self._blocks[source // LANES, :, :, source % LANES]
+        self._blocks[target // LANES, :, :, target % LANES] = self._blocks[
+            source // LANES, :, :, source % LANES
+        ]
         self.squares[target], self.inverse[target] = self.squares[source], self.inverse[source]
         self.squares[source], self.inverse[source] = GONE, 0
 
@@ -78,7 +80,9 @@ class CodeBlocks:
         words = self._blocks[slots // LANES, :, :, slots % LANES]  # (n, words a plane, bits)
         planes = np.ascontiguousarray(words[:, :, ::-1].swapaxes(1, 2)).view(np.uint8)
         return self.shape.unpack(
-            np.ascontiguousarray(planes[:, :, : self.shape.plane_bytes]).reshape(len(slots), -1)
+            np.ascontiguousarray(planes[:, :, : self.shape.plane_bytes]).reshape(
+                len(slots), self.shape.row_bytes
+            )
         )
 
     def words_of(self, codes: Codes) -> Words:

@@ -52,9 +52,19 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return njit(function, nogil=True)
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _passes(
-    context: Any, words: Any, at: Any, query: Any, length: Any, planes: Any, most: Any, inverse: Any, slot: Any, edge: Any, out: Any
+    context: Any,
+    words: Any,
+    at: Any,
+    query: Any,
+    length: Any,
+    planes: Any,
+    most: Any,
+    inverse: Any,
+    slot: Any,
+    edge: Any,
+    out: Any,
 ) -> Any:
     """Whether a row of the block that begins at words[at] and inverse[slot] reaches `edge`; out[lane] is its product.
 
@@ -170,7 +180,17 @@ def _keep(products: Any, squares: Any, rows: Any, square: Any, allowed: Any, hea
 
 
 @_compiled
-def scan(words: Any, inverse: Any, squares: Any, queries: Any, lengths: Any, planes: Any, most: Any, allowed: Any, heaps: Any) -> Any:
+def scan(
+    words: Any,
+    inverse: Any,
+    squares: Any,
+    queries: Any,
+    lengths: Any,
+    planes: Any,
+    most: Any,
+    allowed: Any,
+    heaps: Any,
+) -> Any:
     """Every query against every block.
 
     Args:
@@ -202,7 +222,21 @@ def scan(words: Any, inverse: Any, squares: Any, queries: Any, lengths: Any, pla
 
 
 @_compiled
-def scan_lists(words: Any, inverse: Any, squares: Any, rows: Any, queries: Any, lengths: Any, planes: Any, most: Any, allowed: Any, heaps: Any, lists: Any, last: Any, before: Any) -> Any:
+def scan_lists(
+    words: Any,
+    inverse: Any,
+    squares: Any,
+    rows: Any,
+    queries: Any,
+    lengths: Any,
+    planes: Any,
+    most: Any,
+    allowed: Any,
+    heaps: Any,
+    lists: Any,
+    last: Any,
+    before: Any,
+) -> Any:
     """Every query against the blocks of some lists: as `scan`, with slots in any order.
 
     Args:
