@@ -159,6 +159,18 @@ def test_codes_and_floats_are_one_list_of_answers(name, share):
 
 
 @pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("allowed", [None, np.arange(40) % 3 > 0])
+def test_every_row_is_answered_once_as_what_it_is(name, allowed):
+    """Also those that score less than nothing would."""
+    gallery = joint_rows(45, 0.5)[5:]
+    queries = joint_queries(units(SHAPE, 6, seed=3), floats(6, seed=3))
+    index = make_index(name, gallery, IndexOptions(code=SHAPE))
+    count = 40 if allowed is None else int(allowed.sum())
+    check_joint(index, gallery, queries, count, allowed)
+    assert (index.search(queries, 60, allowed)[1][:, count:] == -1).all()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
 def test_floats_become_codes_and_back(name):
     """A recoding slice by slice, and one that is undone; what is nothing any more is not answered."""
     before, after = joint_rows(300, 0.0), joint_rows(300, 1.0)
@@ -221,11 +233,13 @@ def test_lists_hold_every_code_once_after_many_moves():
         gallery[rows] = new
     there = np.flatnonzero(gallery.any(axis=1))
     lists = index._lists
-    chains = []
+    chains, chained = [], []
     for block in lists._last:
         while block >= 0:
+            chained.append(int(block))
             chains += list(block * LANES + np.arange(lists._filled[block]))
             block = lists._before[block]
+    assert sorted(chained + lists._free) == list(range(len(lists._before))), "no block is lost"
     np.testing.assert_array_equal(np.sort(lists._row_of[chains]), there)
     np.testing.assert_array_equal(np.sort(chains), np.flatnonzero(lists._blocks.squares > 0))
     np.testing.assert_allclose(index.vectors(), gallery, atol=1e-7)
