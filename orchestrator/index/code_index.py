@@ -59,6 +59,8 @@ class CodeIndex:
         self._floats: FaissFlat | None = None
         for at in range(0, len(vectors), BLOCK):
             self.replace(np.arange(at, min(at + BLOCK, len(vectors))), vectors[at : at + BLOCK])
+        # The kernel is compiled now, where it never was: the first search shall not wait for that.
+        store.search(np.zeros((1, shape.width), np.uint8), 1, None)
 
     def replace(self, rows: Rows, vectors: Vectors) -> None:
         """Raises ValueError where a row is neither a code, nor a float beside zeros, nor zeros."""
