@@ -44,11 +44,25 @@ def draw_certificate(row: CertificateRow) -> None:
             {
                 "update gain": measured.get("update_gain"),
                 "queries": measured.get("queries"),
+                **_quantisation(measured),
                 **_calibration(measured),
             }
         ),
     )
     typer.echo(f"{row.verdict}: {row.reason}")
+
+
+def _quantisation(measured: dict[str, Any]) -> dict[str, Any]:
+    """What the codec alone costs, in words."""
+    cost = measured.get("quantisation")
+    if cost is None:
+        return {}
+    overlap = next((f", {cost[key]:.1%} of the {key.removeprefix('overlap_at_')} best are the same"
+                    for key in cost if key.startswith("overlap_at_")), "")  # fmt: skip
+    return {
+        "codes alone": f"recall {cost['recall_of_floats']:.4f} of floats, {cost['recall_of_codes']:.4f} of codes; "
+        f"{cost['negative']} queries turn wrong and {cost['positive']} right{overlap}"
+    }
 
 
 def _calibration(measured: dict[str, Any]) -> dict[str, Any]:

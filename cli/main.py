@@ -15,6 +15,7 @@ import typer
 
 from cli import (
     bench,
+    codec,
     config,
     dashboard,
     db,
@@ -48,6 +49,7 @@ for name, group in (
     ("config", config),
     ("db", db),
     ("model", model),
+    ("codec", codec),
     ("gallery", demand),  # adds to the commands of cli.gallery
     ("queryset", queryset),
     ("rollout", rollout_settings),  # adds to the commands of cli.rollout

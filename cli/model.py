@@ -97,7 +97,7 @@ def import_(
         raise UsageError(
             "say what to import, one of: an artifact's FOLDER, --wordllama DIMS, --minilm, --encoder MODULE:FACTORY."
         )
-    options = _options(option or [])
+    options = key_values(option or [])
     if options and encoder is None:
         raise UsageError("--option belongs to --encoder; leave it out.")
 
@@ -119,7 +119,8 @@ def import_(
         _registered(context, row, output)
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
+def key_values(pairs: list[str]) -> dict[str, Any]:
+    """The values of --option KEY=VALUE, JSON or text."""
     from models.errors import UsageError
 
     options: dict[str, Any] = {}
@@ -187,7 +188,7 @@ def train(
         source=data,
         split=split,
         method=method,
-        method_options=_options(option or []),
+        method_options=key_values(option or []),
         old=old,
         seed=seed,
         architecture=architecture,
@@ -269,7 +270,7 @@ def adapt(
                 pairs=pairs,
                 views=views,
                 seed=seed,
-                options=_options(option or []),
+                options=key_values(option or []),
                 query_side=query_side,
                 progress=update,
             )
@@ -343,10 +344,11 @@ def certify(
             f"rollout is taken back: {stopped}"
         )
     next_step(f"rollout plan {gallery} --to {new}{through}" if row.verdict == "certified" else then)
-    _exit_for(row.verdict)
+    exit_for(row.verdict)
 
 
-def _exit_for(verdict: str) -> None:
+def exit_for(verdict: str) -> None:
+    """Leave with the exit code of a verdict."""
     from orchestrator.errors import ExitCode
 
     codes = {"certified": ExitCode.DONE, "inconclusive": ExitCode.INCONCLUSIVE}

@@ -20,6 +20,11 @@ def adapter_names() -> list[str]:
     return keys_of(_MODELS / "adapters" / "__init__.py", "ADAPTERS")
 
 
+def codec_names() -> list[str]:
+    """The codecs."""
+    return keys_of(_MODELS / "codecs" / "__init__.py", "CODECS")
+
+
 def index_backends() -> dict[str, str]:
     """The index backends, each with whether it is exact and what it is."""
     found = literal_of(_ROOT / "orchestrator" / "index" / "__init__.py", "BACKENDS")

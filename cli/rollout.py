@@ -16,6 +16,7 @@ from cli.rollout_options import (
     Adapter,
     BatchSize,
     CalibrationMode,
+    Codec,
     DemandBase,
     Force,
     GuardMode,
@@ -29,6 +30,7 @@ from cli.rollout_options import (
     Temperature,
     To,
     start_request,
+    target,
 )
 from cli.session import confirm, current, next_step, open_ledger, say
 from cli.watch import document, finish, goes_on, screen, start_worker, wait_with_bar, watch
@@ -45,10 +47,11 @@ app = typer.Typer(no_args_is_help=True, help="Upgrades of a gallery's model.")
 @app.command("plan", epilog="Example: hotrefresh rollout plan photos --to new --adapter old-to-new")
 def plan_(
     gallery: GalleryName,
-    to: To,
+    to: To = None,
+    codec: Codec = None,
     adapter: Adapter = None,
     strategy: Strategy = None,
-    order: Order = "entropy",
+    order: Order = None,
     batch_size: BatchSize = None,
     prototypes: Prototypes = "auto",
     temperature: Temperature = 0.05,
@@ -66,7 +69,7 @@ def plan_(
     """Show what `start` would do: certificate, batches, bytes, the first items. Changes nothing."""
     request = start_request(
         gallery,
-        to,
+        target(to, codec),
         adapter,
         strategy,
         order,
@@ -93,12 +96,13 @@ def plan_(
         values["certificate"] = f"{certificate['verdict']}: {certificate['reason']}"
         draw(make_pairs(values), make_table(items, ("rank", "score", "key", "label")))
         say("nothing was changed")
+    wanted = f"--to {to}" if to else f"--codec {codec}"
     options = "".join(
         f" --{name.replace('_', '-')} {value}"
         for name, value, default in (
             ("adapter", adapter, None),
             ("strategy", strategy, None),
-            ("order", order, "entropy"),
+            ("order", order, None),
             ("batch_size", batch_size, None),
             ("prototypes", prototypes, "auto"),
             ("temperature", temperature, 0.05),
@@ -112,16 +116,17 @@ def plan_(
         if value != default
     )
     options += (" --supersede" if supersede else "") + (" --guard" if guard else "")
-    next_step(f"rollout start {gallery} --to {to}{options}")
+    next_step(f"rollout start {gallery} {wanted}{options}")
 
 
 @app.command(epilog="Example: hotrefresh rollout start photos --to new --adapter old-to-new")
 def start(
     gallery: GalleryName,
-    to: To,
+    to: To = None,
+    codec: Codec = None,
     adapter: Adapter = None,
     strategy: Strategy = None,
-    order: Order = "entropy",
+    order: Order = None,
     batch_size: BatchSize = None,
     prototypes: Prototypes = "auto",
     temperature: Temperature = 0.05,
@@ -144,7 +149,7 @@ def start(
     """Serve the new model from now on; what happens to the stored embeddings is the strategy's. Exit code 5: no certificate."""
     request = start_request(
         gallery,
-        to,
+        target(to, codec),
         adapter,
         strategy,
         order,

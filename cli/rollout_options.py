@@ -11,7 +11,13 @@ from cli.orders import order_names
 if TYPE_CHECKING:
     from orchestrator.service.start import StartRequest
 
-To = Annotated[str, typer.Option("--to", metavar="MODEL", help="The model that shall serve the gallery.")]
+To = Annotated[
+    str | None, typer.Option("--to", metavar="MODEL", help="The model that shall serve the gallery.")
+]
+Codec = Annotated[
+    str | None,
+    typer.Option(metavar="CODEC", help="Instead of --to: make codes of what is stored; no item is read."),
+]
 Adapter = Annotated[
     str | None,
     typer.Option(help="Through this adapter: OLD-to-NEW lifts what is stored, NEW-to-OLD maps queries."),
@@ -19,10 +25,15 @@ Adapter = Annotated[
 Strategy = Annotated[
     str | None,
     typer.Option(
-        help="reembed, transform-then-reembed, transform or query-adapter (default: the usual one for the adapter)."
+        help="reembed, recode, transform-then-reembed, transform or query-adapter (default: by adapter or codec)."
     ),
 ]
-Order = Annotated[str, typer.Option(help=f"{', '.join(order_names())}: which items first.")]
+Order = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Which items first: {', '.join(order_names())} (default entropy, with a codec flipped-bits)."
+    ),
+]
 DemandBase = Annotated[
     str, typer.Option(help="Which order's scores the order demand weights: entropy, class_distance …")
 ]
@@ -71,8 +82,17 @@ Force = Annotated[
 Lease = Annotated[float | None, typer.Option("--lease-s", min=0.5, help="A batch's lease in seconds.")]
 
 
+def target(to: str | None, codec: str | None) -> str:
+    """The model of --to or --codec, of which there must be one."""
+    from models.errors import UsageError
+
+    if (to is None) == (codec is None):
+        raise UsageError("say what shall serve the gallery: --to MODEL or --codec CODEC, one of them.")
+    return to or codec or ""
+
+
 def start_request(
-    gallery: str, to: str, adapter: str | None, strategy: str | None, order: str, batch_size: int | None, prototypes: str,
+    gallery: str, to: str, adapter: str | None, strategy: str | None, order: str | None, batch_size: int | None, prototypes: str,
     temperature: float, seed: int, lease_s: float | None, lane: str, supersede: bool,
     demand_base: str = "entropy", reorder: str = "none", calibration: str = "auto", guard: bool = False,
 ) -> StartRequest:  # fmt: skip

@@ -96,6 +96,7 @@ class Descent:
             {"params": others, "weight_decay": 0.0},
         ]
         optimiser: torch.optim.Optimizer
+        shape: Callable[[float], float]
         if self.optimiser == "sgd":
             optimiser = torch.optim.SGD(groups, lr=self.learning_rate, momentum=0.9, nesterov=True)
             shape = _stepped

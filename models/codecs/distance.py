@@ -24,6 +24,7 @@ import numpy.typing as npt
 from models.codecs.codes import Codes, CodeShape, Packed
 
 Dots = npt.NDArray[np.int64]
+Groups = npt.NDArray[np.uint8]
 Tables = npt.NDArray[np.uint8]
 
 GROUP_BITS = 4
@@ -32,11 +33,12 @@ GROUP_BITS = 4
 def dot_integer(shape: CodeShape, queries: Codes, gallery: Codes) -> Dots:
     """4^u <b^q, b^d> by (1): (q, m) and (n, m) uint8 -> (q, n) int64."""
     top, width = shape.top, shape.width
-    # In float32 for the fast matrix product. Exact: all partial sums are integers up to m M², below 2^24 for m < 2^16.
-    kind = np.float32 if width * top * top < 2**24 else np.float64
-    products = (queries.astype(kind) @ gallery.astype(kind).T).astype(np.int64)
+    # In float32 for the fast matrix product. Exact: all partial sums are integers up to m M², below 2^24 for m ≤ 2^16.
+    first, second = queries.astype(np.float32), gallery.astype(np.float32)
+    products: Dots = (first @ second.T).astype(np.int64)
     sums = queries.sum(axis=1, dtype=np.int64)[:, None] + gallery.sum(axis=1, dtype=np.int64)[None, :]
-    return 4 * products - 2 * top * sums + width * top * top
+    dots: Dots = 4 * products - 2 * top * sums + width * top * top
+    return dots
 
 
 def dot_planes(shape: CodeShape, queries: Packed, gallery: Packed) -> Dots:
@@ -52,7 +54,8 @@ def dot_planes(shape: CodeShape, queries: Packed, gallery: Packed) -> Dots:
 
 def norm_squared(shape: CodeShape, codes: Codes) -> Dots:
     """4^u ||b||²: (n, m) uint8 -> (n,) int64, from m to m M²."""
-    return np.square(shape.levels(codes), dtype=np.int64).sum(axis=1)
+    squared: Dots = np.square(shape.levels(codes), dtype=np.int64).sum(axis=1)
+    return squared
 
 
 def cosine(shape: CodeShape, queries: Codes, gallery: Codes) -> npt.NDArray[np.float64]:
@@ -66,11 +69,11 @@ def group_size(shape: CodeShape) -> int:
     return GROUP_BITS // shape.bits
 
 
-def groups(shape: CodeShape, codes: Codes) -> npt.NDArray[np.uint8]:
+def groups(shape: CodeShape, codes: Codes) -> Groups:
     """(n, m) uint8 -> (n, ⌈m/g⌉) uint8 below 16: a group's first dimension in its top bits."""
-    found = np.zeros((len(codes), -(-shape.width // group_size(shape))), np.uint8)
+    found: Groups = np.zeros((len(codes), -(-shape.width // group_size(shape))), np.uint8)
     for member in _members(shape, codes):
-        found = (found << shape.bits) | member
+        found = np.bitwise_or(found << shape.bits, member)
     return found
 
 
@@ -90,15 +93,16 @@ def tables(shape: CodeShape, queries: Codes) -> Tables:
     return stored
 
 
-def dot_tables(shape: CodeShape, stored: Tables, grouped: npt.NDArray[np.uint8]) -> Dots:
+def dot_tables(shape: CodeShape, stored: Tables, grouped: Groups) -> Dots:
     """4^u <b^q, b^d> by looking up: tables (q, G, 16) and groups (n, G), both uint8 -> (q, n) int64."""
     count = grouped.shape[1]
     size, square = group_size(shape), shape.top * shape.top
     places = grouped.astype(np.int64) + 2**GROUP_BITS * np.arange(count)
-    found = np.zeros((len(stored), len(grouped)), np.int64)
+    found: Dots = np.zeros((len(stored), len(grouped)), np.int64)
     for row, table in enumerate(stored):
         found[row] = 2 * np.take(table.ravel(), places).sum(axis=1, dtype=np.int64)
-    return found - count * size * square - (count * size - shape.width) * square
+    found -= (2 * count * size - shape.width) * square  # the offset of each group, and what fills up the last
+    return found
 
 
 def search(shape: CodeShape, queries: Codes, gallery: Codes, k: int) -> npt.NDArray[np.int64]:

@@ -16,14 +16,14 @@ load = networks.load
 
 def fit(
     task: CodecTask,
-    hidden: int = 512,
+    hidden: int = 256,
     layers: int = 1,
     steps: int = 400,
-    batch_size: int = 512,
+    batch_size: int = 256,
     learning_rate: float = 2e-3,
     weight_decay: float = 1e-3,
     optimiser: str = "adamw",
-    noise: float = 0.02,
+    noise: float = 0.03,
     temperature: float = 0.05,
     negatives: int = 5,
     old_weight: float = 1.0,

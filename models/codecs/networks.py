@@ -51,7 +51,8 @@ class Sign(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> Tensor:
         """See the class."""
         (activation,) = context.saved_tensors
-        return gradients[0] * (activation.abs() <= 1)
+        passed: Tensor = gradients[0] * (activation.abs() <= 1)
+        return passed
 
 
 def sign(activation: Tensor) -> Tensor:
@@ -178,16 +179,15 @@ def fit(
     at_least(0, hidden=hidden, old_weight=old_weight)
     at_least(1, layers=layers, negatives=negatives)
     above_zero(temperature=temperature)
-    shape = {"hidden": hidden, "layers": layers, "residual": residual}
-    sizes = task.anchors.shape[1], task.width, task.loops
+    shape: dict[str, Any] = {"hidden": hidden, "layers": layers, "residual": residual}
     started = time.monotonic()
     anchors, positives = torch.from_numpy(task.anchors), torch.from_numpy(task.positives)
     identities = torch.from_numpy(task.identities)
     old = None if task.old_positives is None else torch.from_numpy(task.old_positives)
-    weigh = {"temperature": temperature, "negatives": negatives}
+    weigh: dict[str, Any] = {"temperature": temperature, "negatives": negatives}
     with fixed_threads(task.threads), torch.random.fork_rng(devices=[]):
         torch.manual_seed(task.seed)
-        network = Recurrent(*sizes, **shape).train()
+        network = Recurrent(task.anchors.shape[1], task.width, task.loops, **shape).train()
 
         def loss(first: Tensor, second: Tensor, rows: Tensor) -> Tensor:
             # One pass for both sides: batch norm must see the two as one population, as it will when it is frozen.
@@ -223,7 +223,8 @@ def _noise(network: Recurrent, task: CodecTask, noise: float) -> Tensor:
         torch.from_numpy(noisy(side[rows], noise, draw)) for side in (task.anchors, task.positives)
     )
     with torch.inference_mode():
-        return (network(first) - network(second)).square().mean(dim=0).sqrt().clamp(min=1e-6).clone()
+        differences: Tensor = network(first) - network(second)
+        return differences.square().mean(dim=0).sqrt().clamp(min=1e-6).clone()
 
 
 def load(manifest: Manifest, tensors: Mapping[str, Tensor]) -> NetworkCodec:

@@ -7,11 +7,11 @@ step, the outermost ones open:
     c = clip(⌊y / step⌋ + 2^u, 0, M)
 
 The levels 2c − M are the cells' centres over step / 2, so the code points where the vector points: one recurrent code
-whose planes nobody had to train. With u = 0 it is the sign of a random rotation, whatever the step is.
+whose planes nobody had to train. With u = 0 it is the sign of a random rotation, whatever the step is. The step is
+fitted to a sample by the mean cosine of vector and code.
 
-The step is fitted to a sample by the mean cosine of vector and code. As a code's length means nothing, each vector is
-cut with whichever of a few multiples of the step brings its own code closest to it: no bit is spent on which that was.
-With more dimensions than the vectors have, several rotations stand side by side; with fewer, the first of one's.
+With fewer dimensions than the vectors have, the rotation is one of their m leading principal directions (about the
+origin, as cosines are); with more, several rotations stand side by side.
 """
 
 from __future__ import annotations
@@ -35,12 +35,11 @@ _SAMPLE_ROWS = 4096
 _STEPS = np.geomspace(0.1, 2.0, 61)
 
 
-def fit(task: CodecTask, noise: float = 0.02, multiples: int = 9) -> Manifest:
+def fit(task: CodecTask, noise: float = 0.03) -> Manifest:
     """Draws the rotation, fits the step and writes the artifact; see `models.codecs.fit_codec`.
 
     Args:
         noise: standard deviation of Gaussian noise on each coordinate of both sides of a pair; for `expected_flips` alone.
-        multiples: of the step, from 3/4 to 4/3 of it, that each vector chooses from; 1: the step itself.
 
     Raises UsageError where an old codec is given: nothing here is trained towards it.
     """
@@ -48,10 +47,9 @@ def fit(task: CodecTask, noise: float = 0.02, multiples: int = 9) -> Manifest:
 
     task.must_stand_alone()
     at_least(0, noise=noise)
-    at_least(1, multiples=multiples)
     started = time.monotonic()
     draw = np.random.default_rng(task.seed)
-    rotation = rotations(task.anchors.shape[1], task.width, draw)
+    rotation = turning(task.anchors, task.width, draw)
     rows = draw.permutation(len(task.anchors))[:_SAMPLE_ROWS]
     turned = turn(task.anchors[rows], rotation)
     step = _fitted_step(turned, task.shape)
@@ -62,7 +60,7 @@ def fit(task: CodecTask, noise: float = 0.02, multiples: int = 9) -> Manifest:
     return save_artifact(
         task.folder,
         {"rotation": from_numpy(rotation), "noise": from_numpy(np.maximum(differences, np.float32(1e-6)))},
-        options={**task.options, "step": step, "multiples": multiples},
+        options={**task.options, "step": step},
         training={
             "pairs": len(task.anchors),
             "noise": noise,
@@ -86,7 +84,7 @@ class RotationCodec:
         self.shape = CodeShape(manifest.dim, manifest.options["loops"])
         self.rotation = rotation
         self.noise = noise
-        self.steps = manifest.options["step"] * _multiples(manifest.options["multiples"])
+        self.step = float(manifest.options["step"])
         if rotation.shape != (manifest.options["source_dim"], manifest.dim) or noise.shape != (manifest.dim,):
             raise ValueError(f"a rotation of {rotation.shape} and a noise of {noise.shape}")
 
@@ -96,7 +94,7 @@ class RotationCodec:
         codes: Codes = np.zeros((len(vectors), self.shape.width), np.uint8)
         for at in range(0, len(vectors), _CHUNK_ROWS):
             rows = slice(at, at + _CHUNK_ROWS)
-            codes[rows] = quantised(turn(vectors[rows], self.rotation), self.shape, self.steps)[0]
+            codes[rows] = cells(turn(vectors[rows], self.rotation), self.shape, self.step)
         return codes
 
     def expected_flips(self, vectors: np.ndarray) -> np.ndarray:
@@ -112,9 +110,9 @@ class RotationCodec:
         for at in range(0, len(vectors), _CHUNK_ROWS):
             rows = slice(at, at + _CHUNK_ROWS)
             turned = turn(vectors[rows], self.rotation)
-            codes, steps = quantised(turned, self.shape, self.steps)
-            lower = (codes.astype(np.float32) - 2**self.shape.loops) * steps[:, None]
-            upper = lower + steps[:, None]
+            codes = cells(turned, self.shape, self.step)
+            lower = (codes.astype(np.float32) - 2**self.shape.loops) * np.float32(self.step)
+            upper = lower + np.float32(self.step)
             down = np.where(codes > 0, np.bitwise_count(codes ^ (codes - 1)), 0)
             up = np.where(codes < self.shape.top, np.bitwise_count(codes ^ (codes + 1)), 0)
             chances = down * below((turned - lower) / self.noise) + up * below((upper - turned) / self.noise)
@@ -122,15 +120,20 @@ class RotationCodec:
         return found
 
 
-def rotations(source_dim: int, width: int, draw: np.random.Generator) -> np.ndarray:
-    """(d, m) float32: the columns of as many random orthogonal (d, d) matrices as it takes, the last one cut."""
-    blocks = []
-    for _ in range(-(-width // source_dim)):
-        orthogonal, triangle = np.linalg.qr(draw.standard_normal((source_dim, source_dim)))
-        blocks.append(
-            orthogonal * np.where(np.diag(triangle) < 0, -1, 1)
-        )  # even over all rotations (Mezzadri)
-    return np.ascontiguousarray(np.concatenate(blocks, axis=1)[:, :width], np.float32)
+def turning(vectors: np.ndarray, width: int, draw: np.random.Generator) -> np.ndarray:
+    """(d, m) float32 that turns (n, d) vectors; see the module."""
+    dim = vectors.shape[1]
+    if width >= dim:
+        blocks = [_rotation(dim, draw) for _ in range(-(-width // dim))]
+        return np.ascontiguousarray(np.concatenate(blocks, axis=1)[:, :width], np.float32)
+    _, directions = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)  # the least first
+    return np.ascontiguousarray(directions[:, -width:] @ _rotation(width, draw), np.float32)
+
+
+def _rotation(dim: int, draw: np.random.Generator) -> np.ndarray:
+    """(dim, dim) float64, orthogonal, each as likely as any other (Mezzadri, 2007)."""
+    orthogonal, triangle = np.linalg.qr(draw.standard_normal((dim, dim)))
+    return np.asarray(orthogonal * np.where(np.diag(triangle) < 0, -1, 1))
 
 
 def turn(vectors: np.ndarray, rotation: np.ndarray) -> np.ndarray:
@@ -138,19 +141,6 @@ def turn(vectors: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     turned = vectors @ rotation
     lengths = np.sqrt(np.square(turned).mean(axis=1, keepdims=True))
     return np.asarray(turned / np.maximum(lengths, 1e-12), np.float32)
-
-
-def quantised(turned: np.ndarray, shape: CodeShape, steps: np.ndarray) -> tuple[Codes, np.ndarray]:
-    """Each row with the one of the steps that brings its code closest to it: (n, m) uint8 and (n,) float32 steps."""
-    best = np.full(len(turned), -np.inf, np.float32)
-    codes: Codes = np.zeros(turned.shape, np.uint8)
-    chosen = np.zeros(len(turned), np.float32)
-    for step in steps if shape.loops else steps[:1]:
-        cut = cells(turned, shape, step)
-        alike = cosines(turned, cut, shape)
-        better = alike > best
-        best[better], chosen[better], codes[better] = alike[better], step, cut[better]
-    return codes, chosen
 
 
 def cells(turned: np.ndarray, shape: CodeShape, step: float) -> Codes:
@@ -173,7 +163,3 @@ def _fitted_step(turned: np.ndarray, shape: CodeShape) -> float:
         return 1.0
     means = [float(cosines(turned, cells(turned, shape, step), shape).mean()) for step in _STEPS]
     return float(_STEPS[int(np.argmax(means))])
-
-
-def _multiples(count: int) -> np.ndarray:
-    return np.geomspace(0.75, 4 / 3, count) if count > 1 else np.ones(1)

@@ -83,22 +83,27 @@ class Judgement:
 
 
 def judge(
-    measured: Measurement, minimum_queries: int = DEFAULT_MINIMUM_QUERIES, tolerance: float = 0.0
+    measured: Measurement,
+    minimum_queries: int = DEFAULT_MINIMUM_QUERIES,
+    tolerance: float = 0.0,
+    loss: float = 0.0,
 ) -> Judgement:
     """Certified when new queries do no worse than the old system at the start and at every measured coverage.
 
+    `loss` is accepted: a codec makes vectors smaller, not better, and is certified where it costs no more than that.
+
     Inconclusive, which never passes, when a number is missing or not finite, when fewer than `minimum_queries` queries count,
     and when an interval does not exclude a loss of more than `tolerance` > 0. A `tolerance` of 0 asks for no interval.
-    Raises ValueError for a tolerance outside 0..1.
+    Raises ValueError for a tolerance or a loss outside 0..1.
     """
-    if not 0 <= tolerance <= 1:
-        raise ValueError(f"a tolerance is a difference of recalls, 0..1, not {tolerance}")
+    if not (0 <= tolerance <= 1 and 0 <= loss <= 1):
+        raise ValueError(f"a tolerance or a loss is a difference of recalls, 0..1, not {tolerance} or {loss}")
     old, start, end = _known(measured.old_old), _known(measured.new_old), _known(measured.new_new)
     best, curve = _known(measured.best_best), [_known(value) for value in measured.curve]
     whole = [value for value in (start, *curve, end) if value is not None]
     lowest = min(whole) if curve and len(whole) == len(curve) + 2 else None
-    verdict, reason = _verdict(old, start, lowest, measured, minimum_queries)
-    if verdict is Verdict.CERTIFIED and tolerance and (doubt := _doubt(measured, tolerance)):
+    verdict, reason = _verdict(old, start, lowest, measured, minimum_queries, loss)
+    if verdict is Verdict.CERTIFIED and tolerance and (doubt := _doubt(measured, tolerance + loss)):
         verdict, reason = Verdict.INCONCLUSIVE, doubt
     return Judgement(
         verdict=verdict,
@@ -113,27 +118,34 @@ def judge(
 
 
 def _verdict(
-    old: float | None, start: float | None, lowest: float | None, measured: Measurement, minimum: int
+    old: float | None,
+    start: float | None,
+    lowest: float | None,
+    measured: Measurement,
+    minimum: int,
+    loss: float,
 ) -> tuple[Verdict, str]:
     if old is None or start is None or lowest is None:
         return Verdict.INCONCLUSIVE, "a measurement is missing or is not a finite number"
     if measured.n_queries < minimum:
         return Verdict.INCONCLUSIVE, f"{measured.n_queries} queries count, at least {minimum} are needed"
-    if start < old:
+    accepted = f", and a loss of {loss:g} is accepted" if loss else ""
+    floor = old - loss - 1e-12  # differences of counts, divided: not exact
+    if start < floor:
         return (
             Verdict.REFUSED,
-            f"new queries on the gallery as stored score {start:.4f}, the old system scores {old:.4f}"
+            f"new queries on the gallery as stored score {start:.4f}, the old system scores {old:.4f}{accepted}"
             + _evidence(measured.start_flips),
         )
-    if lowest < old:
+    if lowest < floor:
         return (
             Verdict.REFUSED,
-            f"the refresh falls to {lowest:.4f} on its way, below the old system's {old:.4f}"
+            f"the refresh falls to {lowest:.4f} on its way, below the old system's {old:.4f}{accepted}"
             + _evidence(measured.worst_flips),
         )
     return (
         Verdict.CERTIFIED,
-        f"new queries score {start:.4f} from the start and never below {lowest:.4f}; the old system scores {old:.4f}",
+        f"new queries score {start:.4f} from the start and never below {lowest:.4f}; the old system scores {old:.4f}{accepted}",
     )
 
 

@@ -35,6 +35,11 @@ class Strategy:
     recodes: bool = False
 
     @property
+    def usual_order(self) -> str:
+        """The backfill order of a rollout that names none."""
+        return "flipped-bits" if self.recodes else "entropy"
+
+    @property
     def lifts(self) -> bool:
         """Stored vectors go through the adapter, in bulk, before the new model serves."""
         return self.adapter is Direction.FORWARD

@@ -38,7 +38,7 @@ class Sample:
         unread: rows that could not be embedded anew and keep their stored vector.
         old_right: (Q,) bool, what the old system answers right.
         old_queries: (Q, d_old) float32, by the old model.
-        lifted: the stored vectors went through an adapter: old queries have nothing to search.
+        lifted: the stored vectors went through an adapter, or lie beside codes: old queries have nothing to search.
     """
 
     queries: F32

@@ -40,6 +40,7 @@ class CertifyRequest:
         sample: gallery rows measured against: every relevant one, filled up with random others.
         seed: of the sample, of the simulated refresh's random order and of the resampled queries.
         tolerance: over 0: an interval that reaches further below the old system makes the verdict inconclusive.
+        loss: of recall at 1, that is accepted.
     """
 
     old: str
@@ -51,6 +52,7 @@ class CertifyRequest:
     minimum_queries: int = 100
     seed: int = 0
     tolerance: float = 0.0
+    loss: float = 0.0
 
 
 def certify(
@@ -109,13 +111,14 @@ def certify(
         fresh[sorted(failed)] = base[sorted(failed)]  # a quarantined item keeps its old place in the gallery
     old_right = relevance.hits(top_k(old_queries, stored, 1)[1]) & relevance.answerable
     unread = np.array(sorted(failed), np.int64)
-    sample = Sample(new_queries, base, fresh, unread, relevance, old_right, old_queries, adapter is not None)
+    sample = Sample(
+        new_queries, base, fresh, unread, relevance, old_right, old_queries, adapter is not None or coded
+    )
     order = rng.permutation(len(rows))
     raw = _judged(sample.curve(order), old_right[sample.counted], rng, request)
     # Of its own generator: what is judged raw stays what it was. Where queries move, nothing is ever mixed.
     own_rng = np.random.default_rng([request.seed, 1])
-    # Codes keep their lattice: a map of their scores would cost the code index its integers.
-    found = None if backward or coded else calibrate(sample, order, own_rng)
+    found = None if backward else calibrate(sample, order, own_rng)
     chosen = raw
     if found is not None and found.fitted.effect.pays:
         calibrated = _judged(found.curve, old_right[sample.counted], own_rng, request)
@@ -133,6 +136,7 @@ def certify(
         "update_gain": judgement.update_gain,
         "gain_reference": judgement.gain_reference,
         "tolerance": request.tolerance,
+        "accepted_loss": request.loss,
         "simulated_order": "random",
         "sampled_items": len(rows),
         "gallery_items": gallery.n_items,
@@ -199,7 +203,7 @@ def _judged(
 
     intervals = _intervals(old_right, curve, rng)
     measured = _measurement(float(old_right.sum()), curve, intervals)
-    judgement = judge(measured, request.minimum_queries, request.tolerance)
+    judgement = judge(measured, request.minimum_queries, request.tolerance, request.loss)
     return _Judged(judgement, _figures(measured, curve, intervals))
 
 

@@ -19,7 +19,8 @@ from orchestrator.context import Context
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.ledger.rows import ModelRow
+from orchestrator.ledger.rows import CertificateRow, ModelRow
+from orchestrator.service.certify import CertifyRequest, certify
 from orchestrator.service.galleries import check_name
 from orchestrator.service.models import keep_artifact, register
 from orchestrator.service.names import find_codec, find_gallery, find_model
@@ -137,6 +138,51 @@ def import_codec(context: Context, folder: Path, name: str, base: ModelRow) -> M
     kept = keep_artifact(context, folder, manifest.fingerprint)
     files = publish(context.settings.extents, kept, manifest.fingerprint)
     return register(context, name, manifest, kept, files, base=base)
+
+
+def import_codec_of(context: Context, folder: Path, name: str, model: str) -> ModelRow:
+    """`import_codec` for a model by its name."""
+    with transaction(context.engine) as connection:
+        base = find_model(connection, model)
+    return import_codec(context, folder, name, base)
+
+
+def certify_codec(
+    context: Context,
+    name: str,
+    gallery_name: str,
+    *,
+    query_set: str | None,
+    sample: int,
+    minimum_queries: int,
+    loss: float,
+    seed: int,
+    progress: Progress,
+) -> CertificateRow:
+    """Measure a codec against what a gallery holds: floats of its base model, or codes of another codec.
+
+    Raises:
+        NotCertifiedError: they cannot stand beside each other.
+        ConflictError: the gallery holds this codec's own codes, or nothing.
+    """
+    with transaction(context.engine) as connection:
+        gallery, codec = find_gallery(connection, gallery_name), find_codec(connection, name)
+        old = holder_of(connection, gallery)
+        if old.id == codec.id:
+            raise ConflictError(
+                f"gallery {gallery.name!r} holds codes of {name!r} already; there is nothing to compare."
+            )
+    request = CertifyRequest(
+        old=old.name,
+        new=name,
+        gallery=gallery_name,
+        query_set=query_set,
+        sample=sample,
+        minimum_queries=minimum_queries,
+        seed=seed,
+        loss=loss,
+    )
+    return certify(context, request, progress)
 
 
 def make_pairs(floats: F32, labels: Sequence[str | None], rng: np.random.Generator) -> Pairs:

@@ -18,10 +18,11 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.ledger.rows import QuerySetRow, RolloutRow
-from orchestrator.service.names import find_gallery, find_model, find_query_set, find_rollout
+from orchestrator.service.names import find_codec, find_gallery, find_model, find_query_set, find_rollout
 from orchestrator.serving.filters import attributes_of
 
 Row = dict[str, Any]
+FLOAT_BYTES = 4
 _COUNTED_IN = {
     "flip_summary": {kind for kind in RelevanceKind if kind.known},
     "click_summary": {RelevanceKind.CLICKS},
@@ -35,6 +36,9 @@ def models(context: Context) -> list[Row]:
         adapters = model_queries.list_adapters(connection)
     names = {model.id: model for model in encoders}
     rows = [{"kind": "encoder", **asdict(m), "leads": None} for m in encoders]
+    for row in rows:
+        if row["base_model_id"] is not None:
+            row |= {"kind": "codec", "leads": f"{names[row['base_model_id']].name} → codes"}
     for a in adapters:
         target = names[a.target_model_id]
         rows.append(
@@ -59,7 +63,42 @@ def model(context: Context, name: str) -> Row:
         with transaction(context.engine) as connection:
             find_model(connection, name)  # raises, naming what there is
         raise NotFoundError(f"there is no model {name!r}.")
-    return row | {"certificates": certificates(context, row["id"]) if row["kind"] == "encoder" else []}
+    return row | {"certificates": certificates(context, row["id"]) if row["kind"] != "adapter" else []}
+
+
+def codecs(context: Context) -> list[Row]:
+    """Registered codecs, oldest first, with what their codes look like."""
+    with transaction(context.engine) as connection:
+        found = {m.id: m for m in model_queries.list_models(connection)}
+    rows = []
+    for m in found.values():
+        if (shape := m.code_shape) is None or m.base_model_id is None:
+            continue
+        base = found[m.base_model_id]
+        rows.append(
+            {
+                "name": m.name,
+                "base": base.name,
+                "modality": m.modality,
+                "method": m.architecture,
+                "width": shape.width,
+                "bits": shape.bits,
+                "bytes_a_row": shape.row_bytes,
+                "bytes_a_float_row": FLOAT_BYTES * base.dim,
+                "smaller": FLOAT_BYTES * base.dim / shape.row_bytes,
+                "fingerprint": m.fingerprint,
+                "created_at": m.created_at,
+            }
+        )
+    return rows
+
+
+def codec(context: Context, name: str) -> Row:
+    """A codec by name, with its manifest and the certificates it takes part in."""
+    with transaction(context.engine) as connection:
+        found = find_codec(connection, name)
+    row = next(each for each in codecs(context) if each["name"] == name)
+    return row | {"manifest": found.manifest, "certificates": certificates(context, found.id)}
 
 
 def certificates(context: Context, model_id: int) -> list[Row]:

@@ -81,11 +81,12 @@ def preview(context: Context, request: StartRequest, first: int = 10) -> Preview
         for rank, at in enumerate(order.tolist())
         if at in items
     ]
-    return _preview(checked, request.order, first_items)
+    return _preview(checked, checked.order, first_items)
 
 
 def _preview(checked: Checked, order: str | None, first_items: list[dict[str, Any]]) -> Preview:
-    n, dim = checked.gallery.n_items, checked.new.dim
+    n, shape = checked.gallery.n_items, checked.new.code_shape
+    row_bytes = checked.new.dim * FLOAT_BYTES if shape is None else shape.row_bytes
     embedded = n if checked.strategy.reembeds else 0
     return Preview(
         gallery=checked.gallery.name,
@@ -106,8 +107,8 @@ def _preview(checked: Checked, order: str | None, first_items: list[dict[str, An
         items=n,
         batches=plan.batch_count(embedded, checked.batch_size),
         batch_size=checked.batch_size,
-        extent_bytes=embedded * dim * FLOAT_BYTES,
-        adapted_bytes=n * dim * FLOAT_BYTES if checked.strategy.lifts else 0,
+        extent_bytes=embedded * row_bytes,
+        adapted_bytes=n * row_bytes if checked.strategy.lifts else 0,
         ledger_bytes=embedded * FLOAT_BYTES,
         config=checked.config,
         first_items=first_items,
@@ -127,7 +128,7 @@ def _as_it_would_be(context: Context, checked: Checked, request: StartRequest) -
         state="planned",
         reason=None,
         generation=0,
-        order_name=request.order,
+        order_name=checked.order,
         config=checked.config,
         batch_size=checked.batch_size,
         n_items=checked.gallery.n_items,

@@ -23,6 +23,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries import traffic as traffic_queries
 from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, RolloutRow
+from orchestrator.service.certify_codes import check_codecs
 from orchestrator.service.mixing import certified_uncalibrated, resolved_calibration, resolved_guard
 from orchestrator.service.names import find_adapter, find_gallery, find_model
 from orchestrator.service.rollouts import locked, move, reread
@@ -43,7 +44,7 @@ class StartRequest:
 
     Attributes:
         strategy: name of a row of `core.strategies`; None: the usual one for the adapter.
-        order: name of a backfill order (`core.orders`).
+        order: name of a backfill order (`core.orders`); None: the usual one for the strategy.
         demand_base: the order whose scores the order demand weights.
         reorder: what revisions of the plan follow while it is worked on (`core.healing.MEASURES`); None: it stays.
         prototypes: auto, head (the new model's), classes (means by label) or clusters (k-means).
@@ -60,7 +61,7 @@ class StartRequest:
     to_model: str
     adapter: str | None = None
     strategy: str | None = None
-    order: str = "entropy"
+    order: str | None = None
     batch_size: int | None = None
     prototypes: str = "auto"
     temperature: float = 0.05
@@ -92,6 +93,7 @@ class Checked:
     new: ModelRow
     adapter: AdapterRow | None
     strategy: Strategy
+    order: str
     certificate: CertificateRow
     batch_size: int
     config: dict[str, Any]
@@ -138,7 +140,8 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
             f"gallery {gallery.name!r} already serves {new.name!r} through a query adapter; strategy {strategy.name!r} "
             "brings nothing new. Embed the items anew: `--strategy reembed` or `--strategy transform-then-reembed`."
         )
-    if adapter is None and new.dim != stored.dim:
+    check_codecs(stored, new)
+    if adapter is None and new.dim != stored.dim and new.base_model_id is None:
         raise NotCertifiedError(
             f"{new.name!r} has {new.dim} dimensions, the stored embeddings of {stored.name!r} have {stored.dim}: they cannot "
             "be mixed without an adapter. Fit one with "
@@ -149,11 +152,12 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
     guard = resolved_guard(connection, gallery, certificate, calibration, request, strategy)
     if running is not None:
         _certify_the_rest(connection, gallery, new, running)
+    order = request.order or strategy.usual_order
     if strategy.reembeds:
         check_order(
             context,
             connection,
-            request.order,
+            order,
             adapter if strategy.lifts else None,
             gallery,
             request.demand_base,
@@ -186,6 +190,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         new,
         adapter,
         strategy,
+        order,
         certificate,
         request.batch_size or context.settings.batch_size,
         config,
@@ -220,7 +225,12 @@ def _choose_strategy(
     request: StartRequest, adapter: AdapterRow | None, stored: ModelRow, new: ModelRow
 ) -> Strategy:
     try:
-        return choose(request.strategy, direction_of(adapter, stored, new) if adapter else None)
+        return choose(
+            request.strategy,
+            direction_of(adapter, stored, new) if adapter else None,
+            recodable=new.base_model_id is not None
+            and new.base_model_id in (stored.id, stored.base_model_id),
+        )
     except UnfitStrategyError as error:
         raise UsageError(str(error)) from None
 
@@ -243,6 +253,10 @@ def _check_supersede(
                 if running.state == "finalizable"
                 else "wait until it is over, then start."
             )
+        )
+    if running.how.recodes:
+        raise ConflictError(
+            f"gallery {gallery.name!r} holds floats beside codes while rollout {running.id} runs; finalize it, or roll it back."
         )
     if request.adapter is not None:
         raise ConflictError(
@@ -358,7 +372,7 @@ def start(
             adapter_id=checked.adapter.id if checked.adapter else None,
             strategy=checked.strategy.name,
             certificate_id=checked.certificate.id,
-            order_name=request.order,
+            order_name=checked.order,
             config=checked.config,
             batch_size=checked.batch_size,
             n_items=checked.gallery.n_items if checked.strategy.reembeds else 0,
@@ -384,7 +398,7 @@ def start(
                 "from": checked.old.name,
                 "to": checked.new.name,
                 "strategy": checked.strategy.name,
-                "order": request.order,
+                "order": checked.order,
             },
         )
         divide(connection, rollout_id, request.canary, request.shadow, context.actor)

@@ -29,6 +29,14 @@ def test_equal_to_the_old_system_everywhere_is_enough():
     assert judgement.compatible is False, "METHODS.md asks for strictly better here"
 
 
+@pytest.mark.parametrize(("loss", "certified"), [(0.019, False), (0.02, True), (0.5, True)])
+def test_a_loss_that_is_accepted_is_no_reason_to_refuse_and_is_named(loss, certified):
+    judgement = judge(replace(GOOD, new_old=0.69, curve=(0.69, 0.68, 0.71)), loss=loss)
+    assert judgement.certified is certified
+    assert f"a loss of {loss:g} is accepted" in judgement.reason
+    assert judgement.safe_refresh is False
+
+
 def test_a_new_model_that_cannot_read_the_stored_gallery_is_refused():
     judgement = judge(replace(GOOD, new_old=0.001))
     assert (judgement.verdict, judgement.compatible) == (Verdict.REFUSED, False)
