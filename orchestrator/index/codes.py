@@ -42,13 +42,13 @@ class _Flat:
         self._blocks.put_nothing(np.arange(self._n, n), 0)
         self._n = n
 
-    def search(self, queries: CodeMatrix, k: int, allowed: Mask | None) -> tuple[Vectors, Rows]:
+    def search(self, queries: CodeMatrix, there: Mask, k: int, allowed: Mask | None) -> tuple[Vectors, Rows]:
         held = self._blocks
         heaps = empty_heaps(len(queries), min(k, self._n))
         if heaps.size:
             scan(
                 held.words, held.inverse, held.squares, held.words_of(queries).reshape(len(queries), -1),
-                held.squares_of(queries).astype(np.float64), held.planes, held.most,
+                there * held.squares_of(queries).astype(np.float64), held.planes, held.most,
                 mask(allowed, len(held.squares)), heaps,
             )  # fmt: skip
         return padded(*answers(heaps), k)

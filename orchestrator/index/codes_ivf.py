@@ -136,27 +136,31 @@ class _Lists:
         new = np.full(n - len(self._slot_of), _NONE, np.int64)
         self._slot_of, self._list_of = np.append(self._slot_of, new), np.append(self._list_of, new)
 
-    def search(self, queries: Codes, k: int, allowed: Mask | None) -> tuple[Vectors, Rows]:
+    def search(self, queries: Codes, there: Mask, k: int, allowed: Mask | None) -> tuple[Vectors, Rows]:
         coded = self._slot_of >= 0
-        there = np.count_nonzero(coded if allowed is None else coded & allowed)
-        k_there = min(k, int(there))
+        count = int(np.count_nonzero(coded if allowed is None else coded & allowed))
+        k_there = min(k, count)
         if not k_there or not len(queries):
             return padded(np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64), k)
         # No more allowed rows than a search would look at: all lists, which misses none.
-        few = allowed is not None and there * len(self._last) <= self._nprobe * len(self._slot_of)
+        few = allowed is not None and count * len(self._last) <= self._nprobe * len(self._slot_of)
         nprobe = len(self._last) if few else self._nprobe
-        scores, rows = self._probe(queries, k_there, allowed, nprobe)
+        scores, rows = self._probe(queries, there, k_there, allowed, nprobe)
         short = np.flatnonzero((rows < 0).any(axis=1))
         if len(short):
-            scores[short], rows[short] = self._probe(queries[short], k_there, allowed, len(self._last))
+            scores[short], rows[short] = self._probe(
+                queries[short], there[short], k_there, allowed, len(self._last)
+            )
         return padded(scores, rows, k)
 
-    def _probe(self, queries: Codes, k: int, allowed: Mask | None, nprobe: int) -> tuple[Vectors, Rows]:
+    def _probe(
+        self, queries: Codes, there: Mask, k: int, allowed: Mask | None, nprobe: int
+    ) -> tuple[Vectors, Rows]:
         held = self._blocks
         heaps = empty_heaps(len(queries), k)
         scan_lists(
             held.words, held.inverse, held.squares, self._row_of, held.words_of(queries).reshape(len(queries), -1),
-            held.squares_of(queries).astype(np.float64), held.planes, held.most, mask(allowed, len(self._slot_of)), heaps,
+            there * held.squares_of(queries).astype(np.float64), held.planes, held.most, mask(allowed, len(self._slot_of)), heaps,
             self._centroids.search(self._shape.unit(queries), nprobe)[1], self._last, self._before,
         )  # fmt: skip
         return answers(heaps)

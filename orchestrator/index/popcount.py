@@ -172,8 +172,8 @@ def _keep(products: Any, squares: Any, rows: Any, square: Any, allowed: Any, hea
         row = rows[slot] if len(rows) else slot
         if squares[slot] < 0 or (len(allowed) and not allowed[row]):
             continue
-        length = np.float64(squares[slot])
-        score = products[lane] / np.sqrt(length * square) if length > 0 else 0.0
+        lengths = np.float64(squares[slot]) * square
+        score = products[lane] / np.sqrt(lengths) if lengths > 0 else 0.0
         key = _key(score, row)
         if key < heap[0]:
             _push(heap, key)
@@ -197,7 +197,8 @@ def scan(
         words: (blocks · length · bits · LANES) uint64, a block after the other: each word of each plane for its rows.
         inverse: (slots,) float32, one over a row's length in levels; 0 for a row without a code.
         squares: (slots,) int32, Σ level² of a row; 0 without a code, which scores 0; GONE: never answered.
-        queries: (q, length · bits) uint64 and lengths (q,) float64, their Σ level².
+        queries: (q, length · bits) uint64 and lengths (q,) float64, their Σ level²; 0: a query without a code, which
+            scores 0 with each.
         planes: a tuple as long as there are planes.
         most: m M², int.
         allowed: (slots,) bool, or none: all.

@@ -197,9 +197,9 @@ def test_floats_become_codes_and_back(name):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_the_matrix_of_floats_goes_when_the_last_float_has_gone(name):
     index = make_index(name, joint_rows(60, 0.0), IndexOptions(code=SHAPE))
-    assert index._floats is not None
+    assert index._floats
     index.replace(np.arange(60), joint_rows(60, 1.0))
-    assert index._floats is None
+    assert not index._floats
 
 
 def test_equal_scores_of_a_code_and_a_float_are_answered_by_the_lower_row():
@@ -213,10 +213,42 @@ def test_equal_scores_of_a_code_and_a_float_are_answered_by_the_lower_row():
 
 
 @pytest.mark.parametrize("name", BACKENDS)
-def test_a_row_that_is_a_code_and_a_float_at_once_is_refused(name):
-    index = make_index(name, joint_rows(10, 0.5), IndexOptions(code=SHAPE))
-    with pytest.raises(ValueError, match="codes and floats at once"):
-        index.replace(np.array([3]), joint_queries(units(SHAPE, 1), floats(1)))
+def test_rows_whose_scores_are_calibrated_are_compared_as_they_are(name):
+    """[scale · code | 0 | offset] beside floats [0 | float | 0] and plain codes; queries end with 1."""
+    gallery = np.concatenate([joint_rows(300, 0.6), np.zeros((300, 1), np.float32)], axis=1)
+    scaled = np.flatnonzero(gallery[:, :20].any(axis=1))[::2]
+    gallery[scaled] *= np.float32(0.8)
+    gallery[scaled, -1] = 0.15
+    queries = np.pad(
+        joint_queries(units(SHAPE, 9, seed=3), floats(9, seed=3)), ((0, 0), (0, 1)), constant_values=1
+    )
+    index = make_index(name, gallery, IndexOptions(code=SHAPE, nprobe=1000))
+    np.testing.assert_allclose(index.vectors(), gallery, atol=1e-7)
+    check_joint(index, gallery, queries, 20)
+    index.replace(scaled[:10], np.roll(gallery, 1, axis=0)[scaled[:10]])
+    gallery[scaled[:10]] = np.roll(gallery, 1, axis=0)[scaled[:10]]
+    np.testing.assert_allclose(index.vectors(), gallery, atol=1e-7)
+    check_joint(index, gallery, queries, 20)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_queries_without_a_code_score_nothing_with_codes(name):
+    """A model of floats that answers beside codes asks [0 | float]."""
+    gallery = joint_rows(200, 0.5)[5:]
+    queries = joint_queries(units(SHAPE, 8, seed=3), floats(8, seed=3))
+    queries[::2, :20] = 0
+    index = make_index(name, gallery, IndexOptions(code=SHAPE, nprobe=1000))
+    check_joint(index, gallery, queries, 195)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_codes_that_are_longer_are_refused_where_there_is_no_other_column(name):
+    with pytest.raises(ValueError, match="not of length 1"):
+        make_index(name, units(SHAPE, 5) * np.float32(1.1), IndexOptions(code=SHAPE))
+    with pytest.raises(UsageError, match="not of length 1"):
+        make_index(name, units(SHAPE, 5), IndexOptions(code=SHAPE)).search(
+            units(SHAPE, 1) * np.float32(0.9), 2
+        )
 
 
 # -- lists -------------------------------------------------------------------------------------------------------------------
