@@ -70,6 +70,7 @@ class _Lists:
         self._row_of = np.zeros(0, np.int64)
         self._slot_of = np.full(len(vectors), _NONE, np.int64)
         self._list_of = np.full(len(vectors), _NONE, np.int64)
+        self._held = 0  # codes in all lists
         self.written = 0
         """Codes put since the lists were made."""
 
@@ -90,6 +91,7 @@ class _Lists:
         self._row_of[slots] = rows[order]
         self._slot_of[rows[order]] = slots
         self._list_of[rows] = lists
+        self._held += len(rows)
         self.written += len(rows)
 
     def _slot(self, of: int) -> int:
@@ -128,6 +130,7 @@ class _Lists:
                 self._blocks.put_nothing(np.array([tail]), GONE)
             self._row_of[tail] = self._slot_of[row] = self._list_of[row] = _NONE
             self._filled[block] -= 1
+            self._held -= 1
             if not self._filled[block]:
                 self._last[of] = self._before[block]
                 self._free.append(block)
@@ -137,8 +140,7 @@ class _Lists:
         self._slot_of, self._list_of = np.append(self._slot_of, new), np.append(self._list_of, new)
 
     def search(self, queries: Codes, there: Mask, k: int, allowed: Mask | None) -> tuple[Vectors, Rows]:
-        coded = self._slot_of >= 0
-        count = int(np.count_nonzero(coded if allowed is None else coded & allowed))
+        count = self._held if allowed is None else int(np.count_nonzero((self._slot_of >= 0) & allowed))
         k_there = min(k, count)
         if not k_there or not len(queries):
             return padded(np.zeros((len(queries), 0), np.float32), np.zeros((len(queries), 0), np.int64), k)
