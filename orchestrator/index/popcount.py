@@ -38,6 +38,7 @@ Words = npt.NDArray[np.uint64]
 
 # Blocks that all queries of a batch look at before the next ones: 200 KiB of 96-byte codes stay in the L2 cache.
 _TILE = 128
+_LINE = 8  # words that memory delivers together
 # Scores are compared in float32 first, which is off by less than this; what may be good enough is computed exactly.
 _SLACK = 1e-6
 _EMPTY, _SIGN, _POSITIVE = np.uint64(2**64 - 1), np.uint32(2**31), np.uint32(2**31 - 1)
@@ -117,6 +118,25 @@ def _passes(
         return builder.icmp_unsigned("!=", builder.bitcast(reached, ir.IntType(LANES)), ir.IntType(LANES)(0))
 
     return signature, generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _fetch(context: Any, words: Any, at: Any, count: Any) -> Any:
+    """Ask memory for words[at : at + count] before they are needed."""
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        begin = context.make_array(signature.args[0])(context, builder, values[0]).data
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        prefetch = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag]), "llvm.prefetch.p0"
+        )
+        line = ir.IntType(64)(_LINE)
+        with cgutils.for_range(builder, builder.udiv(values[2], line)) as loop:
+            place = builder.gep(begin, [builder.add(values[1], builder.mul(loop.index, line))])
+            builder.call(prefetch, [builder.bitcast(place, byte), flag(0), flag(3), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(words, at, count), generate
 
 
 def _load(builder: Any, begin: Any, lanes: Any) -> Any:
@@ -254,9 +274,12 @@ def scan_lists(
             block = last[lists[asked, place]] if lists[asked, place] >= 0 else -1
             while block >= 0:
                 at = block * LANES
+                following = before[block]
+                if following >= 0:  # lists lie anywhere in memory: the next block is on its way while this one is compared
+                    _fetch(words, following * LANES * size, LANES * size)
                 if _passes(
                     words, at * size, query, size // len(planes), planes, most, inverse, at, edge, products
                 ):
                     _keep(products, squares, rows, lengths[asked], allowed, heap, at)
                     edge = _edge(heap, norm)
-                block = before[block]
+                block = following
