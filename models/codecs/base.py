@@ -11,7 +11,6 @@ import numpy as np
 
 from models.artifact import Manifest
 from models.codecs.codes import Codes, CodeShape
-from models.errors import UsageError
 
 
 class Codec(Protocol):
@@ -81,14 +80,6 @@ class CodecTask:
     def options(self) -> dict[str, Any]:
         """What every codec's manifest has among its options."""
         return {**self.identity, "loops": self.loops}
-
-    def must_stand_alone(self) -> None:
-        """Raises UsageError where an old codec is given to a method that learns nothing from it."""
-        if self.old_positives is not None:
-            raise UsageError(
-                f"codec {self.codec!r} is not trained, so it cannot be made compatible with an old codec: "
-                "choose recurrent or hash, or leave the old codec out"
-            )
 
 
 def checked(manifest: Manifest, vectors: np.ndarray) -> np.ndarray:

@@ -12,6 +12,10 @@ fitted to a sample by the mean cosine of vector and code.
 
 With fewer dimensions than the vectors have, the rotation is one of their m leading principal directions (about the
 origin, as cosines are); with more, several rotations stand side by side.
+
+Towards an old codec the rotation is not drawn: it is the orthogonal matrix that brings the vectors nearest to the old codes of
+the same items (orthogonal Procrustes; Schönemann, 1966), which needs no descent and leaves the cosines between vectors as
+they are where the code is as wide as they are.
 """
 
 from __future__ import annotations
@@ -40,16 +44,16 @@ def fit(task: CodecTask, noise: float = 0.03) -> Manifest:
 
     Args:
         noise: standard deviation of Gaussian noise on each coordinate of both sides of a pair; for `expected_flips` alone.
-
-    Raises UsageError where an old codec is given: nothing here is trained towards it.
     """
     from torch import from_numpy
 
-    task.must_stand_alone()
     at_least(0, noise=noise)
     started = time.monotonic()
     draw = np.random.default_rng(task.seed)
-    rotation = turning(task.anchors, task.width, draw)
+    if task.old_positives is None:
+        rotation = turning(task.anchors, task.width, draw)
+    else:
+        rotation = turning_towards(task.positives, task.old_positives)
     rows = draw.permutation(len(task.anchors))[:_SAMPLE_ROWS]
     turned = turn(task.anchors[rows], rotation)
     step = _fitted_step(turned, task.shape)
@@ -128,6 +132,12 @@ def turning(vectors: np.ndarray, width: int, draw: np.random.Generator) -> np.nd
         return np.ascontiguousarray(np.concatenate(blocks, axis=1)[:, :width], np.float32)
     _, directions = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors)  # the least first
     return np.ascontiguousarray(directions[:, -width:] @ _rotation(width, draw), np.float32)
+
+
+def turning_towards(vectors: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(d, m) float32 that turns (n, d) vectors nearest to (n, m) codes: U Vᵀ of the singular vectors of vectorsᵀ codes."""
+    left, _, right = np.linalg.svd(vectors.T.astype(np.float64) @ codes, full_matrices=False)
+    return np.ascontiguousarray(left @ right, np.float32)
 
 
 def _rotation(dim: int, draw: np.random.Generator) -> np.ndarray:

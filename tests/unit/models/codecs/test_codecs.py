@@ -184,7 +184,6 @@ def test_what_cannot_be_fitted_is_refused_before_anything_is_written(tmp_path: P
     refused("unknown optimiser 'best'", "recurrent", options={"optimiser": "best"})
     refused("temperature must be above 0", "recurrent", options={"temperature": 0})
     old = np.ones((len(names.fitted), WIDTH), np.float32)
-    refused("is not trained, so it cannot be made compatible", old_positives=old)
     refused("has its old codec's width", "recurrent", old_positives=old[:, :8])
     refused("old codes are not finite", "recurrent", old_positives=old * np.nan)
     few = Names(names.full[:30], names.short[:30])

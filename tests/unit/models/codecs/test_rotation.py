@@ -78,12 +78,53 @@ def test_more_bits_point_closer_to_where_the_vector_points(tmp_path: Path) -> No
 
 def test_a_vector_at_a_threshold_expects_the_bits_beyond_it_to_turn(tmp_path: Path) -> None:
     codec = fitted(tmp_path / "c", units(500, 8), 8, 1, noise=0.001)
-    # The first coordinate in the middle of a cell; then at the middle threshold, where from number 1 to 2 two bits turn,
-    # half of the time.
-    turned = np.full((2, 8), 0.5 * codec.step)
-    turned[1, 0] = 0
+    # The first coordinate in the middle of a cell; then at either side of the middle threshold, where between numbers 1
+    # and 2 two bits turn, half of the time.
+    turned = np.full((3, 8), 0.5 * codec.step)
+    turned[1:, 0] = [1e-5, -1e-5]
     # The last four, far above their threshold, make each row's root mean square the 1 that all have.
     turned[:, 4:] = np.sqrt((8 - np.square(turned[:, :4]).sum(axis=1)) / 4)[:, None]
     vectors = turned @ codec.rotation.T / np.sqrt(8)
-    inside, edge = codec.expected_flips(vectors.astype(np.float32))
-    assert edge - inside == pytest.approx(1.0, abs=0.05)
+    inside, above, beneath = codec.expected_flips(vectors.astype(np.float32))
+    assert codec.encode(vectors.astype(np.float32))[:, 0].tolist() == [2, 2, 1]
+    assert above - inside == pytest.approx(1.0, abs=0.05)
+    assert beneath - inside == pytest.approx(1.0, abs=0.05)
+
+
+def towards(folder: Path, vectors: np.ndarray, old: np.ndarray, loops: int) -> RotationCodec:
+    fit_codec(
+        "rotation", vectors, vectors, np.arange(len(vectors)), width=old.shape[1], loops=loops, folder=folder,
+        name="r", modality="text", source_fingerprint="from", old_positives=old, seed=5,
+    )  # fmt: skip
+    codec = load_codec(folder)
+    assert isinstance(codec, RotationCodec)
+    return codec
+
+
+def test_towards_an_old_codec_of_the_same_vectors_the_same_rotation_is_found_again(tmp_path: Path) -> None:
+    vectors = units(4000, 24)
+    old = fitted(tmp_path / "old", vectors, 24, 0)
+    new = towards(tmp_path / "new", vectors, old.shape.unit(old.encode(vectors)), 2)
+    assert np.abs(new.rotation - old.rotation).max() < 0.05
+    stranger = fitted(tmp_path / "stranger", vectors[::-1], 24, 2, noise=0.1)
+    stranger.rotation = turning(vectors, 24, np.random.default_rng(9))
+    seen = units(500, 24, seed=3)
+    codes = old.shape.unit(old.encode(seen))
+
+    def found(codec: RotationCodec) -> float:
+        queries = codec.shape.unit(codec.encode(seen))
+        return float(((queries @ codes.T).argmax(axis=1) == np.arange(len(seen))).mean())
+
+    assert found(new) > 0.9
+    assert found(stranger) < 0.1
+
+
+@pytest.mark.parametrize("width", [16, 32])
+def test_towards_codes_of_another_width_cosines_are_kept_as_far_as_there_is_room(
+    tmp_path: Path, width: int
+) -> None:
+    vectors = units(1000, 24)
+    old = fitted(tmp_path / "old", vectors, width, 1)
+    new = towards(tmp_path / "new", vectors, old.shape.unit(old.encode(vectors)), 1)
+    gram = new.rotation @ new.rotation.T if width > 24 else new.rotation.T @ new.rotation
+    assert np.allclose(gram, np.eye(min(24, width)), atol=1e-5)

@@ -111,6 +111,19 @@ def test_the_codes_are_the_authors() -> None:
     assert [tuple(row) for row in code_of(network(x)).tolist()] == expected
 
 
+def test_each_residual_is_of_the_vector_itself_and_of_the_whole_code_so_far() -> None:
+    network, _ = golden_network()
+    generator = torch.Generator().manual_seed(0)
+    x = functional.normalize(torch.randn(200, 4, generator=generator, dtype=torch.float64), dim=1)
+    found = network(x).detach()
+    b = sign(network.first(x))
+    for k in range(2):
+        activation = network.again[k](x - functional.normalize(network.back[k](b), dim=1))
+        assert torch.allclose(found[:, k + 1], activation)
+        b = b + sign(activation) / 2 ** (k + 1)
+    assert torch.allclose(code_of(found), b)
+
+
 def test_as_published_the_last_residual_is_peeled_by_the_last_signs() -> None:
     network, x = golden_network()
     released = network(x).detach()
