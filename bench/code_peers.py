@@ -14,7 +14,7 @@ import numpy.typing as npt
 from models.codecs import fit_codec, load_codec
 from models.codecs.base import Codec
 from models.codecs.codes import CodeShape
-from models.codecs.rotation import rotations
+from models.codecs.rotation import turning
 from orchestrator.index import IndexOptions, make_index
 
 Vectors = npt.NDArray[np.float32]
@@ -128,7 +128,7 @@ def peers(vectors: Vectors, width: int, seed: int) -> Iterator[Contender]:
 
 def _binary(vectors: Vectors, bits: int, seed: int) -> Contender:
     """The signs of the vectors in random directions, as many as there are bits."""
-    directions = rotations(vectors.shape[1], bits, np.random.default_rng(seed))
+    directions = turning(vectors[:0], bits, np.random.default_rng(seed))
 
     def signs(some: Vectors) -> npt.NDArray[np.uint8]:
         return np.packbits(some @ directions > 0, axis=1)

@@ -78,7 +78,7 @@ class IndexOptions:
         token: of that server; never shown.
         folder: where a backend may keep files while it is open.
         shards: row ranges that are searched side by side.
-        nprobe: lists that FAISS IVF looks into; None: a sixteenth of them, and at least 8.
+        nprobe: lists that an IVF looks into; None: a sixteenth of them, and at least 8.
         ef: candidates that an HNSW graph keeps while it searches.
         rebuild_share: share of rows replaced since the lists of an IVF were made that calls for new ones.
         device: of the torch backend: auto, cpu, cuda or cuda:N.

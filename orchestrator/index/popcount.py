@@ -275,7 +275,9 @@ def scan_lists(
             while block >= 0:
                 at = block * LANES
                 following = before[block]
-                if following >= 0:  # lists lie anywhere in memory: the next block is on its way while this one is compared
+                if (
+                    following >= 0
+                ):  # lists lie anywhere in memory: the next block is on its way while this one is compared
                     _fetch(words, following * LANES * size, LANES * size)
                 if _passes(
                     words, at * size, query, size // len(planes), planes, most, inverse, at, edge, products
