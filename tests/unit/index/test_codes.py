@@ -272,6 +272,7 @@ def test_lists_hold_every_code_once_after_many_moves():
             chains += list(block * LANES + np.arange(lists._filled[block]))
             block = lists._before[block]
     assert sorted(chained + lists._free) == list(range(len(lists._before))), "no block is lost"
+    assert lists._held == len(there)
     np.testing.assert_array_equal(np.sort(lists._row_of[chains]), there)
     np.testing.assert_array_equal(np.sort(chains), np.flatnonzero(lists._blocks.squares > 0))
     np.testing.assert_allclose(index.vectors(), gallery, atol=1e-7)
