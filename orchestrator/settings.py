@@ -90,13 +90,18 @@ class Settings(BaseSettings):
     index_token: str | None = Field(None, repr=False, description="token of a Milvus cluster")
     index_shards: int = Field(1, ge=1, le=256, description="row ranges searched side by side in one replica")
     index_nprobe: int | None = Field(
-        None, ge=1, description="lists that faiss-ivf looks into; unset: a sixteenth of them, at least 8"
+        None,
+        ge=1,
+        description="lists that faiss-ivf and codes-ivf look into; unset: a sixteenth of them, at least 8",
     )
     index_ef: int = Field(
         100, ge=1, le=1000, description="candidates that an HNSW graph keeps while it searches"
     )
     index_rebuild_share: float = Field(
-        0.3, gt=0, le=1, description="share of rows replaced after which faiss-ivf makes its lists anew"
+        0.3,
+        gt=0,
+        le=1,
+        description="share of rows replaced after which faiss-ivf and codes-ivf make their lists anew",
     )
     shard: str | None = Field(
         None, description="2/3: `serve` holds the second of three parts of each gallery; unset: all of it"

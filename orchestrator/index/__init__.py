@@ -6,13 +6,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from orchestrator.errors import UsageError
 from orchestrator.settings import Settings
+
+if TYPE_CHECKING:
+    from models.codecs.codes import CodeShape
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -75,11 +78,12 @@ class IndexOptions:
         token: of that server; never shown.
         folder: where a backend may keep files while it is open.
         shards: row ranges that are searched side by side.
-        nprobe: lists that FAISS IVF looks into; None: a sixteenth of them, and at least 8.
+        nprobe: lists that an IVF looks into; None: a sixteenth of them, and at least 8.
         ef: candidates that an HNSW graph keeps while it searches.
         rebuild_share: share of rows replaced since the lists of an IVF were made that calls for new ones.
         device: of the torch backend: auto, cpu, cuda or cuda:N.
         seed: of the sample that centroids are trained on.
+        code: what the codes look like that an index of codes is to hold; None: the vectors are no codes.
     """
 
     url: str | None = field(default=None, repr=False)
@@ -91,6 +95,7 @@ class IndexOptions:
     rebuild_share: float = 0.3
     device: str = "auto"
     seed: int = 0
+    code: CodeShape | None = None
 
 
 def index_options(settings: Settings, name: str, database_url: str) -> IndexOptions:
@@ -112,6 +117,16 @@ def index_options(settings: Settings, name: str, database_url: str) -> IndexOpti
 BACKENDS: dict[str, tuple[str, str, str]] = {
     "faiss-flat": ("orchestrator.index.faiss_flat:FaissFlat", "exact", "one FAISS matrix in memory"),
     "faiss-ivf": ("orchestrator.index.faiss_ivf:FaissIvf", "approximate", "FAISS inverted lists in memory"),
+    "codes": (
+        "orchestrator.index.codes:Codes",
+        "exact",
+        "codes in memory, a few bits a dimension, compared in full",
+    ),
+    "codes-ivf": (
+        "orchestrator.index.codes_ivf:CodesIvf",
+        "approximate",
+        "codes in inverted lists in memory",
+    ),
     "torch": ("orchestrator.index.torch_flat:TorchFlat", "exact", "one matrix on the GPU, or on the CPU"),
     "pgvector": ("orchestrator.index.pgvector:PgVector", "exact", "a table of a PostgreSQL server, scanned"),
     "pgvector-hnsw": (
@@ -125,6 +140,9 @@ BACKENDS: dict[str, tuple[str, str, str]] = {
         "a Milvus cluster, or milvus-lite in the data folder",
     ),
 }
+
+CODED = ("codes", "codes-ivf")
+"""Backends of models whose embeddings are codes, and of no others."""
 
 
 def make_index(

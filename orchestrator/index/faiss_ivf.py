@@ -42,13 +42,13 @@ class FaissIvf:
         vectors = np.ascontiguousarray(vectors, np.float32)
         self.dim = vectors.shape[1]
         self._quantizer = faiss.IndexFlatIP(self.dim)
-        sample = _sample(vectors, self._options.seed)
-        self.lists = lists_for(len(vectors), len(sample))
+        trained_on = sample(vectors, self._options.seed)
+        self.lists = lists_for(len(vectors), len(trained_on))
         self._index = faiss.IndexIVFFlat(self._quantizer, self.dim, self.lists, faiss.METRIC_INNER_PRODUCT)
         self._index.cp.seed = self._options.seed
         self._index.cp.niter = _ITERATIONS
         self._index.cp.min_points_per_centroid = 1  # it would warn on stderr; `lists_for` keeps to the bound
-        self._index.train(sample)
+        self._index.train(trained_on)
         self._index.set_direct_map_type(faiss.DirectMap.Array)
         self._append(vectors)
         self._replaced = np.zeros(len(vectors), np.bool_)
@@ -160,7 +160,16 @@ def lists_for(n: int, sampled: int) -> int:
     return max(1, min(round(4 * math.sqrt(n)), sampled // _POINTS_LEAST))
 
 
-def _sample(vectors: Vectors, seed: int) -> Vectors:
+def centroids(trained_on: Vectors, lists: int, seed: int) -> Any:
+    """A flat FAISS index of the centroids of so many lists, found by k-means on unit vectors."""
+    found = faiss.Kmeans(
+        trained_on.shape[1], lists, niter=_ITERATIONS, seed=seed, spherical=True, min_points_per_centroid=1
+    )
+    found.train(trained_on)
+    return found.index
+
+
+def sample(vectors: Vectors, seed: int) -> Vectors:
     """Rows that have a vector, as many as k-means makes use of, drawn by `seed`; one row of zeros where none has."""
     rows = np.flatnonzero(vectors.any(axis=1))
     if not len(rows):

@@ -22,7 +22,7 @@ from bench import refreshed
 from bench.stubs import NumberedTexts
 from orchestrator.context import Context
 from orchestrator.core.metrics import top_k
-from orchestrator.index import BACKENDS
+from orchestrator.index import BACKENDS, CODED
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.rows import GalleryRow, RolloutRow
@@ -45,7 +45,7 @@ Rows = npt.NDArray[np.int64]
 
 
 def exact_backends() -> list[str]:
-    """The backends that answer exactly, which is all that do not say otherwise."""
+    """The backends of any vectors that answer exactly, which is all that do not say otherwise."""
 
     def is_exact(name: str) -> bool:
         module, kind = BACKENDS[name][0].split(":")
@@ -54,7 +54,7 @@ def exact_backends() -> list[str]:
         except Exception:  # noqa: BLE001 - what is not installed says so in its own test
             return True
 
-    return [name for name in sorted(BACKENDS) if is_exact(name)]
+    return [name for name in sorted(BACKENDS) if name not in CODED and is_exact(name)]
 
 
 @dataclass
