@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from models.codecs.base import Codec
 from models.codecs.coded import unit_codes
+from models.codecs.codes import CodeShape
 from orchestrator.core.joint import joint_codes, joint_floats, joint_queries
 from orchestrator.ledger.rows import ModelRow
 
@@ -25,33 +26,43 @@ class Layout:
 
     Attributes:
         model_id: whose floats these are, of the newest model where they are of several; 0 where there are none.
+        loops: of the codes with the most bits among those that there are.
     """
 
     codes: int = 0
     floats: int = 0
     model_id: int = 0
+    loops: int = 0
 
     @property
     def width(self) -> int:
         """Of a row."""
         return self.codes + self.floats
 
+    @property
+    def shape(self) -> CodeShape | None:
+        """Of which all codes here are; None where there are none. Those of fewer bits are among those of more."""
+        return CodeShape(self.codes, self.loops) if self.codes else None
+
     def over(self, model: ModelRow) -> Layout:
         """What rows are when a model's vectors come over those that there are."""
-        if model.base_model_id is None:
+        shape = model.code_shape
+        if shape is None:
             return Layout(0, model.dim, model.id)
-        beside = Layout(model.dim, self.floats, self.model_id)
-        if (
-            self.codes
-        ):  # the floats that codes were made beside; those of an older, compatible model are as long
-            return (
-                beside if self.floats == int(model.manifest["options"]["source_dim"]) else Layout(model.dim)
-            )
-        return beside if self.model_id == model.base_model_id else Layout(model.dim)
+        loops = max(self.loops, shape.loops)
+        # The floats that codes were made beside; those of an older, compatible model are as long.
+        beside = (
+            self.floats == int(model.manifest["options"]["source_dim"])
+            if self.codes
+            else self.model_id == model.base_model_id
+        )
+        if beside:
+            return Layout(model.dim, self.floats, self.model_id, loops)
+        return Layout(model.dim, loops=loops)
 
     def codes_alone(self) -> Layout:
         """What is left where no row is a float."""
-        return Layout(self.codes)
+        return Layout(self.codes, loops=self.loops)
 
     def widened(self, vectors: Vectors, older: Layout) -> Vectors:
         """Rows (r, older.width) as rows of this layout; zeros where they have no place in it."""

@@ -19,7 +19,7 @@ from orchestrator.context import Context
 from orchestrator.core.shards import WHOLE, Shard
 from orchestrator.errors import ConflictError, HotrefreshError, NotCertifiedError, StalePathError
 from orchestrator.failpoints import reach
-from orchestrator.index import Rows, VectorIndex, index_options, make_index
+from orchestrator.index import Rows, VectorIndex
 from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
@@ -27,6 +27,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
 from orchestrator.serving.answers import Answer, Found, checked_queries, stale
+from orchestrator.serving.backend import index_of, too_coarse
 from orchestrator.serving.calibration import batch_rows, fitting, needs_layout
 from orchestrator.serving.certified import uncertified
 from orchestrator.serving.filters import Columns, Where, checked, contents_of_batch, load_columns, put
@@ -117,9 +118,7 @@ class Replica:
             old.index.close()
 
     def _index(self, matrix: GalleryMatrix) -> VectorIndex:
-        url = self._context.engine.url.render_as_string(hide_password=False)
-        options = index_options(self._context.settings, self._backend, url)
-        return make_index(self._backend, matrix.vectors, options, self._lock)
+        return index_of(self._context, self._backend, matrix, self._lock)
 
     def _mixture(self, connection: Connection) -> GalleryMatrix:
         """The vectors as they are searched; a replica may have them otherwise."""
@@ -229,7 +228,8 @@ class Replica:
     def _needs_layout(self, connection: Connection, rollout: RolloutRow) -> bool:
         """Whether the index has no coordinate yet for the rollout's calibration, and is built anew beside this one."""
         model = model_queries.model_by_id(connection, rollout.to_model_id)
-        return needs_layout(connection, rollout, model, self._served.path, self._served.index.dim)
+        path, width = self._served.path, self._served.index.dim
+        return too_coarse(self._backend, path, model) or needs_layout(connection, rollout, model, path, width)
 
     def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
         """Put a batch over the mixture, all of it and its place in the log under one hold of the lock.
