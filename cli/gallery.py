@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import SOURCE_HELP, GalleryName, Split, Timeout
+from cli.options import SOURCE_HELP, GalleryName, Rerank, Split, Timeout
 from cli.output import Format, Output, draw, make_table, plain, show, show_object, show_rows
 from cli.progress import progress, working
 from cli.session import current, next_step, open_ledger, say, settings
@@ -244,6 +244,7 @@ def search(
             help="Whom it is for: while a canary goes on, the server answers the same ID by the same system.",
         ),
     ] = None,
+    rerank: Rerank = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Search a gallery with the model that serves it now. Each hit names the version of its embedding."""
@@ -260,6 +261,10 @@ def search(
     wanted = _wanted(where or [])
     url = server or settings().server_url
     if url is not None:
+        if rerank is not None:
+            raise UsageError(
+                "--rerank goes without --server: a server is told when it starts, `serve --rerank`."
+            )
         _show_answer(_ask(url, name, asked, k, wanted, sticky), output)
         return
     if sticky is not None:
@@ -271,7 +276,7 @@ def search(
             from orchestrator.service.search import Query
             from orchestrator.service.search import search as search_here
 
-            answer = search_here(context, name, Query(**asked), k, wanted)
+            answer = search_here(context, name, Query(**asked), k, wanted, rerank)
         from orchestrator.service.guide import next_command
 
         then = next_command(context, name)

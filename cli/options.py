@@ -19,4 +19,12 @@ RolloutName = Annotated[
 ]
 Limit = Annotated[int, typer.Option(min=1, help="At most this many rows.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+Rerank = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=1000,
+        help="Of codes: compare so many of the best again by stored floats, instead of the setting.",
+    ),
+]
 SOURCE_HELP = "An image folder, a .csv or .parquet manifest (key, path or text, label), or glyphs, emoji, verses:web, verses:kjv."

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cli.options import Rerank
 from cli.output import Format, Output, show
 from cli.registries import index_backends
 from cli.session import current, open_ledger, say, settings
@@ -37,6 +38,7 @@ def serve(
             + ".",
         ),
     ] = None,
+    rerank: Rerank = None,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -76,6 +78,7 @@ def serve(
         say(f"serving on {url} (health: /livez, /readyz); log lines follow; stop with Ctrl-C")
         sys.stdout.flush()
 
+    current.flags["rerank"] = rerank
     _choose(index, shard, merge)
     current.interrupted = "The server has stopped; rollouts and workers go on."
     with open_socket(host, port) as listening, open_ledger() as context:

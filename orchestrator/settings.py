@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     index_ef: int = Field(
         100, ge=1, le=1000, description="candidates that an HNSW graph keeps while it searches"
     )
+    rerank: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="codes: so many of the best are compared again by stored floats; 0: none",
+    )
     index_rebuild_share: float = Field(
         0.3,
         gt=0,

@@ -41,8 +41,9 @@ def search(
     query: Query,
     k: int,
     where: Mapping[str, str | Sequence[str]] | None = None,
+    rerank: int | None = None,
 ) -> answers.Answer:
-    """Search a gallery once.
+    """Search a gallery once. `rerank`: of codes, so many of the best are compared again by stored floats; None: as set.
 
     Raises:
         NotFoundError: no such gallery or item.
@@ -54,13 +55,13 @@ def search(
     _check_kind(gallery, query)
     try:
         if query.vector is not None:
-            with Replica(context, gallery) as replica:
+            with Replica(context, gallery, rerank=rerank) as replica:
                 model = replica.path.embedder
                 vector = unit(query.vector, model.name, model.dim)
                 answer = replica.search_vectors(vector[None], k, where)[0]
         else:
             content = _content(context, gallery_name, query)
-            with Replica(context, gallery) as replica:
+            with Replica(context, gallery, rerank=rerank) as replica:
                 answer = replica.search([content], k, where)[0]
     except ItemError as error:
         raise UsageError(f"the query cannot be embedded: {error}") from error

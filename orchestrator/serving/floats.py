@@ -48,7 +48,8 @@ class _Batch:
 
 
 class StoredFloats:
-    """Embeddings of a model that a gallery stores, as the ledger has them when this is made. `read` may be called by any thread.
+    """Embeddings of a model that a gallery stores, as the ledger has them when this is made. `read` may be called by any thread,
+    also beside `forget`.
 
     A row has none where the model never embedded it, and where its item was changed after: then it is of former content,
     also if what the change brings is not committed yet.
@@ -96,6 +97,10 @@ class StoredFloats:
         self._batch[rows] = len(self._batches)
         self._place[rows] = places
         self._batches.append(batch)
+
+    def forget(self, rows: Rows) -> None:
+        """These rows have newer content from now on: what is stored is of the former."""
+        self._batch[rows[rows < len(self._batch)]] = NOWHERE
 
     def known(self, rows: Rows) -> Bools:
         """Which rows have an embedding: (r,) bool."""

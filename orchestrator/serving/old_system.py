@@ -21,6 +21,7 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import ItemRow, LogEntry, RolloutRow
 from orchestrator.serving.queries import load, query_path
 from orchestrator.serving.replica import Replica
+from orchestrator.serving.rerank import floats_behind
 from orchestrator.serving.served import Served
 from orchestrator.serving.snapshots import laid_out
 
@@ -53,7 +54,9 @@ class OldSystem(Replica):
             path = query_path(connection, rollout.from_model_id, older[-1])
             matrix = laid_out(connection, self.gallery.id, before=rollout.id)
             columns = self._columns(connection, matrix.version, matrix.seq) if self._filtered else None
-        served = Served(self._index(matrix), matrix.version, path, older[-1].id, columns=columns)
+            floats = floats_behind(connection, self.gallery.id, path, self._rerank)
+        index = self._index(matrix)
+        served = Served(index, matrix.version, path, older[-1].id, columns=columns, floats=floats)
         with self._lock.write():
             self._served, self.seq = served, matrix.seq
 

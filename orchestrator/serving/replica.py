@@ -23,18 +23,18 @@ from orchestrator.index import Rows, VectorIndex
 from orchestrator.ledger.database import snapshot, transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
-from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, LogEntry, ModelRow, RolloutRow
 from orchestrator.serving.answers import Answer, Found, checked_queries, stale
-from orchestrator.serving.backend import index_of, too_coarse
-from orchestrator.serving.calibration import batch_rows, fitting, needs_layout
+from orchestrator.serving.backend import index_of, outgrown
+from orchestrator.serving.calibration import batch_rows, fitting
 from orchestrator.serving.certified import uncertified
 from orchestrator.serving.filters import Columns, Where, checked, contents_of_batch, load_columns, put
 from orchestrator.serving.guard import Guarded, GuardedSearch, RolloutGuard, guard_of
 from orchestrator.serving.lock import WriterPreferringLock
 from orchestrator.serving.matrix import HOLDS_ALL, GalleryMatrix, read_batch
 from orchestrator.serving.queries import QueryPath, load, mapped, query_path, serving_path
+from orchestrator.serving.rerank import floats_behind, reranked
 from orchestrator.serving.served import Served
 from orchestrator.serving.snapshots import laid_out
 
@@ -53,10 +53,13 @@ class Replica:
     shard: Shard = WHOLE
     """Whose rows are held: what is served counts them as the shard does, and answers name them as the gallery does."""
 
-    def __init__(self, context: Context, gallery: GalleryRow, backend: str | None = None) -> None:
+    def __init__(
+        self, context: Context, gallery: GalleryRow, backend: str | None = None, rerank: int | None = None
+    ) -> None:
         self._context = context
         self.gallery = gallery
         self._backend = backend or context.settings.index
+        self._rerank = context.settings.rerank if rerank is None else rerank
         self._lock = WriterPreferringLock()
         # Held by whoever changes what is served, or needs it to stand still while searches go on.
         self._applying = threading.Lock()
@@ -103,11 +106,13 @@ class Replica:
             guard = guard_of(connection, rollout)
             matrix = self._mixture(connection)
             columns = self._columns(connection, matrix.version, matrix.seq) if self._filtered else None
+            floats = floats_behind(connection, self.gallery.id, path, self._rerank)
             if self.observer is not None:
                 self.observer(connection, None)
         self._load(path, guard)
+        index = self._index(matrix)
         served = Served(
-            self._index(matrix), matrix.version, path, serving.rollout_id, guard=guard, columns=columns
+            index, matrix.version, path, serving.rollout_id, guard, columns=columns, floats=floats
         )
         with snapshot(self._context.engine) as connection:
             served.refused = self._uncertified(connection, served)
@@ -206,7 +211,7 @@ class Replica:
             entry.kind == "deployed"
             and not rollout.how.lifts
             and rollout.kind == "upgrade"
-            and not self._needs_layout(connection, rollout)
+            and not outgrown(connection, self._backend, self._served, rollout)
         ):
             # Nothing stored changes: only what makes queries' vectors. This is why the answer comes in seconds.
             path = query_path(connection, rollout.to_model_id, rollout)
@@ -225,12 +230,6 @@ class Replica:
             return False
         return True
 
-    def _needs_layout(self, connection: Connection, rollout: RolloutRow) -> bool:
-        """Whether the index has no coordinate yet for the rollout's calibration, and is built anew beside this one."""
-        model = model_queries.model_by_id(connection, rollout.to_model_id)
-        path, width = self._served.path, self._served.index.dim
-        return too_coarse(self._backend, path, model) or needs_layout(connection, rollout, model, path, width)
-
     def _apply_batch(self, connection: Connection, rollout: RolloutRow, entry: LogEntry) -> None:
         """Put a batch over the mixture, all of it and its place in the log under one hold of the lock.
 
@@ -248,6 +247,8 @@ class Replica:
             contents = contents_of_batch(connection, rollout, entry, batch.rows, known, self.shard)
         with self._lock.write():
             served = self._served
+            if served.floats is not None and entry.first_rank >= rollout.plan_items:  # late: of newer content
+                served.floats.forget(np.concatenate([whole.rows, whole.emptied]))
             if len(batch.rows):
                 served.index.replace(batch.rows, vectors)
                 reach("replica_mid_apply")
@@ -341,7 +342,8 @@ class Replica:
                 if served.refused is not None:
                     raise NotCertifiedError(served.refused)
                 asked, allowed = fitting(queries, served.index.dim, path.codes), served.allowed(wanted)
-                scores, rows = served.index.search(asked, min(k, max(1, len(served.version))), allowed)
+                deep = k if served.floats is None else max(k, self._rerank)
+                scores, rows = served.index.search(asked, min(deep, max(1, len(served.version))), allowed)
                 answered: Guarded | None = scores, rows, np.zeros(len(rows), np.bool_)
                 if served.guard is not None and contents is not None:
                     if guarding is None or guarding.guard != served.guard:
@@ -352,6 +354,8 @@ class Replica:
                     break
             assert guarding is not None, "only a guard asks for more"
             guarding.encode()  # outside the lock; the mixture may move meanwhile, so everything is searched again
+        if served.floats is not None:  # outside the lock: it reads the store
+            found = reranked(found, served.floats, vectors, k)
         items = self.items(sorted({row for row in found.rows.ravel().tolist() if row >= 0}))
         return found.answers(path.model.name, items)
 

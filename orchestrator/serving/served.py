@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from orchestrator.index import Mask, Rows, VectorIndex
 from orchestrator.serving.filters import Columns
+from orchestrator.serving.floats import StoredFloats
 from orchestrator.serving.guard import RolloutGuard
 from orchestrator.serving.queries import QueryPath
 
@@ -25,6 +26,7 @@ class Served:
         guard: what answers queries at risk by two models; None: nothing does.
         refused: why no search may be answered, None where all may: a pair of models without a certificate (`certified`).
         columns: the items' attributes; None until somebody filters by them.
+        floats: what answers of codes are compared again by; None: nothing.
         counts: how many rows there are of each version, so that no search counts them.
         written: rows written since somebody began to copy, None while nobody does (`snapshots`).
     """
@@ -36,6 +38,7 @@ class Served:
     guard: RolloutGuard | None = None
     refused: str | None = None
     columns: Columns | None = None
+    floats: StoredFloats | None = None
     counts: dict[int, int] = field(default_factory=dict)
     written: list[Rows] | None = None
 

@@ -40,7 +40,11 @@ def test_every_make_target_named_exists():
 @pytest.mark.parametrize("line", sorted(set(commands(README))))
 def test_every_command_of_the_readme_is_one_that_exists(line):
     words = [word for word in line.split()[1:] if re.fullmatch(r"[a-z]+", word)][:2]
-    group = words if line.split()[1] in ("gallery", "model", "queryset", "rollout") else words[:1]
+    group = (
+        words
+        if line.split()[1] in ("codec", "gallery", "ledger", "model", "queryset", "rollout")
+        else words[:1]
+    )
     done = subprocess.run(
         [sys.executable, "-c", "from cli.main import main; main()", *group, "--help"],
         capture_output=True,

@@ -16,6 +16,8 @@ from orchestrator.core.calibration import IDENTITY, Calibration
 from orchestrator.core.metrics import Relevance
 from orchestrator.core.shards import Shard
 from orchestrator.errors import UsageError
+from orchestrator.index.codes import Codes
+from orchestrator.index.faiss_flat import FaissFlat
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
@@ -204,19 +206,24 @@ def test_floats_become_codes_and_codes_finer_ones_without_an_item_being_read(wor
     oracle = Oracle(world)
     shutil.move(tmp_path / "pictures", tmp_path / "away")
     before = oracle.queries @ oracle.floats.T
-    with Replica(world, oracle.gallery) as replica:
+    with Replica(world, oracle.gallery) as replica, Replica(world, oracle.gallery, "codes") as bits:
+        assert isinstance(bits._served.index, FaissFlat), "there are no codes yet"
         row = platform.start(world, "signs")
         assert (row.strategy, row.order_name) == ("recode", "flipped_bits")
         oracle.assert_answers(replica, "signs")
+        oracle.assert_answers(bits, "signs")
         advance.advance(world, row.id)
         for batches in (1, 3):
             work_some(world, row.id, batches)
+            oracle.assert_answers(bits, "signs")
             version = oracle.assert_answers(replica, "signs")
             assert 0 < (version == row.id).sum() < N
             fresh(world, replica)
         assert replica.snapshot()[0].shape == (N, 2 * DIM)
         finalized(world, row)
         assert (oracle.assert_answers(replica, "signs") == row.id).all()
+        assert (oracle.assert_answers(bits, "signs") == row.id).all()
+        assert isinstance(bits._served.index, Codes)
         assert replica.snapshot()[0].shape == (N, DIM), "no floats are left"
         fresh(world, replica)
         negative = oracle.assert_flips(row, "signs", before=before)
@@ -229,19 +236,54 @@ def test_floats_become_codes_and_codes_finer_ones_without_an_item_being_read(wor
         advance.advance(world, half.id)
         work_some(world, half.id, 4)
         oracle.assert_answers(replica, "finer")
+        oracle.assert_answers(bits, "finer")
         rollouts.rollback(world, half.id)
         rollouts.acknowledge(world, half.id)
         np.testing.assert_array_equal(oracle.assert_answers(replica, "signs"), version)
+        np.testing.assert_array_equal(oracle.assert_answers(bits, "signs"), version)
         fresh(world, replica)
 
         again = platform.start(world, "finer")
         finalized(world, again)
         assert (oracle.assert_answers(replica, "finer") == again.id).all()
+        assert (oracle.assert_answers(bits, "finer") == again.id).all()
         fresh(world, replica)
         oracle.assert_flips(again, "finer", before=of_codes)
     assert (Path(again.extent_uri) / "vectors.bits").stat().st_size == N * DIM * 2 / 8
     assert reclaimed(world, again) == ((half.id, row.id), (1,)), "codes stand on the floats"
     assert [each for each in check_invariants(world) if not each.ok] == []
+
+
+def test_answers_of_codes_are_compared_again_by_the_floats_that_are_stored(world, tmp_path):
+    oracle = Oracle(world)
+    by_floats = oracle.queries @ oracle.floats.T
+    with Replica(world, oracle.gallery, "codes", rerank=N) as replica:
+        row = platform.start(world, "signs")
+        advance.advance(world, row.id)
+        for batches in (3, 100):
+            work_some(world, row.id, batches)
+            replica.catch_up()
+            for query, answer in enumerate(replica.search_vectors(oracle.queries, K)):
+                best = np.argsort(-by_floats[query], kind="stable")[:K]
+                np.testing.assert_allclose(
+                    [hit.score for hit in answer.hits], by_floats[query, best], atol=2e-6
+                )
+                assert [hit.rollout_id for hit in answer.hits] == replica.snapshot()[1][
+                    [hit.row for hit in answer.hits]
+                ].tolist()
+        finalized(world, row)
+        # What a changed item's floats were is not what it is now: its code is all that there is.
+        row_of = {key: at for at, key in oracle.keys.items()}
+        changed = row_of["class-03/0.png"]
+        (seen,) = replica.search_vectors(oracle.floats[[changed]], 1)[0].hits
+        assert (seen.row, round(seen.score, 5)) == (changed, 1.0)
+        items.update_items(world, "pics", pictures(tmp_path / "more", ["class-03/0.png"], seed=3))
+        drain(world, row.id, owner="test")
+        replica.catch_up()
+        found = {hit.row: hit.score for hit in replica.search_vectors(oracle.floats[[changed]], N)[0].hits}
+        now = Oracle(world)
+        codes = now.of("signs", np.stack([oracle.floats[changed], now.floats[changed]]))
+        assert found[changed] == pytest.approx(float(codes[0] @ codes[1]), abs=2e-6)
 
 
 def test_a_newer_model_brings_codes_of_its_own(world):
