@@ -272,6 +272,7 @@ def test_answers_of_codes_are_compared_again_by_the_floats_that_are_stored(world
                     [hit.row for hit in answer.hits]
                 ].tolist()
         finalized(world, row)
+        replica.catch_up()
         # What a changed item's floats were is not what it is now: its code is all that there is.
         row_of = {key: at for at, key in oracle.keys.items()}
         changed = row_of["class-03/0.png"]
