@@ -1,6 +1,6 @@
 """Datasets: where items come from. One file a source, one a URI scheme; both registered here, loaded lazily.
 
-An item is named by a URI, and the URI alone is enough to read it anywhere: `glyph:`, `emoji:`, `verse:`, `file:`, `text:`.
+An item is named by a URI, and the URI alone is enough to read it anywhere: `glyph:`, `emoji:`, `copy:`, `verse:`, `file:`, `text:`.
 Nothing here ever goes to a network.
 """
 
@@ -67,12 +67,14 @@ SOURCES = {
     "glyphs": BuiltIn("models.datasets.glyphs", "image"),
     "verses": BuiltIn("models.datasets.verses", "text", ("web", "kjv")),
     "emoji": BuiltIn("models.datasets.emoji", "image"),
+    "copies": BuiltIn("models.datasets.copies", "image", ("references", "queries", "background")),
 }
 # URI scheme -> module with read(uri).
 SCHEMES = {
     "glyph": "models.datasets.glyphs",
     "verse": "models.datasets.verses",
     "emoji": "models.datasets.emoji",
+    "copy": "models.datasets.copies",
     "file": "models.datasets.folder",
     "text": "models.datasets.inline",
 }
