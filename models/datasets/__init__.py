@@ -1,6 +1,7 @@
 """Datasets: where items come from. One file a source, one a URI scheme; both registered here, loaded lazily.
 
-An item is named by a URI, and the URI alone is enough to read it anywhere: `glyph:`, `emoji:`, `copy:`, `verse:`, `file:`, `text:`.
+An item is named by a URI, and the URI alone is enough to read it anywhere: `glyph:`, `emoji:`, `copy:`, `verse:`, `file:`,
+`text:`.
 Nothing here ever goes to a network.
 """
 

@@ -12,10 +12,11 @@ Splits "0", "1", "2" are three seeds. A seed shuffles the regions into roles and
 - 12 hosts: pictures that others are pasted into.
 - 16 of the background: in none of these, to say what a query scores by chance.
 
-Variants: `references`, `background`, and `queries`, one a reference copied or stranger and edit: 168 with an answer, 168
-without. Relevance = same region. Edits: `crop` (35 to 60 % of the area), `flip`, `blur`, `text` (three lines), `jpeg` (quality 8 to
-20), `rotate` (5 to 20 degrees), `overlay` (pasted into a host enlarged to a width of 600 pixels, over 35 to 60 % of it).
-The attributes `edit` and `photograph` name what was done and where the region is from.
+Variants: `references`, `background`, and `queries`, one for each edit of each copied reference and stranger: 168 with an
+answer, 168 without. Relevance = same region. The attributes `edit` and `photograph` say what was done and where it is from.
+
+Edits: `crop` (35 to 60 % of the area), `flip` (left and right), `blur`, `text` (three lines), `jpeg` (quality 8 to 20), `rotate` (5
+to 20 degrees), `overlay` (pasted into a host enlarged to a width of 600 pixels, over 35 to 60 % of it).
 """
 
 from __future__ import annotations
@@ -46,7 +47,21 @@ _MOST_CUTS = 3
 _REFERENCES, _COPIED, _STRANGERS, _HOSTS = 64, 24, 24, 12
 _HOST_WIDTH = 600
 _SEED = "hotrefresh-copies-1"
-_WORDS = "never gonna tell who took this picture first just share it with all your friends today".split()
+_WORDS = (
+    "never",
+    "gonna",
+    "tell",
+    "who",
+    "took",
+    "this",
+    "picture",
+    "first",
+    "just",
+    "share",
+    "it",
+    "all",
+    "today",
+)
 
 
 def list_items(variant: str = "references", split: str | None = None) -> list[Item]:

@@ -1,12 +1,11 @@
 """How many points of two pictures are the same: the score of a pair.
 
 A point of the reference matches the nearest point of the query where that one is clearly nearest: `1.8 * d1^2 < d2^2`, squared
-distances to the nearest and the second nearest (a ratio of distances of 0.745). Ties go to the lower row, and two equally near ones
-are no match unless both distances are 0 away from any doubt: `1.8 * 0 < 0` is false.
+distances to the nearest and the second nearest (a ratio of distances of 0.745). So of two equally near ones none matches.
 
 A place counts once. SIFT may find several points at one place, which would all match and say nothing new. Matches are taken in
-the order of the reference's points; one whose rounded place, in either picture, is already that of an accepted match adds nothing,
-but takes the place of every such match that is not nearer.
+the order of the reference's points. One whose rounded place, in either picture, is already that of an accepted match does not
+count, but replaces every such match that is not nearer than it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _BLOCK = 512
 
 
 def matches(reference: Features, query: Features) -> I64:
-    """(m, 2) int64: rows of matched points, of the reference and of the query, no place twice at the time of its match.
+    """(m, 2) int64: rows of matched points, of the reference and of the query, as many as count.
 
     A query with one point has no second nearest: its point matches whatever is nearest to it, as in the original.
     """

@@ -37,9 +37,7 @@ def elect(owners: npt.NDArray[np.int64], distances: npt.NDArray[np.float32]) -> 
     voted, counts = np.unique(owners, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     winner, votes = int(voted[order[0]]), int(counts[order[0]])
-    if len(voted) == 1:
-        enough = votes > MORE_THAN_ALONE
-    else:
-        enough = votes > MORE_THAN and votes > int(counts[order[1]])
+    alone = len(voted) == 1
+    enough = votes > MORE_THAN_ALONE if alone else votes > max(MORE_THAN, int(counts[order[1]]))
     distance = float(distances[owners == winner].mean(dtype=np.float64))
     return Election(winner, votes, distance) if enough and distance < NEARER_THAN else None
