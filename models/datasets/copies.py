@@ -15,8 +15,8 @@ Splits "0", "1", "2" are three seeds. A seed shuffles the regions into roles and
 Variants: `references`, `background`, and `queries`, one for each edit of each copied reference and stranger: 168 with an
 answer, 168 without. Relevance = same region. The attributes `edit` and `photograph` say what was done and where it is from.
 
-Edits: `crop` (35 to 60 % of the area), `flip` (left and right), `blur`, `text` (three lines), `jpeg` (quality 8 to 20), `rotate` (5
-to 20 degrees), `overlay` (pasted into a host enlarged to a width of 600 pixels, over 35 to 60 % of it).
+Edits: `crop` (35 to 60 % of the area), `flip` (left and right), `blur`, `text` (three lines), `jpeg` (quality 8 to 20), `rotate`
+(5 to 20 degrees), `overlay` (pasted into a host enlarged to a width of 600 pixels, over 35 to 60 % of it).
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def root_sift(raw: F32) -> U8:
     if (values < 0).any():
         raise ValueError("descriptors are histograms: none is negative")
     sums = values.sum(axis=1, keepdims=True)
-    return np.rint(255 * np.sqrt(values / np.where(sums > 0, sums, 1))).astype(np.uint8)
+    return np.asarray(np.rint(255 * np.sqrt(values / np.where(sums > 0, sums, 1))), np.uint8)
 
 
 def _mirror_order() -> npt.NDArray[np.int64]:

@@ -93,7 +93,7 @@ def _two_nearest(descriptors: U8, others: U8) -> tuple[I64, F32, F32]:
 def _places(positions: F32) -> I64:
     """One number a rounded position; halves to the even number, as C's rintf."""
     x, y = np.rint(positions).astype(np.int64).T
-    return x * (1 << 20) + y
+    return np.asarray(x * (1 << 20) + y, np.int64)
 
 
 def _each_place_once(found: I64, distances: F32, in_reference: I64, in_query: I64) -> I64:

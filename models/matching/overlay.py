@@ -109,10 +109,10 @@ class RectangleFinder:
         xs, ys = self._lines(across), self._lines(down)
         if len(xs) < 2 or len(ys) < 2:
             return []
-        (left, right), (top, bottom) = _pairs(xs), _pairs(ys)
+        (lefts, rights), (tops, bottoms) = _pairs(xs), _pairs(ys)
         vertical, horizontal = _Sums(across), _Sums(down)
-        x0, y0 = (each.reshape(-1) for each in np.meshgrid(left, top, indexing="ij"))
-        x1, y1 = (each.reshape(-1) for each in np.meshgrid(right, bottom, indexing="ij"))
+        x0, y0 = (each.reshape(-1) for each in np.meshgrid(lefts, tops, indexing="ij"))
+        x1, y1 = (each.reshape(-1) for each in np.meshgrid(rights, bottoms, indexing="ij"))
         sides = (
             (vertical, x0, y0, y1),
             (vertical, x1, y0, y1),
@@ -128,8 +128,8 @@ class RectangleFinder:
         # Of equals the largest: a line within a pasted picture makes a smaller rectangle with three of its sides.
         best = int(np.lexsort(((x1 - x0) * (y1 - y0), np.round(confidence, 2)))[-1])
         scale = picture.width / small.width
-        box = [round(float(side[best]) * scale) for side in (x0, y0, x1, y1)]
-        return [Box(*box, confidence=float(np.clip(confidence[best], 0, 1)))]
+        left, top, right, bottom = (round(float(side[best]) * scale) for side in (x0, y0, x1, y1))
+        return [Box(left, top, right, bottom, float(np.clip(confidence[best], 0, 1)))]
 
     def _steps(self, pixels: F32) -> U8:
         """(height, width) uint8: 1 where a pixel differs from its left neighbour, spread by one pixel to both sides."""

@@ -39,8 +39,9 @@ def nearest_vectors(queries: F32, vectors: F32) -> tuple[I64, F32]:
 class LocalIndex:
     """All descriptors of all references, and whose they are; a query's descriptor gets its nearest one.
 
-    Descriptors are whole numbers, so float16 holds them exactly and squared distances are exact too. On a GPU, where
-    faiss knows one, the same flat index lies there in float16. References with fewer than 10 points take no part.
+    Descriptors are bytes and are kept as bytes: half of what float16 takes, and squared distances are exact. On a GPU,
+    where faiss has no such index, they lie in float16, which holds bytes exactly as well, divided over all GPUs there are.
+    References with fewer than 10 points take no part.
 
     Attributes:
         keys: of the references, as their numbers count them.
@@ -82,7 +83,7 @@ def _flat_index() -> Any:
         options = faiss.GpuMultipleClonerOptions()
         options.shard, options.useFloat16 = True, True
         return faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(WIDTH), co=options)
-    return faiss.IndexScalarQuantizer(WIDTH, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_L2)
+    return faiss.IndexScalarQuantizer(WIDTH, faiss.ScalarQuantizer.QT_8bit_direct, faiss.METRIC_L2)
 
 
 def _faiss() -> ModuleType:
