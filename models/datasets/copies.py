@@ -143,7 +143,13 @@ def _regions() -> dict[str, tuple[str, tuple[int, int, int, int]]]:
 
 def _region(name: str) -> Image.Image:
     file, box = _regions()[name]
-    return folder.read(folder.uri_of(_folder() / file)).convert("RGB").crop(box)
+    return _photograph(file).crop(box)
+
+
+@lru_cache(maxsize=len(_PHOTOGRAPHS))
+def _photograph(file: str) -> Image.Image:
+    """A photograph, kept: 20 MB for all of them, while items are read region by region."""
+    return folder.read(folder.uri_of(_folder() / file)).convert("RGB")
 
 
 @lru_cache(maxsize=1)
