@@ -66,7 +66,7 @@ def run(*, quick: bool = False, say: Say | None = None, folder: Path = FOLDER) -
     """Measure every arm on each seed of the dataset, write <folder>/matching.json, and return the same document.
 
     Args:
-        quick: one seed and a twelfth of the queries: to see that it works, not to quote.
+        quick: one seed, a twelfth of the queries and 24 references: to see that it works, not to quote.
         say: told what is measured next.
     """
     tell = say or (lambda text: None)
@@ -103,14 +103,15 @@ def run(*, quick: bool = False, say: Say | None = None, folder: Path = FOLDER) -
 
 
 def load(seed: str, every: int = 1) -> World:
-    """The world of a seed; with `every` over 1 only the queries of each such region."""
+    """The world of a seed; with `every` over 1 the queries of each such region, among the references copied from alone."""
     sift, detector = Sift(), RectangleFinder()
-    references = {item.label or "": _picture(item) for item in _items("references", seed)}
-    background = np.stack([thumbnail(_picture(item)) for item in _items("background", seed)])
     asked = _items("queries", seed)
-    regions = list(dict.fromkeys(item.label for item in asked))[::every]
+    regions = list(dict.fromkeys(item.label for item in asked))
+    known = [item for item in _items("references", seed) if every == 1 or item.label in regions]
+    references = {item.label or "": _picture(item) for item in known}
+    background = np.stack([thumbnail(_picture(item)) for item in _items("background", seed)])
     plain, cropped = [], []
-    for item in (item for item in asked if item.label in regions):
+    for item in (item for item in asked if item.label in regions[::every]):
         picture = _picture(item)
         overlay = overlay_of(picture, detector, CONFIDENCE)
         whole = sift(picture)
