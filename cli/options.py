@@ -27,4 +27,7 @@ Rerank = Annotated[
         help="Of codes: compare so many of the best again by stored floats, instead of the setting.",
     ),
 ]
-SOURCE_HELP = "An image folder, a .csv or .parquet manifest (key, path or text, label), or glyphs, emoji, verses:web, verses:kjv."
+SOURCE_HELP = (
+    "An image folder, a .csv or .parquet manifest (key, path or text, label), or glyphs, emoji, verses:web, verses:kjv, "
+    "copies:references."
+)
