@@ -9,7 +9,7 @@ import typer
 
 from cli.certificates import draw_certificate
 from cli.model import exit_for, key_values
-from cli.options import Seed
+from cli.options import Loss, Seed
 from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import progress, working
 from cli.registries import codec_names
@@ -143,12 +143,7 @@ def certify(
     minimum_queries: Annotated[
         int, typer.Option(min=1, help="With fewer the verdict is inconclusive.")
     ] = 100,
-    loss: Annotated[
-        float,
-        typer.Option(
-            min=0.0, max=1.0, help="Of recall at 1, that is accepted: codes are smaller, not better."
-        ),
-    ] = 0.01,
+    loss: Loss = None,
     seed: Seed = 0,
     output: Output = Format.TABLE,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.certificates import draw_certificate
-from cli.options import SOURCE_HELP, Seed, Split
+from cli.options import SOURCE_HELP, Loss, Seed, Split
 from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import progress, working
 from cli.registries import adapter_names, method_names
@@ -305,6 +305,7 @@ def certify(
             help="Inconclusive while the 95 % interval does not exclude a larger loss of recall; 0 asks for no interval.",
         ),
     ] = 0.0,
+    loss: Loss = None,
     seed: Seed = 0,
     output: Output = Format.TABLE,
 ) -> None:
@@ -327,6 +328,7 @@ def certify(
                 minimum_queries=minimum_queries,
                 seed=seed,
                 tolerance=tolerance,
+                loss=loss,
             )
             row = certify(context, request, update)
         from orchestrator.service.guide import next_command

@@ -19,6 +19,14 @@ RolloutName = Annotated[
 ]
 Limit = Annotated[int, typer.Option(min=1, help="At most this many rows.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+Loss = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        max=1.0,
+        help="Of recall at 1, that is accepted (default 0, and of a codec 0.01: codes are smaller, not better).",
+    ),
+]
 Rerank = Annotated[
     int | None,
     typer.Option(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,10 @@ Progress = Callable[[int, int], None]
 F32 = npt.NDArray[np.float32]
 
 
+CODEC_LOSS = 0.01
+"""Of recall at 1: codes are smaller, not better."""
+
+
 @dataclass(frozen=True)
 class CertifyRequest:
     """What to measure.
@@ -40,7 +44,7 @@ class CertifyRequest:
         sample: gallery rows measured against: every relevant one, filled up with random others.
         seed: of the sample, of the simulated refresh's random order and of the resampled queries.
         tolerance: over 0: an interval that reaches further below the old system makes the verdict inconclusive.
-        loss: of recall at 1, that is accepted.
+        loss: of recall at 1, that is accepted; None: for a codec CODEC_LOSS, for any other model nothing.
     """
 
     old: str
@@ -52,7 +56,7 @@ class CertifyRequest:
     minimum_queries: int = 100
     seed: int = 0
     tolerance: float = 0.0
-    loss: float = 0.0
+    loss: float | None = None
 
 
 def certify(
@@ -81,6 +85,8 @@ def certify(
     _check_adapter(adapter, old, new)
     check_codecs(old, new)
     coded = new.base_model_id is not None
+    if request.loss is None:
+        request = replace(request, loss=CODEC_LOSS if coded else 0.0)
     if adapter is None and old.dim != new.dim and not coded:
         raise NotCertifiedError(
             f"{new.name!r} has {new.dim} dimensions and {old.name!r} {old.dim}: they cannot meet in one search without an "
@@ -203,7 +209,7 @@ def _judged(
 
     intervals = _intervals(old_right, curve, rng)
     measured = _measurement(float(old_right.sum()), curve, intervals)
-    judgement = judge(measured, request.minimum_queries, request.tolerance, request.loss)
+    judgement = judge(measured, request.minimum_queries, request.tolerance, request.loss or 0.0)
     return _Judged(judgement, _figures(measured, curve, intervals))
 
 

@@ -155,7 +155,7 @@ def certify_codec(
     query_set: str | None,
     sample: int,
     minimum_queries: int,
-    loss: float,
+    loss: float | None,
     seed: int,
     progress: Progress,
 ) -> CertificateRow:
