@@ -25,6 +25,7 @@ from orchestrator.service.galleries import check_name
 from orchestrator.service.models import keep_artifact, register
 from orchestrator.service.names import find_codec, find_gallery, find_model
 from orchestrator.service.stored import floats_of_rows, holder_of
+from orchestrator.serving.embedding import no_progress
 
 Progress = Callable[[int, int], None]
 F32 = npt.NDArray[np.float32]
@@ -152,14 +153,14 @@ def certify_codec(
     name: str,
     gallery_name: str,
     *,
-    query_set: str | None,
-    sample: int,
-    minimum_queries: int,
-    loss: float | None,
-    seed: int,
-    progress: Progress,
+    query_set: str | None = None,
+    sample: int = 5000,
+    minimum_queries: int = 100,
+    loss: float | None = None,
+    seed: int = 0,
+    progress: Progress = no_progress,
 ) -> CertificateRow:
-    """Measure a codec against what a gallery holds: floats of its base model, or codes of another codec.
+    """Measure a codec against what a gallery holds, floats of its base model or codes of another codec: see `CertifyRequest`.
 
     Raises:
         NotCertifiedError: they cannot stand beside each other.

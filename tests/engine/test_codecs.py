@@ -41,17 +41,7 @@ def test_every_codec_is_fitted_and_certified_without_reading_an_item(world, tmp_
         row = train(world, method, method=method, bits=bits, width=40, options=QUICK.get(method))
         assert (row.modality, row.dim, row.code_shape.bits) == ("image", 40, bits)
         assert world.base_of(row).name == "old"
-        found = codecs.certify_codec(
-            world,
-            method,
-            "pics",
-            query_set=None,
-            sample=5000,
-            minimum_queries=20,
-            loss=1.0,
-            seed=0,
-            progress=no_progress,
-        )
+        found = codecs.certify_codec(world, method, "pics", minimum_queries=20, loss=1.0)
         cost = found.measured["quantisation"]
         assert cost["recall_of_floats"] == pytest.approx(found.measured["old_old"])
         assert cost["recall_of_codes"] == pytest.approx(
@@ -80,17 +70,7 @@ def test_a_codecs_encoder_is_its_base_model_with_the_codec_behind_it(world):
 def test_what_a_codec_cannot_do_is_said(world):
     train(world)
     with pytest.raises(NotFoundError, match="'old' is a model and no codec; there are: codes"):
-        codecs.certify_codec(
-            world,
-            "old",
-            "pics",
-            query_set=None,
-            sample=1,
-            minimum_queries=1,
-            loss=0,
-            seed=0,
-            progress=no_progress,
-        )
+        codecs.certify_codec(world, "old", "pics")
     with pytest.raises(UsageError, match="is a codec itself"):
         train(world, "more", model="codes")
     with pytest.raises(UsageError, match="leave --width out"):
@@ -100,17 +80,7 @@ def test_what_a_codec_cannot_do_is_said(world):
         codecs.import_codec_of(world, folder, "copy", "kin")
     train(world, "of-kin", model="kin")
     with pytest.raises(NotCertifiedError, match="encodes embeddings of another model than 'old'"):
-        codecs.certify_codec(
-            world,
-            "of-kin",
-            "pics",
-            query_set=None,
-            sample=1,
-            minimum_queries=1,
-            loss=0,
-            seed=0,
-            progress=no_progress,
-        )
+        codecs.certify_codec(world, "of-kin", "pics")
     with pytest.raises(NotCertifiedError, match="hotrefresh codec train NAME --model kin --like codes"):
         certify.check_codecs(codecs_row(world, "codes"), codecs_row(world, "kin"))
 
