@@ -119,15 +119,15 @@ def import_(
         _registered(context, row, output)
 
 
-def key_values(pairs: list[str]) -> dict[str, Any]:
-    """The values of --option KEY=VALUE, JSON or text."""
+def key_values(pairs: list[str], name: str = "--option") -> dict[str, Any]:
+    """The values of --option KEY=VALUE, or of the option `name`, JSON or text."""
     from models.errors import UsageError
 
     options: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key.isidentifier():
-            raise UsageError(f"--option {pair!r} is not KEY=VALUE.")
+            raise UsageError(f"{name} {pair!r} is not KEY=VALUE.")
         try:
             options[key] = json.loads(value)
         except ValueError:
@@ -150,6 +150,13 @@ def train(
     old: Annotated[str | None, typer.Option(help="The older model to be compatible with.")] = None,
     seed: Seed = 0,
     architecture: Annotated[str, typer.Option(help="convnet or vit.")] = "convnet",
+    network: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Of the architecture, such as --architecture vit --network norm=dtn --network depth=4; may be given again.",
+        ),
+    ] = None,
     dim: Annotated[
         int | None, typer.Option(min=2, max=4096, help="Length of the embeddings (default 128).")
     ] = None,
@@ -178,6 +185,8 @@ def train(
 ) -> None:
     """Train an image encoder and register it. Without labels each picture is a class of its own.
 
+    A network of your own shape: hotrefresh model train NAME --data photos/ --architecture vit --network norm=dtn
+
     On several GPUs: torchrun --nproc-per-node 2 -m cli.main model train NAME …
     """
     from models.parallel import rank
@@ -192,6 +201,7 @@ def train(
         old=old,
         seed=seed,
         architecture=architecture,
+        network=key_values(network or [], "--network"),
         dim=dim,
         size=size,
         mode=mode,

@@ -13,6 +13,7 @@ from torch.nn import functional
 from models.compat import CompatBatch, CompatMethod, OldModel
 from models.encoders import architecture_module
 from models.encoders.images import to_float
+from models.encoders.normalisation import gates_of
 from models.errors import ArtifactError, UsageError
 from models.parallel import Processes
 
@@ -67,8 +68,14 @@ class Training:
         self._order = _Order(len(self._pixels), options.batch_size, self._generator)
         self.steps = max(1, math.ceil(options.epochs * len(self._pixels) / options.batch_size))
         self.done = 0
+        gates = list(gates_of(self.network))
+        apart = {id(gate) for gate in gates}
+        decayed = [each for each in self.network.parameters() if id(each) not in apart]
+        groups: list[dict[str, Any]] = [{"params": [*decayed, self.head, *method.parameters()]}]
+        if gates:
+            groups.append({"params": gates, "weight_decay": 0.0})
         self._optimiser = torch.optim.AdamW(
-            [*self.network.parameters(), self.head, *method.parameters()],
+            groups,
             lr=options.learning_rate,
             weight_decay=options.weight_decay,
             foreach=True,
@@ -176,7 +183,8 @@ class Training:
             torch.cuda.set_rng_state(tensors["random.cuda"], self._processes.device)
 
     def _restore_optimiser(self, tensors: Mapping[str, Tensor]) -> None:
-        parameters = self._optimiser.param_groups[0]["params"]
+        # Numbered through all groups, as the optimiser's own state is.
+        parameters = [each for group in self._optimiser.param_groups for each in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for name, saved in tensors.items():
             number, _, slot = name.partition(".")

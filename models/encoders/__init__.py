@@ -6,17 +6,20 @@ A new architecture is a new file with `load(manifest, tensors) -> Encoder` and o
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from models.artifact import Manifest, load_artifact
-from models.errors import ArtifactError
+from models.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from models.encoders.images import ImagePreprocessing
 
 ARCHITECTURES: dict[str, str] = {
     "convnet": "models.encoders.convnet",
@@ -88,3 +91,28 @@ def architecture_module(name: str) -> Any:
     if name not in ARCHITECTURES:
         raise ArtifactError(f"unknown architecture {name!r}: known are {', '.join(sorted(ARCHITECTURES))}")
     return importlib.import_module(ARCHITECTURES[name])
+
+
+TRAINABLE = ("convnet", "vit")
+"""Architectures with a `NETWORK`, the class whose options `model train` takes, and a `build`."""
+
+
+def check_network(
+    architecture: str, options: Mapping[str, Any], dim: int, preprocessing: ImagePreprocessing
+) -> None:
+    """Raises UsageError, naming what there is, for options that a trainable architecture's network does not take."""
+    import torch
+
+    module = architecture_module(architecture)
+    given = {"self", "dim", "channels", "size"}  # by the embeddings and the pictures
+    known = [name for name in inspect.signature(module.NETWORK).parameters if name not in given]
+    for name in options:
+        if name not in known:
+            raise UsageError(f"the network of {architecture} cannot take {name}; it has {', '.join(known)}")
+    try:
+        with torch.device("meta"):  # shapes without weights
+            module.build(options, dim, preprocessing)
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"the network of {architecture} cannot be built for pictures of {preprocessing.size} pixels: {error}"
+        ) from error

@@ -75,6 +75,9 @@ class _Residual(nn.Module):
         return out
 
 
+NETWORK = ConvNet
+
+
 def build(options: Mapping[str, object], dim: int, preprocessing: ImagePreprocessing) -> nn.Module:
     """The network with fresh weights from torch's generator."""
     return ConvNet(dim=dim, channels=preprocessing.channels, size=preprocessing.size, **options)  # type: ignore[arg-type]

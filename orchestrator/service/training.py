@@ -43,6 +43,7 @@ class TrainRequest:
     Attributes:
         source, split: as for a gallery.
         method: a compatible-training method; all but "independent" need `old`. method_options: its own, over the recipe's.
+        network: the architecture's own options.
         size: edge of the input, pixels.
         mode: "L" (grey) or "RGB".
         epochs: passes over the pictures; None: enough for LEAST_STEPS steps.
@@ -61,6 +62,7 @@ class TrainRequest:
     old: str | None = None
     seed: int = 0
     architecture: str = "convnet"
+    network: Mapping[str, Any] = field(default_factory=dict)
     dim: int | None = None
     size: int | None = None
     mode: str | None = None
@@ -192,14 +194,15 @@ def _fair_threads() -> int:
 def _options(request: TrainRequest, like: Mapping[str, Any]) -> TrainingOptions:
     """`like`: the old model's preprocessing, or nothing."""
     from models.augmentation import Augmentation
-    from models.encoders import ARCHITECTURES
+    from models.encoders import TRAINABLE, check_network
     from models.encoders.images import ImagePreprocessing
     from models.recipes import METHOD_OPTIONS
     from models.training import TrainingOptions
 
-    if request.architecture not in ("convnet", "vit"):
-        known = "convnet, vit" if request.architecture in ARCHITECTURES else ", ".join(("convnet", "vit"))
-        raise UsageError(f"architecture {request.architecture!r} cannot be trained; choose one of {known}.")
+    if request.architecture not in TRAINABLE:
+        raise UsageError(
+            f"architecture {request.architecture!r} cannot be trained; choose one of {', '.join(TRAINABLE)}."
+        )
     characters = request.source.partition(":")[0] == "glyphs"
     size = request.size or like.get("size") or (32 if characters else PHOTO_EDGE)
     mode = request.mode or like.get("mode") or ("L" if characters else "RGB")
@@ -209,8 +212,10 @@ def _options(request: TrainRequest, like: Mapping[str, Any]) -> TrainingOptions:
         raise UsageError(
             f"pictures of {size} pixels, mode {mode!r}: the edge must be 4 to 1024, the mode L or RGB."
         ) from None
+    check_network(request.architecture, request.network, request.dim or DIM, preprocessing)
     return TrainingOptions(
         architecture=request.architecture,
+        network=request.network,
         dim=request.dim or DIM,
         temperature=FIRST_TEMPERATURE if request.method == "independent" else NEXT_TEMPERATURE,
         method_options={**METHOD_OPTIONS[request.method], **request.method_options},
