@@ -64,6 +64,14 @@ METHOD_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 }
 """Nothing was tuned but the first three's temperatures; the others are as their files say."""
 
+NORMS: Mapping[str, Mapping[str, Any]] = {
+    "layer": {},
+    "dtn": {"norm": "dtn"},
+    "dtn published": {"norm": "dtn", "pre_rms": False, "gates": "one", "unbiased_var": False},
+    "dtn_var": {"norm": "dtn_var"},
+}
+"""Network options of a ViT's norms; `dtn` and `dtn_var` are as released. Nothing was tuned."""
+
 FULL = Recipe(
     old=TrainingOptions(network={"widths": [12, 24, 48]}, dim=128, epochs=2, temperature=0.15),
     new=TrainingOptions(

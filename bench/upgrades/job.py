@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 RESULT = "result.json"
 _ROOT = Path(__file__).resolve().parents[2]
@@ -62,3 +67,19 @@ def result_of(job: Job) -> dict[str, Any]:
     """What the job wrote. Raises FileNotFoundError when it is not done."""
     result: dict[str, Any] = json.loads((job.folder / RESULT).read_text())
     return result
+
+
+def done_once(job: Job, do: Callable[[Job], Mapping[str, Any]]) -> float:
+    """Do a job on one thread, unless it is done; returns the seconds that it took."""
+    try:
+        return float(result_of(job)["seconds"])
+    except FileNotFoundError:
+        shutil.rmtree(job.folder, ignore_errors=True)  # interrupted half-way
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    found = do(job)
+    job.folder.mkdir(exist_ok=True)
+    seconds = time.monotonic() - started
+    (job.folder / RESULT).write_text(json.dumps({"seconds": seconds, **found}))
+    return seconds

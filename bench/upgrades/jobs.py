@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
 from bench.upgrades import chain_jobs, picture_jobs, text_jobs
 from bench.upgrades.data import PICTURES, pictures
-from bench.upgrades.job import RESULT, Job, result_of
+from bench.upgrades.job import Job, done_once
 from models.datasets.splits import SPLITS
 from models.errors import UsageError
 
@@ -57,18 +52,7 @@ def needs(job: Job) -> list[Job]:
 
 def work(job: Job) -> float:
     """Do a job, unless it is done; returns the seconds that it took."""
-    try:
-        return float(result_of(job)["seconds"])
-    except FileNotFoundError:
-        shutil.rmtree(job.folder, ignore_errors=True)  # interrupted half-way
-    torch.set_num_threads(1)
-    started = time.monotonic()
-    job.folder.parent.mkdir(parents=True, exist_ok=True)
-    found = _room(job).do(job)
-    job.folder.mkdir(exist_ok=True)
-    seconds = time.monotonic() - started
-    (job.folder / RESULT).write_text(json.dumps({"seconds": seconds, **found}))
-    return seconds
+    return done_once(job, _room(job).do)
 
 
 def check_data(jobs: Sequence[Job]) -> None:

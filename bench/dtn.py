@@ -1,0 +1,131 @@
+"""A vision transformer's upgrade from layer norm to dynamic token normalisation: compatibility, flips, cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import result
+from bench.upgrades.data import PICTURES, pictures
+from bench.upgrades.job import Job, code_digest, result_of
+from bench.upgrades.norm_jobs import NEW, REFRESH_ORDERS, SIZES, jobs_of, needs, work
+from bench.upgrades.summary import Figure
+from bench.upgrades.table import cell, table
+from models import recipes
+from models.errors import UsageError
+from orchestrator.demo.jobs import run_jobs
+
+Say = Callable[[str], None]
+Results = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]
+"""Data, size, norm -> the results of its seeds."""
+
+FOLDER = Path("bench-results/dtn")
+SEEDS = (0, 1, 2)
+DEFAULT = ("glyphs/full",)
+_COLUMNS = ("old_old", "new_old", "new_new")
+
+
+def run(
+    *,
+    only: Sequence[str] = (),
+    say: Say | None = None,
+    folder: Path = FOLDER,
+    seeds: Sequence[int] = SEEDS,
+    processes: int | None = None,
+) -> dict[str, Any]:
+    """Measure what is not measured yet, write <folder>/{dtn.json,dtn.md}; the document.
+
+    Args:
+        only: parts to measure, each DATA/SIZE; empty: glyphs/full.
+        processes: side by side, one core each; None: as many as there are cores.
+
+    Raises UsageError for a part that does not exist and for data whose package is missing.
+    """
+    root = folder / code_digest()
+    jobs = [job for part in only or DEFAULT for job in _jobs_of(root, part, seeds)]
+    for data in dict.fromkeys(job.data for job in jobs):
+        pictures(data)  # a missing package shows before the first training
+    started = time.monotonic()
+
+    def finished(job: Job, seconds: float, done: int, total: int) -> None:
+        if say is not None:
+            left = (time.monotonic() - started) / done * (total - done)
+            say(f"{done}/{total} seed {job.seed} {job.part}: {seconds:.0f} s, about {left:.0f} s left")
+
+    run_jobs(jobs, needs, work, processes=processes or os.cpu_count() or 1, finished=finished)
+    found: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for job in jobs:
+        if job.kind == NEW:
+            found.setdefault((job.data, job.split, job.name), []).append(result_of(job))
+    (folder / "dtn.md").write_text(markdown(found), encoding="utf-8")
+    document = result.document(
+        "dtn", rows(found), seeds=list(seeds), code=root.name, table=str(folder / "dtn.md")
+    )
+    (folder / "dtn.json").write_text(json.dumps(document, indent=2))
+    return document
+
+
+def _jobs_of(root: Path, part: str, seeds: Sequence[int]) -> list[Job]:
+    data, _, size = part.partition("/")
+    if data not in PICTURES or size not in SIZES:
+        parts = ", ".join(f"{each}/{one}" for each in PICTURES for one in SIZES)
+        raise UsageError(f"there is no part {part!r} to measure: choose one of {parts}")
+    return jobs_of(root, data, size, seeds)
+
+
+def rows(found: Results) -> list[result.Row]:
+    """A row a norm: its recall against the stored embeddings beside the old system's. Nothing is a target."""
+    made = []
+    for (data, size, norm), results in found.items():
+        start, old = (_figure(results, lambda one, k=key: one[k]) for key in ("new_old", "old_old"))
+        assert start.mean is not None
+        made.append(
+            result.Row(
+                row=0,
+                name=f"{data} {size}: layer norm to {norm}, M(new,old) {cell(start)}",
+                value=round(start.mean, 4),
+                unit="R@1",
+                against=f"M(old,old) {cell(old)}",
+                ratio=round(start.mean / old.mean, 3) if old.mean else None,
+            )
+        )
+    return made
+
+
+def markdown(found: Results) -> str:
+    """A table a part: mean ± half width of the 95 % interval over the seeds."""
+    parts = []
+    for data, size in dict.fromkeys(key[:2] for key in found):
+        lines = [
+            [norm, *_cells(found[data, size, norm])] for norm in recipes.NORMS if (data, size, norm) in found
+        ]
+        count = len(next(results for key, results in found.items() if key[:2] == (data, size)))
+        parts += [f"### {data}, {size}, {count} seeds", table(["new norm", *_titles()], lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _titles() -> list[str]:
+    flips = [f"{what} NFR, {order}" for order in REFRESH_ORDERS for what in ("mean", "max")]
+    matches = [f"M({key.replace('_', ',')})" for key in _COLUMNS]
+    return [*matches, *flips, "lowest − M(old,old), entropy", "training, s", "256 pictures, ms", "parameters"]
+
+
+def _cells(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    figures = [_figure(results, lambda one, k=key: one[k]) for key in _COLUMNS]
+    for order in REFRESH_ORDERS:
+        figures += [
+            _figure(results, lambda one, o=order: statistics.fmean(one["orders"][o]["nfr"])),
+            _figure(results, lambda one, o=order: max(one["orders"][o]["nfr"])),
+        ]
+    figures.append(_figure(results, lambda one: min(one["orders"]["entropy"]["recall"]) - one["old_old"]))
+    seconds, embed = (statistics.median(one[key] for one in results) for key in ("train_seconds", "embed_ms"))
+    return [*map(cell, figures), f"{seconds:.0f}", f"{embed:.0f}", f"{results[0]['parameters']:,}"]
+
+
+def _figure(results: Sequence[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float]) -> Figure:
+    return Figure("", "", "", "", "", tuple(value(one) for one in results))
