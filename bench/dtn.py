@@ -26,7 +26,7 @@ Results = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]
 
 FOLDER = Path("bench-results/dtn")
 SEEDS = (0, 1, 2)
-DEFAULT = ("glyphs/full",)
+DEFAULT = ("glyphs/small",)
 _COLUMNS = ("old_old", "new_old", "new_new")
 
 
@@ -41,7 +41,7 @@ def run(
     """Measure what is not measured yet, write <folder>/{dtn.json,dtn.md}; the document.
 
     Args:
-        only: parts to measure, each DATA/SIZE; empty: glyphs/full.
+        only: parts to measure, each DATA/SIZE; empty: glyphs/small.
         processes: side by side, one core each; None: as many as there are cores.
 
     Raises UsageError for a part that does not exist and for data whose package is missing.

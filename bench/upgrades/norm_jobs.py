@@ -48,29 +48,20 @@ class Size:
     new_network: dict[str, int]
     old_epochs: float
     new_epochs: float
+    batch_size: int = 64
     learning_rate: float = 3e-3
 
 
+_NETWORK = {"patch": 8, "width": 64, "depth": 2, "heads": 4}
 SIZES = {
     size.name: size
     for size in (
-        Size(
-            "full",
-            {"patch": 8, "width": 64, "depth": 2, "heads": 4},
-            {"patch": 8, "width": 96, "depth": 3, "heads": 4},
-            old_epochs=12,
-            new_epochs=8,
-        ),
-        Size(
-            "fast",
-            {"patch": 8, "width": 64, "depth": 2, "heads": 4},
-            {"patch": 8, "width": 64, "depth": 2, "heads": 4},
-            old_epochs=8,
-            new_epochs=4,
-        ),
+        Size("full", _NETWORK, {**_NETWORK, "depth": 4}, old_epochs=16, new_epochs=10),
+        Size("small", _NETWORK, _NETWORK, old_epochs=8, new_epochs=5),
+        Size("tiny", {**_NETWORK, "width": 16}, {**_NETWORK, "width": 16}, old_epochs=0.1, new_epochs=0.05),
     )
 }
-"""By name; it stands for the split in a job."""
+"""By name; it stands for the split in a job. "tiny" only shows that it works."""
 
 
 def jobs_of(root: Path, data: str, size: str, seeds: Sequence[int]) -> list[Job]:
@@ -122,7 +113,7 @@ def options_of(data: str, size: Size, norm: Any = None) -> TrainingOptions:
         network=size.old_network if norm is None else {**size.new_network, **norm},
         preprocessing=source.preprocessing,
         augmentation=source.augmentation,
-        batch_size=source.batch_size,
+        batch_size=size.batch_size,
         epochs=longer * (size.old_epochs if norm is None else size.new_epochs),
         learning_rate=size.learning_rate,
         method_options={} if norm is None else recipes.METHOD_OPTIONS[METHOD],
