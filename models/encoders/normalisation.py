@@ -69,8 +69,10 @@ class DynamicTokenNorm(nn.Module):
         self.variance_gate = nn.Parameter(torch.zeros(heads))
         two = gates == "two" and not variance_only
         self.mean_gate = nn.Parameter(torch.zeros(heads)) if two else None
-        # The bias shifts all sources alike, so the softmax drops it: kept because the released module counts it.
         self.position = nn.Linear(3, heads)
+        # It shifts all sources alike, so the softmax drops it: there because the released module has it, but not trained,
+        # for its gradient is rounding that AdamW would make as large as any other.
+        self.position.bias.requires_grad_(False)
         self._start_positions()
         # Integers: a cast of the network to bfloat16 must not round distances.
         self.register_buffer("offsets", grid_offsets(grid // self.pool), persistent=False)

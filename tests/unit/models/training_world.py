@@ -26,8 +26,12 @@ from tests.unit.models.test_training import OPTIONS, bars
 
 ROOT = Path(__file__).parents[3]
 VIT = dataclasses.replace(
-    OPTIONS, architecture="vit", network={"patch": 4, "width": 32, "depth": 1, "heads": 2}, epochs=3
+    OPTIONS,
+    architecture="vit",
+    network={"patch": 4, "width": 32, "depth": 1, "heads": 2, "norm": "dtn"},
+    epochs=3,
 )
+"""With layer norms and dynamic ones, whose gates have options of their own in the optimiser."""
 
 
 class Probe(CompatMethod):

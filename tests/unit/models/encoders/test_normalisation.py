@@ -95,7 +95,7 @@ def slow(made, tokens):
 def test_the_start_is_the_released_modules():
     made = DynamicTokenNorm(16, 4, 4).double()
     assert made.position.weight.tolist() == [[-1, -1, -1], [-1, 1, -1], [1, -1, -1], [1, 1, -1]]
-    out = made(golden_tokens())
+    out = made(golden_tokens()).detach()
     expected = torch.tensor([-0.352483, 0.301959, 0.848320, 1.147483], dtype=torch.float64)
     torch.testing.assert_close(out[0, 0, :4], expected, atol=1e-6, rtol=0)
     expected = torch.tensor([1.050940, 1.007703, 0.888636, 0.668047], dtype=torch.float64)
@@ -105,7 +105,7 @@ def test_the_start_is_the_released_modules():
 
 
 def test_variance_only_is_the_released_modules():
-    out = DynamicTokenNorm(16, 4, 4, variance_only=True).double()(golden_tokens())
+    out = DynamicTokenNorm(16, 4, 4, variance_only=True).double()(golden_tokens()).detach()
     assert float(out.sum()) == pytest.approx(-8.056484, abs=1e-6)
     assert float(out.square().sum()) == pytest.approx(493.689757, abs=1e-6)
 
@@ -117,12 +117,9 @@ def test_a_state_as_if_trained_is_the_released_modules():
         made.variance_gate.copy_(torch.tensor([2.0, 1, 0, -1]))
         made.position.weight += 0.05 * torch.arange(12.0).view(4, 3)
         made.position.bias += 3.0  # without effect
-        made.weight.copy_(1 + 0.01 * torch.arange(16.0))
-        made.bias.copy_(0.02 * torch.arange(16.0))
-    with torch.no_grad():  # the weights above are of float64: what float32 cannot hold is set in it
         made.weight.copy_(1 + 0.01 * torch.arange(16, dtype=torch.float64))
         made.bias.copy_(0.02 * torch.arange(16, dtype=torch.float64))
-    out = made(golden_tokens())
+    out = made(golden_tokens()).detach()
     expected = torch.tensor([-0.238834, 0.362980, 1.004006, 1.567493], dtype=torch.float64)
     torch.testing.assert_close(out[0, 0, :4], expected, atol=1e-6, rtol=0)
     assert float(out.sum()) == pytest.approx(83.307629, abs=1e-6)
@@ -238,9 +235,9 @@ def test_statistics_are_of_float32_where_tokens_are_not():
 def test_gradients_reach_every_weight_that_counts():
     made = DynamicTokenNorm(12, 3, 4)
     made(noise(2, 16, 12).float()).pow(3).sum().backward()
-    for name, weight in made.named_parameters():
-        moved = float(weight.grad.abs().max())
-        assert moved < 1e-3 if name == "position.bias" else moved > 1e-3, name
+    still = [name for name, weight in made.named_parameters() if weight.grad is None]
+    assert still == ["position.bias"]
+    assert min(float(weight.grad.abs().max()) for weight in made.parameters() if weight.requires_grad) > 1e-3
 
 
 # -- pooling -----------------------------------------------------------------------------------------------------------
