@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from bench import result
 from bench.upgrades.data import PICTURES, pictures
 from bench.upgrades.job import Job, code_digest, result_of
@@ -17,6 +20,7 @@ from bench.upgrades.norm_jobs import NEW, REFRESH_ORDERS, SIZES, jobs_of, needs,
 from bench.upgrades.summary import Figure
 from bench.upgrades.table import cell, table
 from models import recipes
+from models.encoders.normalisation import DynamicTokenNorm, extra_multiply_adds
 from models.errors import UsageError
 from orchestrator.demo.jobs import run_jobs
 
@@ -26,7 +30,9 @@ Results = Mapping[tuple[str, str, str], Sequence[Mapping[str, Any]]]
 
 FOLDER = Path("bench-results/dtn")
 SEEDS = (0, 1, 2)
-DEFAULT = ("glyphs/small",)
+COST = "cost"
+DEFAULT = ("glyphs/small", COST)
+_BATCH, _GRID, _WIDTH, _HEADS, _REPEATS = 32, 14, 384, 6, 7
 _COLUMNS = ("old_old", "new_old", "new_new")
 
 
@@ -41,13 +47,14 @@ def run(
     """Measure what is not measured yet, write <folder>/{dtn.json,dtn.md}; the document.
 
     Args:
-        only: parts to measure, each DATA/SIZE; empty: glyphs/small.
+        only: parts to measure, each DATA/SIZE, or "cost", of one norm; empty: glyphs/small and cost.
         processes: side by side, one core each; None: as many as there are cores.
 
     Raises UsageError for a part that does not exist and for data whose package is missing.
     """
     root = folder / code_digest()
-    jobs = [job for part in only or DEFAULT for job in _jobs_of(root, part, seeds)]
+    parts = list(only or DEFAULT)
+    jobs = [job for part in parts if part != COST for job in _jobs_of(root, part, seeds)]
     for data in dict.fromkeys(job.data for job in jobs):
         pictures(data)  # a missing package shows before the first training
     started = time.monotonic()
@@ -62,9 +69,11 @@ def run(
     for job in jobs:
         if job.kind == NEW:
             found.setdefault((job.data, job.split, job.name), []).append(result_of(job))
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "dtn.md").write_text(markdown(found), encoding="utf-8")
+    measured = [*rows(found), *(cost() if COST in parts else [])]
     document = result.document(
-        "dtn", rows(found), seeds=list(seeds), code=root.name, table=str(folder / "dtn.md")
+        "dtn", measured, seeds=list(seeds), code=root.name, table=str(folder / "dtn.md")
     )
     (folder / "dtn.json").write_text(json.dumps(document, indent=2))
     return document
@@ -74,7 +83,7 @@ def _jobs_of(root: Path, part: str, seeds: Sequence[int]) -> list[Job]:
     data, _, size = part.partition("/")
     if data not in PICTURES or size not in SIZES:
         parts = ", ".join(f"{each}/{one}" for each in PICTURES for one in SIZES)
-        raise UsageError(f"there is no part {part!r} to measure: choose one of {parts}")
+        raise UsageError(f"there is no part {part!r} to measure: choose one of {parts}, {COST}")
     return jobs_of(root, data, size, seeds)
 
 
@@ -95,6 +104,35 @@ def rows(found: Results) -> list[result.Row]:
             )
         )
     return made
+
+
+def cost(repeats: int = _REPEATS) -> list[result.Row]:
+    """One norm of a ViT-S, forward on one thread: layer norm, dynamic with P cached, and with P computed each time."""
+    torch.set_num_threads(1)
+    tokens = torch.randn(_BATCH, _GRID**2, _WIDTH, generator=torch.Generator().manual_seed(0))
+    made = {
+        "layer norm": nn.LayerNorm(_WIDTH).eval(),
+        "dtn, P cached": DynamicTokenNorm(_WIDTH, _HEADS, _GRID).eval(),
+        "dtn, P computed": DynamicTokenNorm(_WIDTH, _HEADS, _GRID).train(),
+        "dtn_var, P cached": DynamicTokenNorm(_WIDTH, _HEADS, _GRID, variance_only=True).eval(),
+    }
+    with torch.inference_mode():
+        for norm in made.values():
+            norm(tokens)
+        taken = result.in_turns({name: lambda n=norm: n(tokens) for name, norm in made.items()}, repeats)
+    layer = result.median(taken["layer norm"])
+    return [
+        result.Row(
+            row=0,
+            name=f"{name}, {_BATCH} x {_GRID**2} x {_WIDTH}, {_HEADS} heads, {result.quartiles(taken[name], 1000)}",
+            value=round(1000 * result.median(taken[name]), 2),
+            unit="ms",
+            against=f"layer norm {1000 * layer:.2f} ms, {extra_multiply_adds(_WIDTH, _GRID) / 1e6:.1f} M multiply-adds more",
+            ratio=round(result.median(taken[name]) / layer, 1),
+        )
+        for name in made
+        if name != "layer norm"
+    ]
 
 
 def markdown(found: Results) -> str:

@@ -2,48 +2,73 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import asdict
+from pathlib import Path
 
+import pytest
+import torch
+
+from models.artifact import save_artifact
+from models.encoders import architecture_module
+from models.encoders.images import ImagePreprocessing
 from models.errors import UsageError
 from orchestrator.context import Context
-from orchestrator.service import embed, finish, galleries, training
+from orchestrator.service import certify, embed, finish, galleries, models, training
 from tests.engine import platform
 
-NETWORK = {"patch": 4, "width": 32, "depth": 2, "heads": 4}
-"""On pictures of 16 pixels: a grid of 4 x 4 tokens."""
+NETWORK = {"patch": 4, "width": 32, "depth": 1, "heads": 4}
+PREPROCESSING = ImagePreprocessing(size=platform.EDGE)
 
 
-def train(context: Context, name: str, source: str, **more) -> None:
-    request = training.TrainRequest(
-        name=name, source=source, architecture="vit", size=16, mode="L", dim=32, epochs=40, batch_size=48, threads=1,
-        **more,
+def register(context: Context, folder: Path, name: str, **norm: object) -> None:
+    """A random network; all have the same weights but those of their norms."""
+    options = {**NETWORK, **norm}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = architecture_module("vit").build(options, 32, PREPROCESSING)
+    save_artifact(
+        folder / name, network.state_dict(), kind="encoder", name=name, architecture="vit", options=options,
+        modality="image", preprocessing=asdict(PREPROCESSING), dim=32,
     )  # fmt: skip
-    training.train_model(context, request)
+    models.import_model(context, folder / name, name)
 
 
-def test_layer_norm_to_dynamic_token_normalisation_is_certified_and_rolled_out(context, tmp_path):
-    pictures = str(platform.draw_pictures(tmp_path / "pictures"))
-    galleries.create_gallery(context, "pics", pictures)
+def test_a_norm_that_is_switched_is_refused_bare_certified_through_an_adapter_and_rolled_out(
+    context, tmp_path
+):
+    galleries.create_gallery(context, "pics", str(platform.draw_pictures(tmp_path / "pictures")))
     asked = str(platform.draw_pictures(tmp_path / "queries", 3, seed=7))
     galleries.import_query_set(context, "pics", "asked", asked)
-    train(context, "layer", pictures, network=NETWORK)
+    register(context, tmp_path, "layer")
+    register(context, tmp_path, "dynamic", norm="dtn")
     assert platform.work(context, embed.embed_gallery(context, "pics", "layer").id).state == "finalized"
 
-    train(context, "dynamic", pictures, network={**NETWORK, "norm": "dtn"}, old="layer", method="bct", seed=1)
-    with context.engine.connect() as connection:
-        model = training.find_model(connection, "dynamic")
-    assert model.manifest["options"]["norm"] == "dtn"
-    assert platform.certify_pair(context, "layer", "dynamic") == "certified"
-    started = platform.start(context, "dynamic")
-    done = platform.work(context, started.id)
-    assert done.state == "completed"
+    assert platform.certify_pair(context, "layer", "dynamic") == "refused"
+    models.fit_adapter(context, "layer", "dynamic", "pics", name="lift", method="low_rank", views=0)
+    request = certify.CertifyRequest("layer", "dynamic", "pics", adapter="lift", minimum_queries=20)
+    assert certify.certify(context, request).verdict == "certified"
+    started = platform.start(context, "dynamic", adapter="lift")
+    assert platform.work(context, started.id).state == "finalizable"
     assert finish.finalize(context, started.id).state == "finalized"
+
+
+def test_a_network_of_ones_own_is_trained_and_its_options_are_kept(context, tmp_path):
+    pictures = str(platform.draw_pictures(tmp_path / "pictures", 1))
+    request = training.TrainRequest(
+        name="own", source=pictures, architecture="vit", network={**NETWORK, "norm": "dtn_var"}, size=16, mode="L",
+        dim=16, epochs=1, batch_size=20, threads=1,
+    )  # fmt: skip
+    row = training.train_model(context, request)
+    assert row.manifest["options"] == {**NETWORK, "norm": "dtn_var"}
+    assert context.encoder(row).network.blocks[0].norm_mlp.variance_only
 
 
 def test_a_network_that_cannot_be_is_refused_before_a_picture_is_read(context, tmp_path, monkeypatch):
     pictures = str(platform.draw_pictures(tmp_path / "pictures", 1))
     monkeypatch.setattr("models.training.read_pictures", lambda *_: pytest.fail("read"))
-    with pytest.raises(UsageError, match="cannot take colour"):
-        train(context, "odd", pictures, network={"colour": 1})
-    with pytest.raises(UsageError, match="must divide size 16"):
-        train(context, "odd", pictures, network={"patch": 5, "norm": "dtn"})
+    for network, said in (({"colour": 1}, "cannot take colour"), ({"patch": 5}, "must divide size 16")):
+        request = training.TrainRequest(
+            name="odd", source=pictures, architecture="vit", network=network, size=16
+        )
+        with pytest.raises(UsageError, match=said):
+            training.train_model(context, request)
