@@ -23,12 +23,14 @@ LARGEST_GRID = 14
 """Edge of the largest grid that P is computed on; a larger one is average-pooled for the statistics of P."""
 _SMALLEST_POOLED = 4
 _GATES = ("one", "two")
-_LEAST_VARIANCE = -1e-6
-"""Of a second moment up to 1, and in proportion above: what rounding may leave of E[x^2] - E[x]^2."""
+_ROUNDING = 1e-6
+"""How far below zero E[x^2] - E[x]^2 may come out, of a second moment up to 1 and in proportion above; or T' times the
+precision's step, where that is more: a sum of T' products may be off by so much."""
 
 
 class DynamicTokenNorm(nn.Module):
-    """(B, T, width) -> the same shape and dtype; T = grid * grid tokens, row by row. Statistics in float32 at least.
+    """(B, T, width) -> the same shape and dtype; T = grid * grid tokens, row by row. Statistics in float32,
+    in float64 for tokens of float64 and without `pre_rms`.
 
     Args:
         width: channels of a token; a multiple of `heads`.
@@ -83,7 +85,8 @@ class DynamicTokenNorm(nn.Module):
         if tokens.shape[1] != self.grid**2:
             raise ValueError(self._misfit(tokens.shape[1]))
         with torch.autocast(tokens.device.type, enabled=False):  # differences of squares need the bits
-            wide = tokens if tokens.dtype == torch.float64 else tokens.float()
+            # Without the division tokens may differ by orders of magnitude: then float32 has too few.
+            wide = tokens.float() if self.pre_rms and tokens.dtype != torch.float64 else tokens.double()
             return self._normalised(wide).to(tokens.dtype)
 
     def weights_of_positions(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -156,7 +159,8 @@ class DynamicTokenNorm(nn.Module):
         near = self._repeated(near.view(H, -1, B, 2 * D).permute(2, 1, 0, 3))
         mean, second = near[..., :D], near[..., D:]
         variance = second - mean.square()
-        assert ((variance - _LEAST_VARIANCE * second.clamp_min(1.0)).amin() >= 0).item(), (
+        rounding = max(_ROUNDING, columns.shape[1] * torch.finfo(columns.dtype).eps)
+        assert (torch.add(variance, second.clamp_min(1.0), alpha=rounding).amin() >= 0).item(), (
             "a variance is below zero by more than rounding, or not a number: the tokens diverged"
         )
         return mean + middle, variance

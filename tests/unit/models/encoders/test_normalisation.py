@@ -204,6 +204,27 @@ def test_tokens_far_from_zero_have_variances_that_are_none_the_worse(options, aw
     assert torch.isfinite(made(torch.full((2, 16, 12), away))).all()
 
 
+@pytest.mark.parametrize("grid", [4, 14])
+def test_the_variance_of_ordinary_tokens_is_never_below_minus_a_millionth(grid):
+    made = DynamicTokenNorm(24, 4, grid)
+    for seed in range(20):
+        by_head = rms_scaled(noise(2, grid**2, 24, seed=seed).float(), made).unflatten(2, (4, 6))
+        smooth = by_head.cumsum(1) / torch.arange(1, grid**2 + 1)[:, None, None]  # neighbours alike
+        for tokens in (by_head, smooth):
+            assert made._by_position(tokens)[1].min() >= -1e-6
+
+
+@pytest.mark.parametrize("options", [{}, PUBLISHED], ids=["released", "published"])
+def test_two_halves_far_apart_are_no_error(options):
+    """Where P sees one half alone, all of the second moment is rounding's: the worst that float32 meets."""
+    for seed in range(6):
+        made = DynamicTokenNorm(24, 4, 14, **options)
+        apart = 10.0 ** (seed - 1) * noise(4, 1, 24, seed=seed) * (torch.arange(196) % 14 < 7)[None, :, None]
+        with torch.no_grad():
+            made.position.weight *= seed / 4
+            assert torch.isfinite(made((0.001 * noise(4, 196, 24) + apart).float())).all()
+
+
 def test_tokens_that_are_no_numbers_are_told_apart_from_a_result():
     tokens = noise(1, 16, 12)
     tokens[0, 3, 5] = math.nan
