@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from bench.upgrades import build
+from bench.upgrades.arms import Pairs
 from bench.upgrades.data import PICTURES, pictures
 from bench.upgrades.job import Job, done_once
 from bench.upgrades.measure import TEMPERATURE
@@ -24,12 +25,14 @@ from models.encoders import load_encoder
 from models.encoders.images import TorchImageEncoder, to_float
 from models.training import TrainingOptions, load_prototypes
 from orchestrator.core import plan
-from orchestrator.core.metrics import evaluate, top_k
+from orchestrator.core.metrics import Relevance, evaluate, top_k
 from orchestrator.core.orders import ORDERS, Inputs
 from orchestrator.core.simulate import refresh_curve
 
 OLD, NEW = "old", "new"
 METHOD = "ract"
+BARE, LIFTED = "bare", "adapter"
+"""Stored embeddings as they are, and lifted by the mlp adapter, as the demo's are."""
 REFRESH_ORDERS = ("random", "entropy")
 _SPLIT = "extended-class"
 _TIMED, _REPEATS = 256, 5
@@ -121,37 +124,42 @@ def options_of(data: str, size: Size, norm: Any = None) -> TrainingOptions:
 
 
 def _measure(job: Job) -> dict[str, Any]:
-    """Recall at 1 old/old, new/old, new/new, and recall and flips of every state of a refresh in each order."""
+    """Recall at 1 of both systems, and the refresh from the stored embeddings as they are, and through an adapter."""
     data, old, new = pictures(job.data), job.beside(OLD).folder, job.folder
-    queries, stored, renewed = (
-        build.load(new, "queries"),
-        build.load(old, "gallery"),
-        build.load(new, "gallery"),
+    stored, old_queries = build.load(old, "gallery"), build.load(old, "queries")
+    rows = SPLITS[_SPLIT].rows(data.train.labels, job.seed)[1]
+    adapter = build.fit(
+        "mlp", new, old, new, data.train.take(rows), rows, pairs=Pairs.COMPOSITES, seed=job.seed
     )
-    old_queries = build.load(old, "queries")
     relevance = data.relevance
-    old_right = relevance.hits(top_k(old_queries, stored, 1)[1]) & relevance.answerable
+    right = relevance.hits(top_k(old_queries, stored, 1)[1]) & relevance.answerable
+    return {
+        "old_old": evaluate(old_queries, stored, relevance).recall,
+        "new_new": evaluate(build.load(new, "queries"), build.load(new, "gallery"), relevance).recall,
+        BARE: _refresh(job, stored, relevance, right),
+        LIFTED: _refresh(job, adapter.transform(stored)[0], relevance, right),
+    }
+
+
+def _refresh(job: Job, base: build.F32, relevance: Relevance, old_right: np.ndarray) -> dict[str, Any]:
+    """M(new,old), then recall and flips of every state of a refresh from `base`, in each order."""
+    queries, renewed = build.load(job.folder, "queries"), build.load(job.folder, "gallery")
     inputs = Inputs(
-        n=len(stored),
-        embeddings=stored,
-        prototypes=load_prototypes(new)[0],
+        n=len(base),
+        embeddings=base,
+        prototypes=load_prototypes(job.folder)[0],
         temperature=TEMPERATURE,
         rng=np.random.default_rng(job.seed),
     )
-    curves = {}
+    found: dict[str, Any] = {"new_old": evaluate(queries, base, relevance).recall}
     for order in REFRESH_ORDERS:
         row_of = plan.order_rows(ORDERS[order].score(inputs))
-        points = refresh_curve(queries, stored, renewed, row_of, relevance, old_right)
-        curves[order] = {
+        points = refresh_curve(queries, base, renewed, row_of, relevance, old_right)
+        found[order] = {
             "recall": [point.r_at_1 for point in points],
             "nfr": [point.flips.nfr for point in points],
         }
-    return {
-        "old_old": evaluate(old_queries, stored, relevance).recall,
-        "new_old": evaluate(queries, stored, relevance).recall,
-        "new_new": evaluate(queries, renewed, relevance).recall,
-        "orders": curves,
-    }
+    return found
 
 
 def _milliseconds(encoder: TorchImageEncoder, pixels: np.ndarray) -> float:
