@@ -93,6 +93,11 @@ def test_the_cost_is_measured_without_a_training(tmp_path, monkeypatch):
     monkeypatch.setattr(norm_jobs, "do", lambda job: pytest.fail("trained"))
     monkeypatch.setattr(dtn, "_BATCH", 1)
     document = dtn.run(only=["cost"], folder=tmp_path)
-    assert [row["name"].split(",")[0] for row in document["rows"]] == ["dtn", "dtn", "dtn_var"]
+    assert [row["name"].split(",")[0] for row in document["rows"]] == [
+        "dtn",
+        "dtn",
+        "dtn_var",
+        "dtn published",
+    ]
     assert all(row["value"] > 0 for row in document["rows"])
     assert "29.5 M multiply-adds more" in document["rows"][0]["against"]
