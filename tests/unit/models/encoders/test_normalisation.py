@@ -204,6 +204,14 @@ def test_tokens_far_from_zero_have_variances_that_are_none_the_worse(options, aw
     assert torch.isfinite(made(torch.full((2, 16, 12), away))).all()
 
 
+def test_tokens_that_hardly_differ_keep_their_digits_in_float32():
+    """Of a second moment of 1 the variance is a hundred thousandth: squares before the subtraction would lose it."""
+    made = opened(DynamicTokenNorm(24, 4, 14), -8.0)
+    tokens = (100 + 0.1 * noise(2, 196, 24)).float()
+    exact = copy.deepcopy(made).double()(tokens.double()).float()
+    torch.testing.assert_close(made(tokens), exact, atol=3e-4, rtol=0)
+
+
 @pytest.mark.parametrize("grid", [4, 14])
 def test_the_variance_of_ordinary_tokens_is_never_below_minus_a_millionth(grid):
     made = DynamicTokenNorm(24, 4, grid)
