@@ -134,7 +134,7 @@ def _write(context: Context, rollout_id: int, rate_per_s: int) -> None:
         rollout = rollouts.rollout_by_id(connection, rollout_id)
         assert rollout is not None
         extents = extents_of(connection, rollout)
-    model = NumberedTexts(extents.dim, MOVED)
+    model = NumberedTexts(extents.format.dim, MOVED)
     line = Line(context.engine)
     print("{}", flush=True)
     for told in sys.stdin:

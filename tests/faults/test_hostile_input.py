@@ -26,6 +26,7 @@ from orchestrator.context import Context
 from orchestrator.ledger.rows import Claim
 from orchestrator.service import background, embed, galleries, search
 from orchestrator.service.names import find_gallery, find_model, find_query_set, find_rollout
+from orchestrator.store.row_format import RowFormat
 from tests.engine import platform as small
 from tests.faults import hostile, ledger
 from tests.faults.crew import until
@@ -123,7 +124,10 @@ def judge(answer: object, n: int) -> tuple[np.ndarray, Work]:
     """What the writer of the pipeline would store of an encoder's answer."""
     claim = Claim(**dict.fromkeys(Claim.__dataclass_fields__, 1) | {"n": n})
     work = Work(claim, np.arange(n), [], list(range(n)), {}, 0.0, encoded=answer)  # type: ignore[arg-type]
-    stand_in = SimpleNamespace(encoder=SimpleNamespace(dim=DIM, manifest=SimpleNamespace(name="x")))
+    stand_in = SimpleNamespace(
+        encoder=SimpleNamespace(dim=DIM, manifest=SimpleNamespace(name="x")),
+        extents=SimpleNamespace(format=RowFormat(DIM)),
+    )
     return Pipeline.vectors_of(stand_in, work), work  # type: ignore[arg-type]
 
 
