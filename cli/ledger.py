@@ -124,7 +124,8 @@ def flips(
                 "cause",
                 "healed_at",
             )
-            show_rows("flips", rows, columns, output)
+            compared = any(row["old_verified"] is not None for row in rows)
+            show_rows("flips", rows, columns + ("old_verified", "new_verified") * compared, output)
     _cut(rows, limit)
     next_step(f"ledger curve {rollout_id}")
 
@@ -132,6 +133,7 @@ def flips(
 ledger_churn.add_commands(app)
 app.command(epilog="Example: hotrefresh ledger shadow photos")(ledger_shadow.shadow)
 app.command(epilog="Example: hotrefresh ledger thresholds photos")(ledger_matching.thresholds)
+app.command(epilog="Example: hotrefresh ledger verify photos --export pairs.csv")(ledger_matching.verify)
 
 
 @app.command(epilog="Example: hotrefresh ledger versions photos")

@@ -2,37 +2,55 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import json
+import sys
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from cli.main import main
+from models.datasets import list_items, read_item
+from models.matching.local import Sift
+from models.matching.matcher import match_count
 from orchestrator.core.matching_metrics import matching_metrics
 from orchestrator.core.metrics import top_k
 from orchestrator.dashboard.words import percent
+from orchestrator.errors import ConflictError, ExitCode
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import read_view
+from orchestrator.ledger.rows import GalleryRow
 from orchestrator.service import background, embed, galleries
+from orchestrator.service import search as searching
 from orchestrator.service import start as starting
+from orchestrator.serving.answers import Answer, Hit
 from orchestrator.serving.embedding import encode_uris, load_query_set
+from orchestrator.serving.matching import LEAST_MATCHES, check_matchable, matched
 from orchestrator.serving.matrix import load_matrix
 from tests.engine import platform
+from tests.engine.api_server import client_of
 from tests.engine.dashboard_server import browser_of
 
 
 @pytest.fixture
-def copies(context, tmp_path):
-    """Gallery `copies` embedded by `old`, with the queries `asked`; half of them have no answer."""
+def references(context, tmp_path):
+    """Gallery `copies` embedded by `old`."""
     galleries.create_gallery(context, "copies", "copies:references")
-    galleries.import_query_set(context, "copies", "asked", "copies:queries")
     platform.register_network(context, tmp_path, "old", seed=0)
-    platform.register_network(context, tmp_path, "far", seed=0, moved=0.1)
     platform.work(context, embed.embed_gallery(context, "copies", "old").id)
-    platform.certify_by_hand(context, "far", "copies")
     return context
+
+
+@pytest.fixture
+def copies(references, tmp_path):
+    """The same with the queries `asked`, half of which have no answer, and a model `far`."""
+    galleries.import_query_set(references, "copies", "asked", "copies:queries")
+    platform.register_network(references, tmp_path, "far", seed=0, moved=0.1)
+    platform.certify_by_hand(references, "far", "copies")
+    return references
 
 
 @pytest.fixture
@@ -117,3 +135,133 @@ def test_a_rollout_on_copies_shows_its_threshold_by_coverage_in_ledger_view_comm
         f"score at least {newest['threshold']:.3f}, 90 % are right at {percent(1.0)} of the gallery" in page
     )
     assert f"{newest['lost']} right answers are no longer accepted, {newest['gained']} are only now" in page
+
+
+def flips_of(context, row):
+    """(query, new item) -> row of the view, of flips against the old system."""
+    rows = view(context, "flip_items", rollout=row.id, k=1, reference="old_system")
+    return {(each["query"], each["new_item"]): each for each in rows}
+
+
+def test_the_flips_of_a_rollout_on_copies_are_verified_a_few_at_a_time(copies, hotrefresh, tmp_path):
+    row = platform.work(
+        copies, starting.start(copies, starting.StartRequest("copies", "far", batch_size=64)).id
+    )
+    flips = flips_of(copies, row)
+    assert {each["kind"] for each in flips.values()} == {"negative", "positive"}
+    assert {each["old_verified"] for each in flips.values()} == {None}
+    code, out, _ = hotrefresh("ledger", "verify", row.id, "--limit", 5, "-o", "json")
+    done = json.loads(out)
+    assert (code, done["compared"], done["unread"], done["waiting"]) == (0, 5, 0, len(flips) - 5)
+    flips = flips_of(copies, row)
+    assert sum(each["old_verified"] is not None for each in flips.values()) == 5
+    gone = next(query for (query, _), each in flips.items() if each["old_verified"] is None)
+    with copies.engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE query SET uri = 'copy:0/nowhere/crop' WHERE key = '{gone}'")
+    pairs = tmp_path / "pairs.csv"
+    code, out, _ = hotrefresh("ledger", "verify", row.id, "--export", pairs, "-o", "json")
+    done = json.loads(out)
+    assert (done["compared"], done["unread"], done["waiting"]) == (len(flips) - 5, 1, 0)
+
+    # Slowly, each flip by itself; and what is verified is nearly always what is right.
+    uris = {
+        each.key: each.uri
+        for which in ("queries", "references")
+        for each in list_items(f"copies:{which}").items
+    }
+    sift, expected, right = Sift(), set(), []
+    for (key, _), flip in flips_of(copies, row).items():
+        if key == gone:
+            assert (flip["old_matches"], flip["old_verified"], flip["new_verified"]) == (None, False, False)
+            continue
+        query = sift(read_item(uris[key]))
+        for which in ("old", "new"):
+            item = flip[f"{which}_item"]
+            matches = match_count(sift(read_item(uris[item])), query, mirrored=True)
+            assert flip[f"{which}_matches"] == matches
+            if flip[f"{which}_verified"]:
+                assert matches >= LEAST_MATCHES
+                expected.add((uris[key], uris[item], matches))
+                right.append((flip["kind"] == "negative") == (which == "old"))
+    assert len(right) >= 5
+    assert sum(right) >= 0.9 * len(right)
+    with pairs.open(newline="") as file:
+        written = [(line["query"], line["item"], int(line["matches"])) for line in csv.DictReader(file)]
+    assert (set(written), len(written)) == (expected, len(expected))
+    code, out, _ = hotrefresh("ledger", "flips", row.id, "-o", "json")
+    assert {each["old_verified"] for each in json.loads(out)["flips"]} >= {True, False}
+
+
+def test_flips_of_texts_are_not_verified():
+    gallery = GalleryRow(1, "words", "text", "words.csv", 0, datetime.now(UTC), 0)
+    with pytest.raises(ConflictError, match="holds texts"):
+        check_matchable(gallery)
+
+
+def test_a_search_verifies_the_best_of_the_index_by_local_matching(
+    references, hotrefresh, tmp_path, monkeypatch
+):
+    asked = {item.key: item.uri for item in list_items("copies:queries").items}
+    copy = next(key for key in asked if key.endswith("/crop"))
+    read_item(asked[copy]).save(tmp_path / "asked.png")
+    plain = searching.search(references, "copies", searching.Query(image=tmp_path / "asked.png"), 30)
+    assert {hit.verified for hit in plain.hits} == {None}
+    found = searching.search(
+        references, "copies", searching.Query(image=tmp_path / "asked.png"), 30, match=True
+    )
+
+    # Slowly, from the parts: counts of points of the 20 best, and the index's order where they are equal.
+    sift = Sift()
+    query = sift(read_item(asked[copy]))
+    counts = {hit.key: match_count(sift(read_item(hit.uri)), query, mirrored=True) for hit in plain.hits[:20]}
+    original = f"{copy.split('/')[0]}/original"
+    place = list(counts)
+    expected = sorted(place, key=lambda key: -counts[key] * (2 if key == original else 1))
+    assert [hit.key for hit in found.hits] == [*expected, *(hit.key for hit in plain.hits[20:])]
+    assert [hit.matches for hit in found.hits] == [counts[key] for key in expected] + [None] * 10
+    assert [hit.key for hit in found.hits if hit.verified] == [original]
+    assert found.hits[0].key == original != plain.hits[0].key, "the index alone is wrong here"
+    assert {hit.key: hit.score for hit in found.hits} == {hit.key: hit.score for hit in plain.hits}
+
+    code, out, _ = hotrefresh(
+        "gallery", "search", "copies", "--image", tmp_path / "asked.png", "--match", "-k", 2, "-o", "json"
+    )
+    first, second = json.loads(out)["hits"]
+    assert (code, first["key"], first["matches"], first["verified"]) == (0, original, counts[original], True)
+    assert (second["verified"], second["key"]) == (False, expected[1])
+    with client_of(references) as client:
+        form = {"k": "2", "match": "true"}
+        file = {"file": ("a.png", (tmp_path / "asked.png").read_bytes())}
+        served = client.post("/search/copies/image", files=file, data=form).json()["hits"]
+        assert [(hit["key"], hit["matches"]) for hit in served] == [(k, counts[k]) for k in expected[:2]]
+        by_key = client.post("/search/copies", json={"key": original, "k": 1, "match": True}).json()["hits"]
+        assert [(hit["key"], hit["verified"]) for hit in by_key] == [(original, True)]
+        assert "verified" not in client.post("/search/copies", json={"key": original}).json()["hits"][0]
+        for wrong in (
+            {"vector": [1.0] * 32},
+            {"queries": [{"key": original}]},
+            {"key": original, "match": "yes"},
+        ):
+            path = "/search/copies/batch" if "queries" in wrong else "/search/copies"
+            assert client.post(path, json={"match": True} | wrong).status_code == 400
+        monkeypatch.setitem(sys.modules, "cv2", None)
+        refused = client.post("/search/copies", json={"key": original, "match": True})
+        assert refused.status_code == 400
+        assert "hotrefresh[matching]" in refused.json()["error"]["message"]
+    code, _, error = hotrefresh("gallery", "search", "copies", "--key", original, "--match")
+    assert code == ExitCode.USAGE
+    assert "hotrefresh[matching]" in error
+
+
+def test_what_cannot_be_read_any_more_stays_a_hit_that_was_not_compared():
+    items = list_items("copies:references").items[:3]
+    hits = [Hit(row, i.key, i.uri, None, 1 - row / 10, 1) for row, i in enumerate(items)]
+    gone = Hit(7, "gone", "copy:0/nowhere/original", None, 0.95, 1)
+    answer = Answer((hits[0], gone, *hits[1:]), "old", 1, 1.0, 1)
+    found = matched(answer, read_item(items[2].uri), 3)
+    assert [(hit.key, hit.verified) for hit in found.hits[:1]] == [(items[2].key, True)]
+    assert [hit.verified for hit in found.hits[1:]] == [False, False]
+    assert found.hits[0].matches > max(10, found.hits[1].matches)
+    whole = matched(answer, read_item(items[2].uri), 10).hits
+    assert (whole[-1].key, whole[-1].matches, whole[-1].verified) == ("gone", None, False)
+    assert len(whole) == 4

@@ -24,7 +24,7 @@ COLUMNS = {
     "flip_summary": "rollout gallery queryset slice seq coverage k both_right negative_flips positive_flips both_wrong n nfr pfr "
     "ci_low ci_high previous_negative_flips previous_positive_flips at",
     "flip_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
-    "opened_at healed_at k attributes",
+    "opened_at healed_at k attributes old_verified new_verified old_matches new_matches",
     "churn_summary": "rollout gallery queryset relevance slice seq coverage k n overlap rbo p first_changed point at",
     "click_summary": "rollout gallery queryset slice seq coverage k kept click_losses click_gains missed n loss_rate gain_rate "
     "ci_low ci_high previous_click_losses previous_click_gains at",
