@@ -53,6 +53,10 @@ INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, n, both_
     SELECT {rollout}, s.id, n + 2, n, k, slice, {queries}, {queries} - 60, 10, 20, 30, 0, 0, n % ({n} / 200) = 0
     FROM query_set s, generate_series(0, {done} - 1) n, (VALUES (1, 'all'), (10, 'all'), (1, 'tenant=a')) AS each (k, slice)
     WHERE s.gallery_id = {gallery} AND (slice = 'all' OR n % 50 = 0);
+INSERT INTO match_threshold (rollout_id, query_set_id, seq, items, n, true_pairs, micro_ap, recall_at_p90, threshold,
+                             old_micro_ap)
+    SELECT {rollout}, s.id, n + 2, n, {queries}, {queries}, 0.9, 0.8, 0.7, 0.9
+    FROM query_set s, generate_series(0, {done} - 1) n WHERE s.gallery_id = {gallery} AND n % ({n} / 200) = 0;
 INSERT INTO churn (rollout_id, query_set_id, seq, items, slice, point, n, shared, p)
     SELECT {rollout}, s.id, n + 2, n, slice, n % ({n} / 200) = 0, {queries},
            ARRAY(SELECT {queries} * d * 9 / 10 FROM generate_series(1, 10) d)::bigint[], 0.9
@@ -132,6 +136,7 @@ def reads(rollout: int) -> Mapping[str, Mapping[str, Any]]:
         "churn_summary": {"rollout": rollout, "queryset": "asked", "slice": "all", "newest": True},
         "click_summary": {**asked, "newest": True},
         "click_items": {"rollout": rollout, "queryset": "asked", "reference": "old_system", "limit": 100},
+        "match_threshold": {"rollout": rollout},
         "refresh_curve": {"rollout": rollout, "limit": 10_000},
         "gate_decisions": {"rollout": rollout, "newest": True},
         "traffic": {"rollout": rollout, "newest": True},

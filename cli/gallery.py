@@ -245,6 +245,13 @@ def search(
         ),
     ] = None,
     rerank: Rerank = None,
+    match: Annotated[
+        bool,
+        typer.Option(
+            "--match",
+            help="Of pictures: verify the best 20 by local matching (copy detection), and rank them by the points that match.",
+        ),
+    ] = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Search a gallery with the model that serves it now. Each hit names the version of its embedding."""
@@ -265,7 +272,7 @@ def search(
             raise UsageError(
                 "--rerank goes without --server: a server is told when it starts, `serve --rerank`."
             )
-        _show_answer(_ask(url, name, asked, k, wanted, sticky), output)
+        _show_answer(_ask(url, name, asked, k, wanted, sticky, match=match), output)
         return
     if sticky is not None:
         raise UsageError(
@@ -276,7 +283,7 @@ def search(
             from orchestrator.service.search import Query
             from orchestrator.service.search import search as search_here
 
-            answer = search_here(context, name, Query(**asked), k, wanted, rerank)
+            answer = search_here(context, name, Query(**asked), k, wanted, rerank, match=match)
         from orchestrator.service.guide import next_command
 
         then = next_command(context, name)
@@ -291,12 +298,14 @@ def _ask(
     k: int,
     wanted: dict[str, list[str]] | None,
     sticky: str | None,
+    *,
+    match: bool,
 ) -> Answer:
     from orchestrator.api.tokens import token_of
     from orchestrator.client import Client
 
     with working(f"asking {url}"), Client(url, token_of(settings())) as client:
-        return client.search(name, k=k, where=wanted, sticky=sticky, **asked)
+        return client.search(name, k=k, where=wanted, sticky=sticky, match=match, **asked)
 
 
 def _show_answer(answer: Answer, output: Format) -> None:
@@ -309,6 +318,7 @@ def _show_answer(answer: Answer, output: Format) -> None:
             "attributes": hit.attributes,
             "uri": hit.uri,
             "version": hit.model,
+            **({} if hit.verified is None else {"matches": hit.matches, "verified": hit.verified}),
         }
         for rank, hit in enumerate(answer.hits, 1)
     ]
@@ -323,6 +333,7 @@ def _show_answer(answer: Answer, output: Format) -> None:
     }
     if not show(document, output):
         more = ("attributes",) * any(hit.attributes for hit in answer.hits)
+        more += ("matches", "verified") * any(hit.verified is not None for hit in answer.hits)
         draw(make_table(plain(hits), ("rank", "score", "key", "label", *more, "version")))
         of_two = "" if answer.system is None else f", the {answer.system} system of a canary"
         say(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import ledger_churn, ledger_shadow
+from cli import ledger_churn, ledger_matching, ledger_shadow
 from cli.options import GalleryName, Limit, RolloutName
 from cli.output import Format, Output, show, show_rows
 from cli.progress import working
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from orchestrator.context import Context
 
 app = typer.Typer(
-    no_args_is_help=True, help="What happened: flips, churn, versions, curves, errors, the audit trail."
+    no_args_is_help=True,
+    help="What happened: flips, churn, thresholds, versions, curves, errors, the audit trail.",
 )
 RolloutOption = Annotated[
     str | None,
@@ -123,13 +124,16 @@ def flips(
                 "cause",
                 "healed_at",
             )
-            show_rows("flips", rows, columns, output)
+            compared = any(row["old_verified"] is not None for row in rows)
+            show_rows("flips", rows, columns + ("old_verified", "new_verified") * compared, output)
     _cut(rows, limit)
     next_step(f"ledger curve {rollout_id}")
 
 
 ledger_churn.add_commands(app)
 app.command(epilog="Example: hotrefresh ledger shadow photos")(ledger_shadow.shadow)
+app.command(epilog="Example: hotrefresh ledger thresholds photos")(ledger_matching.thresholds)
+app.command(epilog="Example: hotrefresh ledger verify photos --export pairs.csv")(ledger_matching.verify)
 
 
 @app.command(epilog="Example: hotrefresh ledger versions photos")

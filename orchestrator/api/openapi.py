@@ -30,13 +30,14 @@ def body_of(shape: Any, name: str | None = None) -> dict[str, Any]:
 
 def form_of() -> dict[str, Any]:
     """A form with a picture's file, and the options of a search."""
-    options = TypeAdapter(shapes.BatchOptions).json_schema(ref_template=_COMPONENTS)["properties"]
+    options = TypeAdapter(shapes.UploadOptions).json_schema(ref_template=_COMPONENTS)["properties"]
     schema = {
         "type": "object",
         "properties": {
             "file": {"type": "string", "format": "binary", "description": "The picture's file, with a name."},
             "k": options["k"],
             "where": options["where"],
+            "match": options["match"],
         },
         "required": ["file"],
         "additionalProperties": False,
@@ -46,7 +47,10 @@ def form_of() -> dict[str, Any]:
         "content": {
             "multipart/form-data": {
                 "schema": schema,
-                "encoding": {"where": {"contentType": "application/json"}},
+                "encoding": {
+                    "where": {"contentType": "application/json"},
+                    "match": {"contentType": "application/json"},
+                },
             }
         },
     }

@@ -60,6 +60,7 @@ class AskedSearch:
     queries: tuple[Asked, ...]
     k: int
     where: Mapping[str, str | list[str]] | None
+    match: bool = False
 
 
 class Bodies:
@@ -107,7 +108,7 @@ def parse(body: bytes) -> AskedSearch:
         raise BodyTooLongError
     if kind == "vector" and len(body) > MAX_TEXT_BYTES + BYTES_A_NUMBER * len(query.value):
         raise BodyTooLongError
-    return AskedSearch((query,), found.k, found.where)
+    return AskedSearch((query,), found.k, found.where, getattr(found, "match", False))
 
 
 def parse_batch(body: bytes, most: int) -> AskedSearch:
@@ -133,7 +134,7 @@ def parse_batch(body: bytes, most: int) -> AskedSearch:
 
 
 async def parse_upload(headers: Headers, body: bytes) -> AskedSearch:
-    """A picture's search out of a multipart form: `file`, and perhaps `k` and `where` (a JSON object).
+    """A picture's search out of a multipart form: `file`, and perhaps `k`, `where` (a JSON object) and `match`.
 
     Raises:
         UsageError: it is no such form.
@@ -145,7 +146,7 @@ async def parse_upload(headers: Headers, body: bytes) -> AskedSearch:
     try:
         # One that is no form has no boundary and no parts; a part may be as long as the body, which has its limit.
         form = await MultiPartParser(
-            headers, whole(), max_files=1, max_fields=2, max_part_size=MAX_TEXT_BYTES
+            headers, whole(), max_files=1, max_fields=3, max_part_size=MAX_TEXT_BYTES
         ).parse()
     except (MultiPartException, KeyError, ValueError, AssertionError) as error:
         raise UsageError(f"the body is no form that can be read: {str(error)[:200]}.") from None
@@ -153,13 +154,13 @@ async def parse_upload(headers: Headers, body: bytes) -> AskedSearch:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise UsageError("send the picture as the form's part `file`, with a file name.")
-        found = _shaped(shapes.BatchOptions, _options(form))
+        found = _shaped(shapes.UploadOptions, _options(form))
         content = await file.read()
     finally:
         await form.close()
     if not content:
         raise UsageError("the form's file is empty.")
-    return AskedSearch((Asked("image", content),), found.k, found.where)
+    return AskedSearch((Asked("image", content),), found.k, found.where, found.match)
 
 
 def _options(form: FormData) -> dict[str, Any]:
@@ -168,9 +169,9 @@ def _options(form: FormData) -> dict[str, Any]:
     for name, value in form.multi_items():
         if name == "file" and isinstance(value, UploadFile):
             continue
-        if name not in ("k", "where") or name in options or not isinstance(value, str):
+        if name not in ("k", "where", "match") or name in options or not isinstance(value, str):
             raise UsageError(
-                f"the form's part {name[:80]!r} is not wanted; send file, k and where, once each."
+                f"the form's part {name[:80]!r} is not wanted; send file, k, where and match, once each."
             )
         options[name] = _json(value.encode(), f"the form's part {name}")
     return options

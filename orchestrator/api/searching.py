@@ -38,6 +38,7 @@ from orchestrator.ledger.rows import ModelRow
 from orchestrator.serving.answers import Answer
 from orchestrator.serving.batching import QueryBatcher
 from orchestrator.serving.filters import Where
+from orchestrator.serving.matching import check_matchable, deep, matched
 from orchestrator.serving.queries import QueryPath
 from orchestrator.serving.replica import Replica
 from orchestrator.serving.retrievals import RetrievalCounter
@@ -103,6 +104,8 @@ class Searching:
     def _one(self, replica: ServedReplica, asked: AskedSearch, sticky: str | None) -> Response:
         [query] = asked.queries
         with self._timed.time():
+            if asked.match:
+                check_matchable(replica.gallery)
             content = _content(replica, query)
             if isinstance(content, Exception):
                 raise content
@@ -129,10 +132,11 @@ class Searching:
 
     def _ask(self, searched: Replica, query: Asked, content: Any, asked: AskedSearch, k: int) -> Answer:
         """One query's answer by one system."""
-        [answer] = self._answers(searched, (query,), [content], k, asked.where)
+        depth = deep(k) if asked.match else k
+        [answer] = self._answers(searched, (query,), [content], depth, asked.where)
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return matched(answer, content, k) if asked.match else answer
 
     def _many(self, replica: ServedReplica, asked: AskedSearch, sticky: str | None) -> Response:
         contents = [_content(replica, query) for query in asked.queries]
@@ -291,6 +295,7 @@ def _hits(replica: ServedReplica, answer: Answer) -> dict[str, Any]:
                 "score": hit.score,
                 "rollout_id": hit.rollout_id,
                 "model": replica.model_of(hit.rollout_id),
+                **({} if hit.verified is None else {"matches": hit.matches, "verified": hit.verified}),
             }
             for hit in answer.hits
         ],

@@ -121,6 +121,14 @@ class _Asked(_Request):
     where: Where | None = None
 
 
+Match = Annotated[
+    bool,
+    Field(
+        description="Whether the best are verified by local matching and ranked by it; hits have `matches` and `verified` then."
+    ),
+]
+
+
 class TextSearch(TextQuery, _Asked):
     """A search by a text."""
 
@@ -128,9 +136,13 @@ class TextSearch(TextQuery, _Asked):
 class KeySearch(KeyQuery, _Asked):
     """A search by an item."""
 
+    match: Match = False
+
 
 class ImageSearch(ImageQuery, _Asked):
     """A search by a picture."""
+
+    match: Match = False
 
 
 class VectorSearch(VectorQuery, _Asked):
@@ -159,6 +171,12 @@ class BatchOptions(_Asked):
     """How all queries of a batch are answered."""
 
 
+class UploadOptions(_Asked):
+    """How an uploaded picture is answered."""
+
+    match: Match = False
+
+
 class BatchSearch(_Asked):
     """Several queries, answered from one and the same state of the gallery."""
 
@@ -180,6 +198,13 @@ class Hit(_Answer):
     score: float = Field(description="Cosine similarity.")
     rollout_id: int = Field(description="The rollout that embedded the item.")
     model: str | None = Field(description="The model of its vector: with the rollout, the item's version.")
+    matches: int | None = Field(
+        None,
+        description="Of a search with `match`: points that match the query; null where it was not compared.",
+    )
+    verified: bool | None = Field(
+        None, description="Of a search with `match`: whether it is a copy, by votes and number of matches."
+    )
 
 
 class Hits(_Answer):

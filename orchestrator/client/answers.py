@@ -9,7 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Hit:
-    """One item that was found. `model` and `rollout_id` are the version of its vector, `attributes` of what it was made of."""
+    """One item that was found. `model` and `rollout_id` are the version of its vector, `attributes` of what it was made of.
+
+    `matches`: points that match the query, None where it was not compared; `verified`: whether it is a copy by the rule of
+    docs/MATCHING.md. Both are None unless the search was told to match.
+    """
 
     row: int
     key: str
@@ -19,6 +23,8 @@ class Hit:
     rollout_id: int
     model: str | None
     attributes: Mapping[str, str] = field(default_factory=dict)
+    matches: int | None = None
+    verified: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,9 @@ class Rollout:
     columns: Mapping[str, Any]
 
 
+_ABSENT: dict[str, Any] = {"attributes": {}, "matches": None, "verified": None}
+
+
 def answer_of(document: Mapping[str, Any], gallery: str, system: str | None = None) -> Answer:
     """An answer out of a server's JSON; names that a newer server adds are passed over.
 
@@ -81,8 +90,7 @@ def answer_of(document: Mapping[str, Any], gallery: str, system: str | None = No
         KeyError, TypeError: it is no answer.
     """
     hits = tuple(
-        Hit(**{name: ({"attributes": {}} | hit)[name] for name in Hit.__dataclass_fields__})
-        for hit in document["hits"]
+        Hit(**{name: (_ABSENT | hit)[name] for name in Hit.__dataclass_fields__}) for hit in document["hits"]
     )
     rest = {name: document[name] for name in ("model", "rollout", "log_sequence", "coverage_ratio")}
     system = document.get("system", system)

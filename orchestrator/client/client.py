@@ -102,6 +102,7 @@ class Client:
         k: int = 10,
         where: Where | None = None,
         sticky: str | None = None,
+        match: bool = False,
     ) -> Answer:
         """The k nearest items of exactly one of text, image (a path, or a file's bytes), key and vector.
 
@@ -110,6 +111,7 @@ class Client:
             model: that model; the server refuses where another one serves by now.
             where: attribute → value or values; only such items are found.
             sticky: whom it is for, a user or a session: while a canary goes on the same one always gets the same system.
+            match: of an image or a key: the best are verified by local matching and ranked by it.
 
         Raises:
             UsageError: not exactly one was given, the picture cannot be read, or no header can hold `sticky`.
@@ -118,8 +120,9 @@ class Client:
         """
         query = _query(text=text, image=image, key=key, vector=vector, model=model)
         path = f"/search/{quote(gallery, safe='')}"
+        matching = {"match": True} if match else {}  # a server of the release before knows no such option
         if "image" in query:
-            form = {"k": json.dumps(k)} | ({} if where is None else {"where": json.dumps(_plain(where))})
+            form = {name: json.dumps(value) for name, value in (_options(k, where) | matching).items()}
             files = {"file": ("query", query["image"])}
             return self._read(
                 lambda found: answer_of(found, gallery),
@@ -129,7 +132,7 @@ class Client:
                 files=files,
                 headers=_headers(sticky),
             )
-        body = query | _options(k, where)
+        body = query | _options(k, where) | matching
         return self._read(
             lambda found: answer_of(found, gallery), "POST", path, json=body, headers=_headers(sticky)
         )

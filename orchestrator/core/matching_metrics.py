@@ -83,21 +83,40 @@ def matching_metrics(
     if not len(true_ids):
         raise ValueError("there is no true pair: nothing can be measured")
     is_true = np.isin(ids, true_ids)
-    precisions, recalls, ordered = ranking(is_true, said, len(true_ids))
-    reached = np.flatnonzero(precisions >= precision)
-    # Recall never falls along the ranking; of the ranks that share the highest, the first has the highest threshold.
-    best = int(reached[np.argmax(recalls[reached])]) if len(reached) else None
-    ranks = _ranks_of_true(query, said, is_true)
     m = len(true_ids)
+    point = operating_point(is_true, said, m, precision)
+    ranks = _ranks_of_true(query, said, is_true)
     return MatchingMetrics(
-        micro_ap=float((np.diff(recalls, prepend=0.0) * precisions).sum()),
-        recall_at_precision=None if best is None else float(recalls[best]),
-        threshold=None if best is None else float(ordered[best]),
+        micro_ap=point.micro_ap,
+        recall_at_precision=point.recall_at_precision,
+        threshold=point.threshold,
         recall_at_1=int((ranks <= 1).sum()) / m,
         recall_at_10=int((ranks <= 10).sum()) / m,
         true_pairs=m,
         predictions=len(ids),
         found=int(is_true.sum()),
+    )
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """Where a ranking may be cut: `micro_ap`, and the highest recall at a precision with the score there. None: not reached."""
+
+    micro_ap: float
+    recall_at_precision: float | None
+    threshold: float | None
+
+
+def operating_point(is_true: Bools, scores: F64, true_pairs: int, precision: float = 0.9) -> OperatingPoint:
+    """Of (n,) predictions, each true or false, out of `true_pairs` > 0 that there are to be found."""
+    precisions, recalls, ordered = ranking(is_true, scores, true_pairs)
+    reached = np.flatnonzero(precisions >= precision)
+    # Recall never falls along the ranking; of the ranks that share the highest, the first has the highest threshold.
+    best = int(reached[np.argmax(recalls[reached])]) if len(reached) else None
+    return OperatingPoint(
+        micro_ap=float((np.diff(recalls, prepend=0.0) * precisions).sum()),
+        recall_at_precision=None if best is None else float(recalls[best]),
+        threshold=None if best is None else float(ordered[best]),
     )
 
 

@@ -91,16 +91,23 @@ def value_at(points: Sequence[tuple[float, float]], x: float) -> float | None:
 
 
 def line_chart(
-    title: str, summary: str, y_label: str, series: Sequence[Series], *, whole_numbers: bool = False
+    title: str,
+    summary: str,
+    y_label: str,
+    series: Sequence[Series],
+    *,
+    whole_numbers: bool = False,
+    ratios: bool = True,
 ) -> Chart:
-    """A chart of values over coverage 0..1. `whole_numbers`: counts, drawn from 0."""
+    """A chart of values over coverage 0..1. `whole_numbers`: counts, drawn from 0; `ratios`: no axis beyond 0..1."""
     values = [y for each in series for _, y in each.points]
     if whole_numbers:
         ticks = nice_ticks(0, max([*values, 4]), whole_numbers=True)
     else:
         low, high = min(values), max(values)
         margin = max((high - low) * 0.08, 0.005)
-        ticks = nice_ticks(max(0.0, low - margin), min(1.0, high + margin))
+        ends = (max(0.0, low - margin), min(1.0, high + margin)) if ratios else (low - margin, high + margin)
+        ticks = nice_ticks(*ends)
     low, high = ticks[0], ticks[-1]
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -108,8 +108,56 @@ def cause_charts(measured: Sequence[Row], changes: Sequence[Row]) -> list[Chart]
     return charts
 
 
-def in_order(recall: Sequence[Chart], causes: Sequence[Chart]) -> list[tuple[str, Chart]]:
+def threshold_charts(rows: Sequence[Row]) -> list[Chart]:
+    """For each query set the score at 90 % precision, and who is lost and gained at the old system's score.
+
+    Args:
+        rows: of `match_threshold` of one rollout, in the view's order.
+    """
+    charts = []
+    for queryset, group in groupby(rows, key=lambda row: row["queryset"]):
+        points = [row for row in group if row["coverage"] is not None]
+        reached = [row for row in points if row["threshold"] is not None]
+        if reached:
+            charts.append(_threshold_chart(queryset, reached))
+        if points and points[0]["old_threshold"] is not None:
+            charts.append(_matching_flips(queryset, points))
+    return charts
+
+
+def _threshold_chart(queryset: str, rows: Sequence[Row]) -> Chart:
+    old, now = rows[0]["old_threshold"], rows[-1]
+    series = [Series("threshold", "measured", _points(rows, "threshold"), stepped=True)]
+    before = "it reached no such precision"
+    if old is not None:
+        series.append(Series("old system", "old", [(0.0, old), (1.0, old)]))
+        before = f"{decimal(old)}, which found {percent(now['old_recall_at_p90'])}"
+    summary = (
+        f"Of the first answers on {queryset} that score at least {decimal(now['threshold'])}, 90 % are right at "
+        f"{percent(now['coverage'])} of the gallery; they are {percent(now['recall_at_p90'])} of all there are to find. The "
+        f"old system: {before}."
+    )
+    return line_chart(f"Threshold at 90 % precision on {queryset}", summary, "score", series, ratios=False)
+
+
+def _matching_flips(queryset: str, rows: Sequence[Row]) -> Chart:
+    now = rows[-1]
+    series = [
+        Series("lost", "model", _points(rows, "lost"), stepped=True),
+        Series("gained", "measured", _points(rows, "gained"), stepped=True),
+    ]
+    summary = (
+        f"Matching flips on {queryset}, accepted at the old system's threshold of {decimal(now['old_threshold'])}: {now['lost']} "
+        f"right answers are no longer accepted, {now['gained']} are only now; {now['accepted_right']} of {now['accepted']} "
+        "accepted answers are right."
+    )
+    return line_chart(f"Matching flips on {queryset}", summary, "queries", series, whole_numbers=True)
+
+
+def in_order(
+    recall: Sequence[Chart], causes: Sequence[Chart], thresholds: Sequence[Chart] = ()
+) -> list[tuple[str, Chart]]:
     """(an id of its own, the chart) as a page shows them: a first recall, then who is hurt, then the rest."""
     named = [[(f"{name}-{n}", chart) for n, chart in enumerate(charts, 1)]
-             for name, charts in (("recall", recall), ("cause", causes))]  # fmt: skip
-    return [*named[0][:1], *named[1], *named[0][1:]]
+             for name, charts in (("recall", recall), ("cause", causes), ("threshold", thresholds))]  # fmt: skip
+    return [*named[0][:1], *named[1], *named[2], *named[0][1:]]

@@ -56,6 +56,7 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
         ]
         seqs = sorted({row["seq"] for row in measured if row["k"] == 1})
         causes = dashboard_queries.flips_by_cause(connection, rollout_id, seqs)
+        thresholds = read_view(connection, "match_threshold", rollout=rollout_id, limit=20_000)
         split = read_view(connection, "traffic", rollout=rollout_id, newest=True)
         shadow = read_view(connection, "shadow", rollout=rollout_id)
         errors = read_view(connection, "errors", rollout=rollout_id, limit=ERRORS + 1)
@@ -73,7 +74,9 @@ def read(context: Context, rollout_id: int) -> dict[str, Any]:
         "reorder": row.config.get("reorder"),
         "offered": offered(status),
         "recall_charts": recall_charts,
-        "charts": curves.in_order(recall_charts, curves.cause_charts(measured, causes)),
+        "charts": curves.in_order(
+            recall_charts, curves.cause_charts(measured, causes), curves.threshold_charts(thresholds)
+        ),
         "has_random": any(line.style == "random" for chart in recall_charts for line in chart.lines),
         "split": split[0] if split else None,
         "shadow": shadow,

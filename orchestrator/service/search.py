@@ -22,6 +22,7 @@ from orchestrator.service.listings import item_uri
 from orchestrator.service.names import find_gallery
 from orchestrator.serving.answers import Answer
 from orchestrator.serving.filters import attributes_of
+from orchestrator.serving.matching import check_matchable, deep, matched
 from orchestrator.serving.replica import Replica
 
 
@@ -42,17 +43,26 @@ def search(
     k: int,
     where: Mapping[str, str | Sequence[str]] | None = None,
     rerank: int | None = None,
+    *,
+    match: bool = False,
 ) -> answers.Answer:
     """Search a gallery once. `rerank`: of codes, so many of the best are compared again by stored floats; None: as set.
 
+    `match`: the best are verified by local matching and ranked by it (`serving.matching`); the query is a picture or a key.
+
     Raises:
         NotFoundError: no such gallery or item.
-        ConflictError: the gallery has no embeddings yet, or holds another kind of items than the query is.
-        UsageError: the query's picture cannot be read; `where` names an attribute that there is not.
+        ConflictError: the gallery has no embeddings yet, or holds another kind of items than the query is, or than can match.
+        UsageError: the query's picture cannot be read; `where` names an attribute that there is not; to match a vector, or
+            without OpenCV.
     """
     with transaction(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
     _check_kind(gallery, query)
+    if match:
+        if query.vector is not None:
+            raise UsageError("a vector shows no points to match; search by --image FILE or --key KEY.")
+        check_matchable(gallery)
     try:
         if query.vector is not None:
             with Replica(context, gallery, rerank=rerank) as replica:
@@ -62,7 +72,9 @@ def search(
         else:
             content = _content(context, gallery_name, query)
             with Replica(context, gallery, rerank=rerank) as replica:
-                answer = replica.search([content], k, where)[0]
+                answer = replica.search([content], deep(k) if match else k, where)[0]
+            if match:
+                answer = matched(answer, content, k)
     except ItemError as error:
         raise UsageError(f"the query cannot be embedded: {error}") from error
     return _named(context, gallery, answer)
@@ -131,6 +143,8 @@ def _named(context: Context, gallery: GalleryRow, answer: Answer) -> answers.Ans
             hit.rollout_id,
             names[hit.rollout_id],
             attributes[hit.row],
+            hit.matches,
+            hit.verified,
         )
         for hit in answer.hits
     )

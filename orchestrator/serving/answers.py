@@ -22,6 +22,7 @@ class Hit:
     """One answer: which item, how near, and in which version it is stored.
 
     `attributes`: of the content that this vector was made of; none where the replica has not loaded them.
+    `matches`, `verified`: of a search that matches (`serving.matching`); else None. `matches` is None of a hit not compared.
     """
 
     row: int
@@ -31,6 +32,8 @@ class Hit:
     score: float
     rollout_id: int
     attributes: Mapping[str, str] = field(default_factory=dict)
+    matches: int | None = None
+    verified: bool | None = None
 
 
 @dataclass(frozen=True)

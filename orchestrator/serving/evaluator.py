@@ -23,11 +23,13 @@ from orchestrator.core.incremental import IncrementalTopK
 from orchestrator.core.metrics import top_k
 from orchestrator.core.relevance import RelevanceKind
 from orchestrator.core.slices import slices_of
+from orchestrator.core.thresholds import Thresholds, ThresholdTracker
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import churn as churn_queries
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
+from orchestrator.ledger.queries import matching as matching_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.flips import CLICKS, FLIPS, WHOLE
 from orchestrator.ledger.rows import ChurnRow, EvaluationRow, LogEntry, RolloutRow
@@ -73,6 +75,10 @@ class QuerySetEvaluator:
         asked = np.flatnonzero(old.any(axis=1) & new.any(axis=1))
         self._churn = ChurnTracker(rows[:, :churn_k], asked, slices_of(attributes, asked))
         self._churn_k, self._churn_p = churn_k, churn_p
+        self._thresholds = None
+        if self.relevance.known and len(counted):
+            right = self._trackers[1].old_right
+            self._thresholds = ThresholdTracker(asked, len(counted), right, scores[:, 0])
         self._slice_counts: dict[tuple[int, str], tuple[FlipCounts, FlipCounts]] = {}
         # Where nothing is re-embedded, or no vector will ever come, nothing is the mixture's.
         self._settled: npt.NDArray[np.bool_] = np.full(len(deployed), not rollout.how.reembeds)
@@ -129,7 +135,11 @@ class QuerySetEvaluator:
         if before < 0:
             # The first stage is written whole: later ones are changes to it.
             churned = frozenset(self._churn.counts())
-        return Stages(stages, slices, moved, self._churn.counts(), churned, point=part != before)
+        point = part != before
+        thresholds = None
+        if self._thresholds is not None and point:
+            thresholds = self._thresholds.measure(self._trackers[1].right, scores[:, 0])
+        return Stages(stages, slices, moved, self._churn.counts(), churned, point, thresholds)
 
     def record(self, connection: Connection, seq: int, items: int, stages: Stages) -> None:
         """Write a stage's counts and flips, at the coverage it was at; nothing where they are written already."""
@@ -148,6 +158,8 @@ class QuerySetEvaluator:
             if name == WHOLE or name in stages.churned
         ]
         churn_queries.insert_churn(connection, *ours, churned)
+        if stages.thresholds is not None:
+            matching_queries.insert_thresholds(connection, *ours, seq, items, stages.thresholds)
 
     def _record_events(self, connection: Connection, seq: int, k: int, stage: FlipStage) -> None:
         ours = self.rollout.id, self.query_set_id
@@ -191,6 +203,7 @@ class Stages:
         churn: slice -> how far its queries' answers are from the old system's.
         churned: the slices whose churn is another than at the stage before.
         point: a curve is drawn through it, as the first in one of POINTS parts of the coverage.
+        thresholds: where answers may be cut, at such a point; None where nobody knows what is right.
     """
 
     by_k: dict[int, FlipStage]
@@ -199,6 +212,7 @@ class Stages:
     churn: dict[str, Churn]
     churned: frozenset[str]
     point: bool
+    thresholds: Thresholds | None
 
     def counts(self, k: int, name: str) -> tuple[FlipCounts, FlipCounts] | None:
         """Of a slice, or of the whole set; None where it is not counted."""

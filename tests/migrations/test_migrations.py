@@ -24,12 +24,14 @@ COLUMNS = {
     "flip_summary": "rollout gallery queryset slice seq coverage k both_right negative_flips positive_flips both_wrong n nfr pfr "
     "ci_low ci_high previous_negative_flips previous_positive_flips at",
     "flip_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
-    "opened_at healed_at k attributes",
+    "opened_at healed_at k attributes old_verified new_verified old_matches new_matches",
     "churn_summary": "rollout gallery queryset relevance slice seq coverage k n overlap rbo p first_changed point at",
     "click_summary": "rollout gallery queryset slice seq coverage k kept click_losses click_gains missed n loss_rate gain_rate "
     "ci_low ci_high previous_click_losses previous_click_gains at",
     "click_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
     "opened_at healed_at k attributes",
+    "match_threshold": "rollout gallery queryset seq coverage n true_pairs micro_ap recall_at_p90 threshold old_micro_ap "
+    "old_recall_at_p90 old_threshold accepted accepted_right lost gained at",
     "refresh_curve": "rollout coverage metric value against_order queryset",
     "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect queryset measure slice k seq reason "
     "times last_at newest",

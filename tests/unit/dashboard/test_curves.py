@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from orchestrator.dashboard.curves import cause_charts, in_order, open_by_cause, recall_charts
+from orchestrator.dashboard.curves import (
+    cause_charts,
+    in_order,
+    open_by_cause,
+    recall_charts,
+    threshold_charts,
+)
 
 
 def point(seq, coverage, recall=0.8, queryset="asked", k=1, old=0.75):
@@ -102,3 +108,25 @@ def test_open_flips_stand_behind_the_first_recall():
     ]  # fmt: skip
     assert len({name for name, _ in shown}) == 5
     assert in_order([], []) == []
+
+
+def cut(coverage, threshold, old=0.5, lost=3, queryset="asked"):
+    counts = {"accepted": 9, "accepted_right": 8, "lost": lost, "gained": 1}
+    return {
+        "queryset": queryset, "coverage": coverage, "threshold": threshold, "old_threshold": old, "old_recall_at_p90": 0.4,
+        "recall_at_p90": None if threshold is None else 0.25, **(counts if old is not None else dict.fromkeys(counts)),
+    }  # fmt: skip
+
+
+def test_thresholds_are_drawn_where_they_are_reached_and_matching_flips_where_the_old_system_had_one():
+    threshold, flips = threshold_charts([cut(0.0, -0.1), cut(0.5, None, lost=5), cut(1.0, 1.7, lost=2)])
+    assert [line.name for line in threshold.lines] == ["threshold", "old system"]
+    assert float(threshold.y_ticks[0].text) <= -0.1, "scores less a background may be negative"
+    assert float(threshold.y_ticks[-1].text) >= 1.7
+    assert threshold.table[-1] == (1, (1.7, 0.5))
+    assert "at least 1.700" in threshold.summary
+    assert flips.table[0][1] == (3.0, 1.0)
+    assert "2 right answers are no longer accepted, 1 are only now; 8 of 9" in flips.summary
+    (only,) = threshold_charts([cut(1.0, 0.3, old=None)])
+    assert "it reached no such precision" in only.summary
+    assert threshold_charts([cut(1.0, None, old=None)]) == []
