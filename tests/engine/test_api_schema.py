@@ -77,7 +77,7 @@ def client(context, tmp_path):
 
 
 def narrowed(document):
-    """The document with what only this ledger knows: the names of its galleries, and of its items' attributes."""
+    """The document with what only this ledger knows: the names of its galleries, of its items, and of their attributes."""
     document = copy.deepcopy(document)
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -91,6 +91,8 @@ def narrowed(document):
             if "propertyNames" in part:
                 part["propertyNames"] = {"enum": ["label"]}
                 part["maxProperties"] = 1
+            if part.get("required") == ["key"]:
+                part["properties"]["key"]["enum"] = ["class-00/0.png", "class-07/3.png", "no/such.png"]
             for each in part.values():
                 narrow(each)
         elif isinstance(part, list):
