@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import psycopg
+import pytest
 
 from bench import core, engine, restart, revision, serving, views
 from orchestrator.ledger.queries.reporting import VIEWS
@@ -63,6 +64,7 @@ def test_a_revision_is_measured_on_a_plan_of_its_own(settings):
     assert _databases(settings.database_url) == before
 
 
+@pytest.mark.faults  # forty seconds; `bench serving` is run by hand anyway
 def test_serving_is_measured_beside_its_peers(settings, tmp_path):
     result = serving.run(settings, repeats=2, quick=True, only=["10", "11", "12"], folder=tmp_path)
     assert {row["row"] for row in result["rows"]} == {10, 11, 12}

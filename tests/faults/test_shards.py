@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from orchestrator.client import Client
 from orchestrator.context import Context
 from tests.faults import world
@@ -13,6 +15,7 @@ from tests.faults.test_swaps import ITEMS, load, server, swap
 SHARDS, SWAPS = 3, 8
 
 
+@pytest.mark.faults  # half a minute; one server's swaps are the quick part (test_swaps)
 def test_swaps_before_shards_fail_and_mix_no_answer(context: Context, tmp_path: Path) -> None:
     """Every second swap's model embeds the gallery before it is taken back, so that answers come from between batches too."""
     world.build(context, tmp_path / "world", ITEMS)
