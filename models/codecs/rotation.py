@@ -13,6 +13,9 @@ fitted to a sample by the mean cosine of vector and code.
 With fewer dimensions than the vectors have, the rotation is one of their m leading principal directions (about the
 origin, as cosines are); with more, several rotations stand side by side.
 
+Where vectors crowd around one direction, their differences are smaller than a cell. Then their mean is taken off first
+(`crowded`), and codes compare what is left: another cosine than that of the floats, and often a better one.
+
 Towards an old codec the rotation is not drawn: it is the orthogonal matrix that brings the vectors nearest to the old codes of
 the same items (orthogonal Procrustes; Schönemann, 1966), which needs no descent and leaves the cosines between vectors as
 they are where the code is as wide as they are.
@@ -39,35 +42,46 @@ _SAMPLE_ROWS = 4096
 _STEPS = np.geomspace(0.1, 2.0, 61)
 
 
-def fit(task: CodecTask, noise: float = 0.03) -> Manifest:
+def fit(task: CodecTask, noise: float = 0.03, crowded: float = 0.7) -> Manifest:
     """Draws the rotation, fits the step and writes the artifact; see `models.codecs.fit_codec`.
 
     Args:
         noise: standard deviation of Gaussian noise on each coordinate of both sides of a pair; for `expected_flips` alone.
+        crowded: length of the vectors' mean above which it is taken off first, half of each vector being the same; 1: never.
     """
     from torch import from_numpy
 
-    at_least(0, noise=noise)
+    at_least(0, noise=noise, crowded=crowded)
     started = time.monotonic()
     draw = np.random.default_rng(task.seed)
+    mean = task.anchors.mean(axis=0)
+    centre = bool(np.linalg.norm(mean) > crowded)
+    middle = np.asarray(mean if centre else np.zeros_like(mean), np.float32)
     if task.old_positives is None:
-        rotation = turning(task.anchors, task.width, draw)
+        rotation = turning(task.anchors - middle, task.width, draw)
     else:
-        rotation = turning_towards(task.positives, task.old_positives)
+        rotation = turning_towards(task.positives - middle, task.old_positives)
     rows = draw.permutation(len(task.anchors))[:_SAMPLE_ROWS]
-    turned = turn(task.anchors[rows], rotation)
+    turned = turn(task.anchors[rows] - middle, rotation)
     step = _fitted_step(turned, task.shape)
-    sides = [turn(noisy(side[rows], noise, draw), rotation) for side in (task.anchors, task.positives)]
+    sides = [
+        turn(noisy(side[rows], noise, draw) - middle, rotation) for side in (task.anchors, task.positives)
+    ]
     differences = np.sqrt(np.square(sides[0] - sides[1]).mean(axis=0)).astype(np.float32)
     if task.progress is not None:
         task.progress(1, 1)
     return save_artifact(
         task.folder,
-        {"rotation": from_numpy(rotation), "noise": from_numpy(np.maximum(differences, np.float32(1e-6)))},
+        {
+            "rotation": from_numpy(rotation),
+            "centre": from_numpy(middle),
+            "noise": from_numpy(np.maximum(differences, np.float32(1e-6))),
+        },
         options={**task.options, "step": step},
         training={
             "pairs": len(task.anchors),
             "noise": noise,
+            "centred": centre,
             "seed": task.seed,
             "seconds": round(time.monotonic() - started, 2),
         },
@@ -77,20 +91,27 @@ def fit(task: CodecTask, noise: float = 0.03) -> Manifest:
 
 def load(manifest: Manifest, tensors: Mapping[str, Tensor]) -> RotationCodec:
     """The codec of an artifact."""
-    return RotationCodec(manifest, tensors["rotation"].numpy(), tensors["noise"].numpy())
+    return RotationCodec(
+        manifest, tensors["rotation"].numpy(), tensors["centre"].numpy(), tensors["noise"].numpy()
+    )
 
 
 class RotationCodec:
     """A `Codec`; see the module."""
 
-    def __init__(self, manifest: Manifest, rotation: np.ndarray, noise: np.ndarray) -> None:
+    def __init__(
+        self, manifest: Manifest, rotation: np.ndarray, centre: np.ndarray, noise: np.ndarray
+    ) -> None:
         self.manifest = manifest
         self.shape = CodeShape(manifest.dim, manifest.options["loops"])
         self.rotation = rotation
+        self.centre = centre
         self.noise = noise
         self.step = float(manifest.options["step"])
-        if rotation.shape != (manifest.options["source_dim"], manifest.dim) or noise.shape != (manifest.dim,):
-            raise ValueError(f"a rotation of {rotation.shape} and a noise of {noise.shape}")
+        shapes = rotation.shape, centre.shape, noise.shape
+        dim = manifest.options["source_dim"]
+        if shapes != ((dim, manifest.dim), (dim,), (manifest.dim,)):
+            raise ValueError(f"a rotation, a centre and a noise of {shapes}")
 
     def encode(self, vectors: np.ndarray) -> Codes:
         """See `models.codecs.base.Codec`."""
@@ -98,7 +119,7 @@ class RotationCodec:
         codes: Codes = np.zeros((len(vectors), self.shape.width), np.uint8)
         for at in range(0, len(vectors), _CHUNK_ROWS):
             rows = slice(at, at + _CHUNK_ROWS)
-            codes[rows] = cells(turn(vectors[rows], self.rotation), self.shape, self.step)
+            codes[rows] = cells(turn(vectors[rows] - self.centre, self.rotation), self.shape, self.step)
         return codes
 
     def expected_flips(self, vectors: np.ndarray) -> np.ndarray:
@@ -113,7 +134,7 @@ class RotationCodec:
         found = np.zeros(len(vectors), np.float32)
         for at in range(0, len(vectors), _CHUNK_ROWS):
             rows = slice(at, at + _CHUNK_ROWS)
-            turned = turn(vectors[rows], self.rotation)
+            turned = turn(vectors[rows] - self.centre, self.rotation)
             codes = cells(turned, self.shape, self.step)
             lower = (codes.astype(np.float32) - 2**self.shape.loops) * np.float32(self.step)
             upper = lower + np.float32(self.step)

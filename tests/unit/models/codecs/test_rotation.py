@@ -128,3 +128,22 @@ def test_towards_codes_of_another_width_cosines_are_kept_as_far_as_there_is_room
     new = towards(tmp_path / "new", vectors, old.shape.unit(old.encode(vectors)), 1)
     gram = new.rotation @ new.rotation.T if width > 24 else new.rotation.T @ new.rotation
     assert np.allclose(gram, np.eye(min(24, width)), atol=1e-5)
+
+
+def test_vectors_that_crowd_around_one_direction_are_centred_and_are_told_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    crowd = np.ones(32, np.float32) / np.sqrt(32) + 0.01 * rng.standard_normal((400, 32)).astype(np.float32)
+    crowd /= np.linalg.norm(crowd, axis=1, keepdims=True)
+    near = crowd + 0.004 * rng.standard_normal(crowd.shape).astype(np.float32)
+    near /= np.linalg.norm(near, axis=1, keepdims=True)
+
+    def found(codec: RotationCodec) -> float:
+        queries, codes = (codec.shape.unit(codec.encode(each)) for each in (near, crowd))
+        return float(((queries @ codes.T).argmax(axis=1) == np.arange(len(crowd))).mean())
+
+    centred = fitted(tmp_path / "c", crowd, 32, 2)
+    plain = fitted(tmp_path / "p", crowd, 32, 2, crowded=1.0)
+    assert np.allclose(centred.centre, crowd.mean(axis=0))
+    assert not plain.centre.any()
+    assert found(centred) > found(plain) + 0.1
+    assert not fitted(tmp_path / "u", units(400, 32), 32, 2).centre.any(), "these do not crowd"
