@@ -57,11 +57,10 @@ def _quantisation(measured: dict[str, Any]) -> dict[str, Any]:
     cost = measured.get("quantisation")
     if cost is None:
         return {}
-    overlap = next((f", {cost[key]:.1%} of the {key.removeprefix('overlap_at_')} best are the same"
-                    for key in cost if key.startswith("overlap_at_")), "")  # fmt: skip
     return {
         "codes alone": f"recall {cost['recall_of_floats']:.4f} of floats, {cost['recall_of_codes']:.4f} of codes; "
-        f"{cost['negative']} queries turn wrong and {cost['positive']} right{overlap}"
+        f"{cost['negative']} queries turn wrong and {cost['positive']} right, "
+        f"{cost['overlap']:.1%} of the {cost['depth']} best are the same"
     }
 
 

@@ -102,9 +102,8 @@ def certify(
     failed: set[int] = set()
     cost = None
     if coded:
-        found_codes = coded_vectors(
-            context, gallery.name, old, new, rows, stored, query_set.uris, relevance, progress
-        )
+        asked = old_queries, query_set.uris
+        found_codes = coded_vectors(context, gallery.name, old, new, rows, stored, asked, relevance, progress)
         new_queries, base, fresh = found_codes.queries, found_codes.base, found_codes.fresh
         failed, cost = found_codes.failed, found_codes.quantisation
     elif adapter and backward:  # queries move, the gallery never does: its start is its end

@@ -5,7 +5,7 @@ No item is read where the embeddings that the codec encodes are stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +14,12 @@ import numpy.typing as npt
 
 from models.codecs.coded import unit_codes
 from orchestrator.context import Context
-from orchestrator.core.joint import joint_codes, joint_floats
+from orchestrator.core.joint import joint_codes, joint_floats, joint_queries
 from orchestrator.core.metrics import Relevance, top_k
 from orchestrator.errors import NotCertifiedError
 from orchestrator.ledger.rows import ModelRow
 from orchestrator.service.stored import floats_of_rows
-from orchestrator.serving.coded import joint_of
-from orchestrator.serving.embedding import encode_uris
+from orchestrator.serving.embedding import Progress, encode_uris
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -34,14 +33,14 @@ class Coded:
 
     Attributes:
         failed: places of rows that have no code and keep their stored vector.
-        quantisation: what the codec alone costs, as a certificate keeps it; None where floats are not at hand.
+        quantisation: what the codec alone costs, as a certificate keeps it.
     """
 
     queries: F32
     base: F32
     fresh: F32
     failed: set[int]
-    quantisation: dict[str, Any] | None
+    quantisation: dict[str, Any]
 
 
 def check_codecs(old: ModelRow, new: ModelRow) -> None:
@@ -76,11 +75,16 @@ def coded_vectors(
     new: ModelRow,
     rows: I64,
     stored: F32,
-    query_uris: Sequence[str],
+    asked: tuple[F32, Sequence[str]],
     relevance: Relevance,
-    progress: Callable[[int, int], None],
+    progress: Progress,
 ) -> Coded:
-    """The vectors of a sample for a codec `new`. `stored`: (r, d_old) float32, the sampled `rows` as `old` has them."""
+    """The vectors of a sample for a codec `new`.
+
+    Args:
+        stored: (r, d_old) float32, the sampled `rows` as `old` has them.
+        asked: the queries, (Q, d_old) float32 by `old`, and where they are read.
+    """
     codec, base_model = context.codec(new), context.base_of(new)
     of_floats = new.base_model_id == old.id
     floats, failed = (
@@ -88,14 +92,15 @@ def coded_vectors(
         if of_floats
         else floats_of_rows(context, gallery, base_model, rows, progress)
     )
-    float_queries, _ = encode_uris(context.encoder(base_model), query_uris)
+    old_queries, query_uris = asked
+    float_queries = old_queries if of_floats else encode_uris(context.encoder(base_model), query_uris)[0]
     codes, query_codes = unit_codes(codec, floats), unit_codes(codec, float_queries)
     cost = quantisation(float_queries, floats, query_codes, codes, relevance)
     if of_floats:
         width = codes.shape[1]
         base = joint_floats(stored, width)
         fresh = joint_codes(codes, floats.shape[1])
-        queries = joint_of(codec, float_queries)
+        queries = joint_queries(query_codes, float_queries)
     else:
         base, fresh, queries = stored, codes, query_codes
     unread = sorted(failed)
@@ -125,5 +130,6 @@ def quantisation(
         "positive": int((~before & after).sum()),
         "recall_of_floats": float(before.sum() / max(1, counted.sum())),
         "recall_of_codes": float(after.sum() / max(1, counted.sum())),
-        f"overlap_at_{depth}": float(np.mean(shared)) if shared else None,
+        "depth": depth,
+        "overlap": sum(shared) / max(1, len(shared)),
     }

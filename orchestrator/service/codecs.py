@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from models.artifact import Manifest
 from models.codecs.coded import unit_codes
-from orchestrator.artifacts import publish
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.database import transaction
@@ -22,12 +21,11 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.rows import CertificateRow, ModelRow
 from orchestrator.service.certify import CertifyRequest, certify
 from orchestrator.service.galleries import check_name
-from orchestrator.service.models import keep_artifact, register
+from orchestrator.service.models import register
 from orchestrator.service.names import find_codec, find_gallery, find_model
 from orchestrator.service.stored import floats_of_rows, holder_of
-from orchestrator.serving.embedding import no_progress
+from orchestrator.serving.embedding import Progress, no_progress
 
-Progress = Callable[[int, int], None]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 LEAST_ITEMS = 64
@@ -136,9 +134,7 @@ def import_codec(context: Context, folder: Path, name: str, base: ModelRow) -> M
     manifest: Manifest = load_codec(folder).manifest
     if manifest.options.get("source_fingerprint") != base.fingerprint:
         raise ConflictError(f"the codec in {folder} was not fitted on embeddings of {base.name!r}.")
-    kept = keep_artifact(context, folder, manifest.fingerprint)
-    files = publish(context.settings.extents, kept, manifest.fingerprint)
-    return register(context, name, manifest, kept, files, base=base)
+    return register(context, name, manifest, folder, base=base)
 
 
 def import_codec_of(context: Context, folder: Path, name: str, model: str) -> ModelRow:

@@ -45,25 +45,23 @@ def import_model(context: Context, folder: Path, name: str, *, own_code: bool = 
 
     check_name("model", name)
     manifest = load_encoder(folder, own_code=own_code).manifest
-    kept = keep_artifact(context, folder, manifest.fingerprint)
-    files = publish(context.settings.extents, kept, manifest.fingerprint)
-    return register(context, name, manifest, kept, files)
+    return register(context, name, manifest, folder)
 
 
 def register(
-    context: Context,
-    name: str,
-    manifest: Manifest,
-    kept: Path,
-    files: dict[str, int],
-    *,
-    base: ModelRow | None = None,
+    context: Context, name: str, manifest: Manifest, folder: Path, *, base: ModelRow | None = None
 ) -> ModelRow:
-    """Write a kept and published artifact into the ledger. `base`: of a codec, the model whose embeddings it encodes.
+    """Keep and publish a verified artifact, and write it into the ledger.
+
+    Args:
+        base: of a codec, the model whose embeddings it encodes.
 
     Raises:
+        ArtifactError: it was changed since its manifest was read.
         ConflictError: the name is taken by another model (the same one again is done already).
     """
+    kept = keep_artifact(context, folder, manifest.fingerprint)
+    files = publish(context.settings.extents, kept, manifest.fingerprint)
     with transaction(context.engine) as connection:
         model_id = model_queries.insert_model(
             connection,

@@ -28,6 +28,7 @@ from orchestrator.service.mixing import certified_uncalibrated, resolved_calibra
 from orchestrator.service.names import find_adapter, find_gallery, find_model
 from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.scoring import check_order
+from orchestrator.service.stored import holder_of
 from orchestrator.service.traffic import divide
 from orchestrator.service.wakeups import relay, request_wakeup
 from orchestrator.store import new_folder
@@ -121,7 +122,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
     if running is not None:
         _check_supersede(connection, gallery, running, request)
     old = model_queries.model_by_id(connection, serving.model_id)
-    stored = _stored_model(connection, gallery)
+    stored = holder_of(connection, gallery)
     if new.id == old.id == stored.id:
         raise ConflictError(f"gallery {gallery.name!r} already serves {new.name!r}; there is nothing to do.")
     if new.id == stored.id:
@@ -196,13 +197,6 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         request.batch_size or context.settings.batch_size,
         config,
     )
-
-
-def _stored_model(connection: Connection, gallery: GalleryRow) -> ModelRow:
-    """The model whose space the gallery's vectors are in."""
-    holder = rollout_queries.newest_holder(connection, gallery.id)
-    assert holder is not None, "a gallery that is served has vectors"
-    return model_queries.model_by_id(connection, holder.to_model_id)
 
 
 def direction_of(adapter: AdapterRow, stored: ModelRow, new: ModelRow) -> Direction:

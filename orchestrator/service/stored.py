@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
@@ -15,10 +13,9 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ModelRow
 from orchestrator.service.names import find_gallery
-from orchestrator.serving.embedding import encode_uris
+from orchestrator.serving.embedding import Progress, encode_uris
 from orchestrator.serving.matrix import GalleryMatrix, load_matrix
 
-Progress = Callable[[int, int], None]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
@@ -51,10 +48,12 @@ def holder_of(connection: Connection, gallery: GalleryRow, *, floats: bool = Fal
     Raises:
         ConflictError: there is none.
     """
-    for rollout in reversed(rollout_queries.effective_rollouts(connection, gallery.id)):
-        model = model_queries.model_by_id(connection, rollout.to_model_id)
-        if rollout.how.holds_vectors and not (floats and model.base_model_id is not None):
+    before = None
+    while (holder := rollout_queries.newest_holder(connection, gallery.id, before)) is not None:
+        model = model_queries.model_by_id(connection, holder.to_model_id)
+        if not floats or model.base_model_id is None:
             return model
+        before = holder.id
     raise ConflictError(
         f"gallery {gallery.name!r} has no embeddings yet; run `hotrefresh gallery embed {gallery.name} --model NAME`."
     )
