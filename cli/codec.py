@@ -169,11 +169,11 @@ def certify(
 
 
 def _registered(context: Context, row: ModelRow, output: Format) -> None:
-    shape = row.code_shape
-    assert shape is not None
+    from orchestrator.service.listings import codec
+
     if not show(row, output):
-        base = context.base_of(row)
+        known = codec(context, row.name)
         say(
-            f"codec {row.name}: {row.architecture}, {shape.width} dimensions of {shape.bits} bits, {shape.row_bytes} bytes "
-            f"instead of {4 * base.dim} of {base.name}"
+            f"codec {row.name}: {known['method']}, {known['width']} dimensions of {known['bits']} bits, "
+            f"{known['bytes_a_row']} bytes instead of {known['bytes_a_float_row']} of {known['base']}"
         )

@@ -8,7 +8,6 @@ A new adapter is a new file with `fit(task, **options)` and `load(manifest, tens
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from models.adapters.base import Adapter, Task
-from models.artifact import Manifest, load_artifact
-from models.errors import ArtifactError, UsageError
+from models.artifact import Manifest
+from models.errors import UsageError
 from models.options import check_options
+from models.registered import load_registered, module_of
 
 ADAPTERS: dict[str, str] = {
     "mlp": "models.adapters.mlp",
@@ -62,7 +62,7 @@ def fit_adapter(
 
     Raises UsageError: unknown method or option, too few pairs, vectors that do not fit or are not finite.
     """
-    module = _module(method)
+    module = module_of(method, "adapter", ADAPTERS)
     if len(old) != len(new) or old.ndim != 2 or new.ndim != 2:
         raise UsageError(f"an adapter needs pairs: (n, d) of both models, not {old.shape} and {new.shape}")
     if len(old) < LEAST_PAIRS:
@@ -112,25 +112,9 @@ def _check_classes(prototypes: np.ndarray, labels: np.ndarray, new: np.ndarray) 
 
 
 def load_adapter(folder: Path) -> Adapter:
-    """The adapter of an artifact, verified. Raises ArtifactError as `load_artifact`, or for an unknown adapter."""
-    manifest, tensors = load_artifact(folder)
-    if manifest.kind != "adapter":
-        raise ArtifactError(f"{folder} holds an {manifest.kind}, not an adapter: name the adapter's folder")
-    if manifest.architecture not in ADAPTERS:
-        raise ArtifactError(f"unknown adapter {manifest.architecture!r}: known are {', '.join(ADAPTERS)}")
-    try:
-        adapter: Adapter = _module(manifest.architecture).load(manifest, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{folder} does not fit its adapter {manifest.architecture!r}: {error}. Fit it again"
-        ) from error
-    return adapter
-
-
-def _module(method: str) -> Any:
-    if method not in ADAPTERS:
-        raise UsageError(f"unknown adapter {method!r}: choose one of {', '.join(ADAPTERS)}")
-    return importlib.import_module(ADAPTERS[method])
+    """The adapter of an artifact, verified. Raises ArtifactError as `load_registered`."""
+    loaded: Adapter = load_registered(folder, "adapter", ADAPTERS)
+    return loaded
 
 
 __all__ = ["ADAPTERS", "LEAST_PAIRS", "Adapter", "Task", "fit_adapter", "load_adapter"]

@@ -6,18 +6,18 @@ A codec is fitted on embeddings alone, no item is read. A new codec is a new fil
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from models.artifact import Manifest, load_artifact
+from models.artifact import Manifest
 from models.codecs.base import Codec, CodecTask
 from models.codecs.codes import MOST_LOOPS, CodeShape
-from models.errors import ArtifactError, UsageError
+from models.errors import UsageError
 from models.options import check_options
+from models.registered import load_registered, module_of
 
 CODECS: dict[str, str] = {
     "recurrent": "models.codecs.recurrent",
@@ -63,7 +63,7 @@ def fit_codec(
 
     Raises UsageError: unknown method or option, too few pairs, arrays that do not fit or are not finite.
     """
-    module = _module(method)
+    module = module_of(method, "codec", CODECS)
     _check_pairs(anchors, positives, identities)
     if not (1 <= width <= MOST_WIDTH and 0 <= loops <= MOST_LOOPS):
         raise UsageError(
@@ -119,25 +119,9 @@ def _check_old(old_positives: np.ndarray, pairs: int, width: int) -> None:
 
 
 def load_codec(folder: Path) -> Codec:
-    """The codec of an artifact, verified. Raises ArtifactError as `load_artifact`, or for an unknown codec."""
-    manifest, tensors = load_artifact(folder)
-    if manifest.kind != "codec":
-        raise ArtifactError(f"{folder} holds an {manifest.kind}, not a codec: name the codec's folder")
-    if manifest.architecture not in CODECS:
-        raise ArtifactError(f"unknown codec {manifest.architecture!r}: known are {', '.join(CODECS)}")
-    try:
-        codec: Codec = _module(manifest.architecture).load(manifest, tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(
-            f"{folder} does not fit its codec {manifest.architecture!r}: {error}. Fit it again"
-        ) from error
-    return codec
-
-
-def _module(method: str) -> Any:
-    if method not in CODECS:
-        raise UsageError(f"unknown codec {method!r}: choose one of {', '.join(CODECS)}")
-    return importlib.import_module(CODECS[method])
+    """The codec of an artifact, verified. Raises ArtifactError as `load_registered`."""
+    loaded: Codec = load_registered(folder, "codec", CODECS)
+    return loaded
 
 
 __all__ = [

@@ -20,9 +20,9 @@ from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.ledger.rows import QuerySetRow, RolloutRow
 from orchestrator.service.names import find_codec, find_gallery, find_model, find_query_set, find_rollout
 from orchestrator.serving.filters import attributes_of
+from orchestrator.store.row_format import RowFormat
 
 Row = dict[str, Any]
-FLOAT_BYTES = 4
 _COUNTED_IN = {
     "flip_summary": {kind for kind in RelevanceKind if kind.known},
     "click_summary": {RelevanceKind.CLICKS},
@@ -75,6 +75,7 @@ def codecs(context: Context) -> list[Row]:
         if (shape := m.code_shape) is None or m.base_model_id is None:
             continue
         base = found[m.base_model_id]
+        float_bytes = RowFormat(base.dim).row_bytes
         rows.append(
             {
                 "name": m.name,
@@ -84,8 +85,8 @@ def codecs(context: Context) -> list[Row]:
                 "width": shape.width,
                 "bits": shape.bits,
                 "bytes_a_row": shape.row_bytes,
-                "bytes_a_float_row": FLOAT_BYTES * base.dim,
-                "smaller": FLOAT_BYTES * base.dim / shape.row_bytes,
+                "bytes_a_float_row": float_bytes,
+                "smaller": float_bytes / shape.row_bytes,
                 "fingerprint": m.fingerprint,
                 "created_at": m.created_at,
             }

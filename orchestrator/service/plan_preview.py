@@ -16,8 +16,9 @@ from orchestrator.ledger.rows import RolloutRow
 from orchestrator.service.scoring import read_inputs, score_items
 from orchestrator.service.start import Checked, StartRequest, check_start
 from orchestrator.serving.matrix import load_matrix
+from orchestrator.store.row_format import RowFormat
 
-FLOAT_BYTES = 4
+RANK_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,7 @@ def preview(context: Context, request: StartRequest, first: int = 10) -> Preview
 
 
 def _preview(checked: Checked, order: str | None, first_items: list[dict[str, Any]]) -> Preview:
-    n, shape = checked.gallery.n_items, checked.new.code_shape
-    row_bytes = checked.new.dim * FLOAT_BYTES if shape is None else shape.row_bytes
+    n, row_bytes = checked.gallery.n_items, RowFormat(checked.new.dim, checked.new.code_shape).row_bytes
     embedded = n if checked.strategy.reembeds else 0
     return Preview(
         gallery=checked.gallery.name,
@@ -109,7 +109,7 @@ def _preview(checked: Checked, order: str | None, first_items: list[dict[str, An
         batch_size=checked.batch_size,
         extent_bytes=embedded * row_bytes,
         adapted_bytes=n * row_bytes if checked.strategy.lifts else 0,
-        ledger_bytes=embedded * FLOAT_BYTES,
+        ledger_bytes=embedded * RANK_BYTES,
         config=checked.config,
         first_items=first_items,
     )
