@@ -10,8 +10,8 @@ import pytest
 from cli.main import main
 from orchestrator.core.significance import mcnemar_p
 from orchestrator.errors import ExitCode
-from orchestrator.service import background, galleries, listings
 from orchestrator.service import certify as certify_module
+from orchestrator.service import galleries, listings
 from orchestrator.service.certify import CertifyRequest, certify
 from tests.engine import platform
 
@@ -115,10 +115,7 @@ def test_a_tolerance_smaller_than_the_doubt_makes_a_pair_inconclusive(world):
     assert again(-low * 1.01).verdict == "certified"
 
 
-def test_the_command_prints_recalls_with_intervals_and_flips(world, settings, monkeypatch, capsys):
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
+def test_the_command_prints_recalls_with_intervals_and_flips(world, environment, capsys):
     command = ["model", "certify", "old", "kin", "--gallery", "pics", "--minimum-queries", "20"]
     capsys.readouterr()
     assert main(command) == 0

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from cli.main import main
 from orchestrator.api.metrics import LedgerCollector
 from orchestrator.api.replicas import Replicas
 from orchestrator.core.flips import FlipCounts
@@ -17,7 +16,7 @@ from orchestrator.errors import UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import VIEWS, read_view
-from orchestrator.service import background, certify, finish
+from orchestrator.service import certify, finish
 from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.wait import read_status
 from orchestrator.serving.embedding import encode_uris, load_query_set
@@ -247,23 +246,6 @@ def test_nothing_is_certified_by_clicks_or_on_nothing(watched):
             certify.certify(watched, certify.CertifyRequest("old", "kin", "pics", name))
     # The only one that can be meant needs no name.
     assert platform.certify_pair(watched, "old", "kin") == "certified"
-
-
-@pytest.fixture
-def hotrefresh(context, settings, monkeypatch, capsys, tmp_path):
-    """Runs a command against this test's ledger: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(each) for each in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def test_commands_show_churn_and_clicks_as_the_views_have_them(watched, refreshed, hotrefresh, tmp_path):

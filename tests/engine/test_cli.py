@@ -16,10 +16,9 @@ import psutil
 import pytest
 from pyarrow import parquet
 
-from cli.main import main
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.queries import galleries as gallery_queries
-from orchestrator.service import advance, background, embed, galleries, models, rollouts
+from orchestrator.service import advance, embed, galleries, models, rollouts
 from orchestrator.service.listings import model
 from orchestrator.store import ROWS, read_array
 from tests.engine import platform
@@ -47,23 +46,6 @@ MISTAKES = [
     (["queryset", "show", "pics", "nope"], ExitCode.NOT_FOUND, "there are: asked"),
     (["queryset", "import", "pics", "asked", "queries"], ExitCode.CONFLICT, "already"),
 ]  # fmt: skip
-
-
-@pytest.fixture
-def hotrefresh(settings, monkeypatch, capsys, tmp_path):
-    """Runs a command against this test's ledger: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

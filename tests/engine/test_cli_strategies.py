@@ -6,32 +6,19 @@ import json
 
 import pytest
 
-from cli.main import main
 from orchestrator.errors import ExitCode
-from orchestrator.service import background
 from orchestrator.service.evaluate import evaluate_rollout
 from tests.engine import platform
 from tests.engine.strategies import register_adapter
 
 
 @pytest.fixture
-def hotrefresh(context, settings, monkeypatch, capsys, tmp_path):
+def hotrefresh(context, hotrefresh, tmp_path):
     """Runs a command on gallery `pics` with adapters of both directions between `old` and `kin`."""
     platform.embedded_gallery(context, tmp_path)
     register_adapter(context, tmp_path, "old", "kin")
     register_adapter(context, tmp_path, "kin", "old")
-    monkeypatch.chdir(tmp_path)
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
+    return hotrefresh
 
 
 @pytest.mark.parametrize(

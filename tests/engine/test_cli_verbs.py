@@ -6,10 +6,9 @@ import json
 
 import pytest
 
-from cli.main import main
 from orchestrator.core.states import RolloutState, Verb, legal_verbs
 from orchestrator.errors import ExitCode
-from orchestrator.service import advance, background, rollouts
+from orchestrator.service import advance, rollouts
 from tests.engine import platform
 
 S = RolloutState
@@ -23,23 +22,6 @@ VERBS = {
 }
 RETRIABLE = {S.BACKFILLING, S.PAUSED, S.FINALIZABLE, S.FINALIZED}
 SETTABLE = set(S) - {S.FINALIZED, S.SUPERSEDED, S.CANCELLED, S.ROLLED_BACK, S.FAILED}
-
-
-@pytest.fixture
-def hotrefresh(settings, monkeypatch, capsys, tmp_path):
-    """Runs a command against this test's ledger: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

@@ -8,13 +8,12 @@ import shutil
 import numpy as np
 import pytest
 
-from cli.main import main
 from models.codecs import CODECS
 from models.codecs.coded import unit_codes
 from orchestrator.errors import ConflictError, ExitCode, NotCertifiedError, NotFoundError, UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries.models import model_by_name
-from orchestrator.service import background, certify, codecs, listings
+from orchestrator.service import certify, codecs, listings
 from orchestrator.service.codecs import TrainCodecRequest
 from orchestrator.serving.embedding import encode_uris, no_progress
 from tests.engine import platform
@@ -90,38 +89,29 @@ def codecs_row(context, name):
         return model_by_name(connection, name)
 
 
-def test_codecs_by_command(world, settings, monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(a) for a in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    code, _, err = run("codec", "train", "small", "--gallery", "pics", "--bits", 3)
+def test_codecs_by_command(world, hotrefresh):
+    code, _, err = hotrefresh("codec", "train", "small", "--gallery", "pics", "--bits", 3)
     assert code == ExitCode.DONE
     assert "12 bytes instead of 128 of old" in err
     assert "hotrefresh codec certify small --gallery pics" in err
-    code, out, _ = run(
+    code, out, _ = hotrefresh(
         "codec", "certify", "small", "--gallery", "pics", "--minimum-queries", 20, "--loss", 0.5
     )
     assert code == ExitCode.DONE
     assert "certified" in out
     assert "codes alone" in out
-    code, out, err = run("codec", "certify", "small", "--gallery", "pics", "--minimum-queries", 100_000)
+    code, out, err = hotrefresh(
+        "codec", "certify", "small", "--gallery", "pics", "--minimum-queries", 100_000
+    )
     assert (code, "inconclusive" in out) == (ExitCode.INCONCLUSIVE, True)
-    listed = json.loads(run("codec", "list", "-o", "json")[1])["codecs"]
+    listed = json.loads(hotrefresh("codec", "list", "-o", "json")[1])["codecs"]
     assert [(c["name"], c["base"], c["bits"], c["bytes_a_row"]) for c in listed] == [("small", "old", 3, 12)]
-    shown = json.loads(run("codec", "show", "small", "-o", "json")[1])
+    shown = json.loads(hotrefresh("codec", "show", "small", "-o", "json")[1])
     assert [c["verdict"] for c in shown["certificates"]] == ["inconclusive", "certified"]
-    assert run("codec", "show", "small")[0] == ExitCode.DONE
+    assert hotrefresh("codec", "show", "small")[0] == ExitCode.DONE
     folder = world.artifact(codecs_row(world, "small"))
-    assert run("codec", "import", "again", folder, "--model", "old")[0] == ExitCode.DONE
+    assert hotrefresh("codec", "import", "again", folder, "--model", "old")[0] == ExitCode.DONE
     kinds = {row["name"]: row["kind"] for row in listings.models(world)}
     assert kinds["again"] == kinds["small"] == "codec"
-    code, _, err = run("rollout", "plan", "pics", "--to", "kin", "--codec", "small")
+    code, _, err = hotrefresh("rollout", "plan", "pics", "--to", "kin", "--codec", "small")
     assert (code, "one of them" in err) == (ExitCode.USAGE, True)

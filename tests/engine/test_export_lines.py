@@ -14,7 +14,6 @@ import pytest
 
 from cli.main import main
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import background
 from tests.engine import platform
 
 PAGE = (Path(__file__).parents[2] / "docs" / "FLIPS-AND-GATES.md").read_text("utf-8")
@@ -23,15 +22,12 @@ READERS = dict(re.findall(r"^python -c '(import (\w+);.*)'$", PAGE, re.MULTILINE
 
 
 @pytest.fixture
-def causes(context, settings, tmp_path, monkeypatch) -> Counter[str]:
+def causes(context, environment, tmp_path, monkeypatch) -> Counter[str]:
     """How many flips of each cause are in the file that the documented command wrote into the working folder."""
     platform.embedded_gallery(context, tmp_path)
     platform.register_network(context, tmp_path, "poor", seed=0, kept=4)
     platform.certify_by_hand(context, "poor")
     row = platform.work(context, platform.start(context, "poor").id)
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     assert EXPORT
     assert main(shlex.split(EXPORT[1].replace("photos", "pics"))) == 0

@@ -8,7 +8,7 @@ from cli.main import main
 from orchestrator.errors import ConflictError, ExitCode, UsageError
 from orchestrator.gates import resolved
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import advance, background, rollouts, tuning
+from orchestrator.service import advance, rollouts, tuning
 from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.gate_trial import try_gates
 from tests.engine import platform
@@ -178,11 +178,8 @@ def test_what_cannot_be_tried_is_refused_in_one_sentence(context, poor):
     ],
 )
 def test_the_command_shows_the_answers_and_ends_with_their_code(
-    context, settings, poor, tmp_path, monkeypatch, capsys, values, code
+    environment, poor, tmp_path, capsys, values, code
 ):
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
     (tmp_path / "my gates.toml").write_text(FILE.format(**values))
     capsys.readouterr()
     assert main(["ledger", "gates", str(poor.id), "--try", str(tmp_path / "my gates.toml")]) == code

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from cli.main import main
 from models.datasets import list_items, read_item
 from models.matching.local import Sift
 from models.matching.matcher import match_count
@@ -23,7 +22,7 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.ledger.rows import GalleryRow
-from orchestrator.service import background, embed, galleries
+from orchestrator.service import embed, galleries
 from orchestrator.service import search as searching
 from orchestrator.service import start as starting
 from orchestrator.serving.answers import Answer, Hit
@@ -51,23 +50,6 @@ def copies(references, tmp_path):
     platform.register_network(references, tmp_path, "far", seed=0, moved=0.1)
     platform.certify_by_hand(references, "far", "copies")
     return references
-
-
-@pytest.fixture
-def hotrefresh(context, settings, monkeypatch, capsys, tmp_path):
-    """Runs a command against this test's ledger: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(each) for each in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def view(context, name, **filters):

@@ -17,7 +17,7 @@ from orchestrator.core.metrics import top_k
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import workers as worker_queries
-from orchestrator.service import advance, background, galleries, reorder, rollouts
+from orchestrator.service import advance, galleries, reorder, rollouts
 from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.matrix import load_matrix
@@ -124,11 +124,8 @@ def _import_blends(context, folder):
 
 
 @pytest.fixture
-def hotrefresh(settings, monkeypatch, capsys):
+def hotrefresh(environment, capsys):
     """The document that a command prints."""
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
 
     def run(*arguments):
         capsys.readouterr()

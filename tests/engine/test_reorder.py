@@ -18,7 +18,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import plans as plan_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import advance, background, demand, galleries, rollouts, tuning
+from orchestrator.service import advance, demand, galleries, rollouts, tuning
 from orchestrator.service import reorder as reordering
 from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.invariants import check_invariants
@@ -218,11 +218,8 @@ def test_what_cannot_be_reranked_is_refused_in_one_sentence(world, monkeypatch):
         reordering.reorder(world, row.id, "flips")
 
 
-def test_the_command_says_what_it_moved(world, settings, monkeypatch, capsys, tmp_path):
+def test_the_command_says_what_it_moved(world, environment, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    for name, value in background.worker_environment(settings).items():
-        if name.startswith("HOTREFRESH_"):
-            monkeypatch.setenv(name, value)
     row = begin(world)
     assert main(["rollout", "reorder", "pics@latest", "--by", "flips", "-o", "json"]) == 0
     said = json.loads(capsys.readouterr().out)
