@@ -8,12 +8,15 @@ from sqlalchemy import Connection
 
 from orchestrator.context import Context
 from orchestrator.errors import ConflictError
+from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ModelRow
 from orchestrator.service.names import find_gallery
 from orchestrator.serving.embedding import Progress, encode_uris
+from orchestrator.serving.floats import StoredFloats
 from orchestrator.serving.matrix import GalleryMatrix, load_matrix
 
 F32 = npt.NDArray[np.float32]
@@ -66,24 +69,20 @@ def floats_of_rows(
 
     What the gallery does not hold of this model is embedded now.
     """
-    with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+    with snapshot(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
-        try:
-            matrix, of_model = stored_by(connection, gallery, model)
-        except ConflictError:  # it holds none
-            floats, own = np.zeros((len(rows), model.dim), np.float32), np.zeros(len(rows), np.bool_)
-        else:
-            own = of_model[rows]
-            floats = np.where(own[:, None], matrix.vectors[rows, : model.dim], np.float32(0))
-        missing = np.flatnonzero(~own)
-        wanted = rows[missing].tolist()
-        uris = {item.row: item.uri for item in gallery_queries.items_of_rows(connection, gallery.id, wanted)}
-    failed = {int(place) for place in missing if int(rows[place]) not in uris}
-    asked = [int(place) for place in missing if int(place) not in failed]
-    if asked:
-        found, unread = encode_uris(
-            context.encoder(model), [uris[int(rows[place])] for place in asked], progress
-        )
-        floats[asked] = found
-        failed |= {asked[place] for place in unread}
+        stored = StoredFloats(connection, gallery.id, model.id)
+        gone = log_queries.deleted_rows(connection, gallery.id, log_queries.last_seq(connection, gallery.id))
+    floats, own = stored.read(rows)
+    own &= ~np.isin(rows, gone)
+    floats[~own] = 0
+    missing = np.flatnonzero(~own).tolist()
+    with snapshot(context.engine) as connection:
+        uris = gallery_queries.uris_of_rows(connection, gallery.id, rows[missing].tolist()) if missing else []
+    wanted = {place: uri for place, uri in zip(missing, uris, strict=True) if uri is not None}
+    failed = set(missing) - set(wanted)
+    if wanted:
+        places = list(wanted)
+        floats[places], unread = encode_uris(context.encoder(model), list(wanted.values()), progress)
+        failed |= {places[at] for at in unread}
     return floats, failed

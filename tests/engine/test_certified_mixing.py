@@ -12,13 +12,11 @@ from orchestrator.service.search import Query
 from orchestrator.service.search import search as search_once
 from orchestrator.serving import replica as replicas
 from orchestrator.serving.replica import Replica
-from tests.engine import platform, test_cli_verbs
+from tests.engine import platform
 from tests.engine.api_server import client_of, until
 from tests.engine.test_strategies import believe, certified, follow
 from tests.engine.test_supersede import work_some
 from tests.engine.test_traffic import Server, sticky_of
-
-hotrefresh = test_cli_verbs.hotrefresh
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,9 @@ from orchestrator.core.traffic import Split
 from orchestrator.errors import ExitCode
 from orchestrator.service import traffic
 from orchestrator.service.rollouts import reread, rollback
-from tests.engine import platform, test_cli_verbs
+from tests.engine import platform
 from tests.engine.test_calibration import certified_by_hand
 from tests.engine.test_traffic import KEYS, Server, sticky_of
-
-hotrefresh = test_cli_verbs.hotrefresh
 
 
 @pytest.fixture

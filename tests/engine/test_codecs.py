@@ -13,8 +13,9 @@ from models.codecs.coded import unit_codes
 from orchestrator.errors import ConflictError, ExitCode, NotCertifiedError, NotFoundError, UsageError
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries.models import model_by_name
-from orchestrator.service import certify, codecs, listings
+from orchestrator.service import certify, codecs, items, listings
 from orchestrator.service.codecs import TrainCodecRequest
+from orchestrator.service.stored import floats_of_rows
 from orchestrator.serving.embedding import encode_uris, no_progress
 from tests.engine import platform
 from tests.engine.strategies import embed
@@ -82,6 +83,14 @@ def test_what_a_codec_cannot_do_is_said(world):
         codecs.certify_codec(world, "of-kin", "pics")
     with pytest.raises(NotCertifiedError, match="hotrefresh codec train NAME --model kin --like codes"):
         certify.check_codecs(codecs_row(world, "codes"), codecs_row(world, "kin"))
+
+
+def test_what_was_deleted_is_not_learned_from(world):
+    rows = np.arange(6)
+    items.delete_items(world, "pics", ["class-00/1.png", "class-00/4.png"])
+    floats, failed = floats_of_rows(world, "pics", codecs_row(world, "old"), rows, no_progress)
+    assert failed == {1, 4}
+    assert np.array_equal(floats.any(axis=1), ~np.isin(rows, [1, 4]))
 
 
 def codecs_row(context, name):
