@@ -2,8 +2,8 @@
 
 A query's rank is that of its best placed right answer, from 1. Ties go by the lower column, as in every search here; with
 `Ties.WORST` a right answer stands behind all wrong ones of its score, so a model that gives everything one score gets nothing.
-Texts that come twice score alike, and where only a query's own item is right the order of rows then decides: look at both kinds of
-ties, or at relevance with overlap.
+Texts that come twice score alike, and where only a query's own item is right the order of rows then decides: look at both
+kinds of ties, or at relevance with overlap.
 """
 
 from __future__ import annotations
