@@ -1,8 +1,8 @@
 """R(2+1)D with one block a stage, and the heads that are trained on it and then dropped.
 
 A 3-D convolution is a 2-D one over the picture and a 1-D one over time, with so many channels between that both have as many
-weights as the 3-D one would (Tran et al., CVPR 2018). Four stages of one residual block; the last three halve time, height and width. At
-width 64: 14.37 million parameters and 512 dimensions, 25.43 million with all heads, as published. Width 8 runs on a CPU.
+weights as the 3-D one would (Tran et al., CVPR 2018). Four stages of one residual block; the last three halve time, height and
+width. At width 64: 14.37 million parameters and 512 dimensions, 25.43 million with all heads, as released. Width 8 runs on a CPU.
 """
 
 from __future__ import annotations

@@ -27,6 +27,15 @@ def test_by_characters_the_values_are_pycocoevalcaps():
     assert found == pytest.approx([3.68265219, 4.54749324, 4.58396696, 1.73273292], abs=1e-8)
 
 
+def test_what_is_repeated_counts_as_often_as_the_reference_has_it():
+    texts = ["哈哈哈哈哈好", "雨停了", "好"]
+    references = [["哈哈好", "真好"], ["雨停了船来"], ["好好好"]]
+    found = cider(
+        [characters(t) for t in texts], [[characters(r) for r in several] for several in references]
+    )
+    assert found == pytest.approx([1.20019772, 4.86945341, 2.36489867], abs=1e-8)
+
+
 def test_by_words_the_values_are_pycocoevalcaps():
     found = cider([t.split() for t in WORDS], [[r.split() for r in several] for several in WORD_REFERENCES])
     assert found == pytest.approx([2.62772908, 4.12365902, 1.53869215], abs=1e-8)

@@ -29,7 +29,8 @@ def test_counts_by_hand_latin_letters_and_blanks_among_them():
     assert character_bleu(["abcdef"], [["abcdefgh"]]) == pytest.approx(math.exp(1 - 8 / 6))
     assert character_bleu(["abcdef"], [["abcdefgh", "zzzzzz"]]) == pytest.approx(1)
     assert character_bleu(["abc", "abcde"], [["abc"], ["abcdf"]]) > 0
-    assert character_bleu(["abc"], [["abc"]]) == 0  # no 4-gram, nothing is smoothed
+    assert character_bleu(["abc"], [["abc"]]) == 0  # no 4-gram
+    assert character_bleu(["abcdx"], [["abcyd"]]) == 0  # none that is shared, and nothing is smoothed
 
 
 @pytest.mark.parametrize(("texts", "references"), [([], []), (["a"], []), (["a"], [[]])])

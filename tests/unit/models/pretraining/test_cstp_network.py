@@ -1,4 +1,4 @@
-"""The network: its published size, its shapes, and that the loss reaches every weight and falls."""
+"""The network: the released one's size, its shapes, and that the loss reaches every weight and falls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def parameters(network):
     return sum(p.numel() for p in network.parameters())
 
 
-def test_it_has_as_many_parameters_as_published():
+def test_it_has_as_many_parameters_as_the_released_one():
     with torch.device("meta"):
         assert parameters(R2Plus1D()) / 1e6 == pytest.approx(14.37, abs=0.005)
         assert parameters(CstpNetwork()) / 1e6 == pytest.approx(25.43, abs=0.015)
