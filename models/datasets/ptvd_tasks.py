@@ -180,6 +180,32 @@ def genre_matrix(
     return episodes, columns, matrix
 
 
+def write_manifest(segments: Iterable[Segment], path: Path) -> list[str]:
+    """Write segments as the CSV that `gallery create` and `queryset import` read: the sentence as text, times and episode beside it.
+
+    The label is the segment's own key, so a sentence answers for its segment alone. Segments whose sentence is empty are left out.
+    Returns the keys written, in the order of the gallery.
+    """
+    keys = []
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["key", "text", "label", "episode", "start_s", "end_s"])
+        for segment in segments:
+            if segment.sentence.strip():
+                table.writerow(
+                    [
+                        segment.key,
+                        segment.sentence,
+                        segment.key,
+                        segment.episode,
+                        segment.start_s,
+                        segment.end_s,
+                    ]
+                )
+                keys.append(segment.key)
+    return keys
+
+
 def split_by_episode(
     episodes: Iterable[str], *, test: int, validation: int = 0, seed: int = 0
 ) -> dict[str, list[str]]:

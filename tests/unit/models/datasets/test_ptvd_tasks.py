@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from models.datasets import list_items, read_item
 from models.datasets.embeddings_file import map_embeddings
 from models.datasets.ptvd import Ptvd, Segment
 from models.datasets.ptvd_features import encoders, read_features, write_embeddings
@@ -24,6 +27,7 @@ from models.datasets.ptvd_tasks import (
     split_by_episode,
     subtitles_of,
     weak_queries,
+    write_manifest,
 )
 from models.errors import UsageError
 from tests.unit.models.datasets.ptvd_world import write_features, write_track, write_world
@@ -230,6 +234,17 @@ def test_two_encoders_are_two_versions_of_one_gallery(dataset, segments, tmp_pat
         np.testing.assert_array_equal(mapped, vectors[::-1])
         raw = np.load(dataset.folder / "features" / encoder / "ep-b.npy", allow_pickle=False)
         np.testing.assert_array_equal(mapped[keys.index("ep-b_1")], raw[1])
+
+
+def test_a_manifest_is_a_source_of_a_gallery_and_its_keys_order_the_vectors(dataset, segments, tmp_path):
+    empty = replace(segments[0], index=99, sentence="  ")
+    keys = write_manifest([*segments[::-1], empty], tmp_path / "plots.csv")
+    items = list_items(str(tmp_path / "plots.csv")).items
+    assert keys == [item.key for item in items] == [segment.key for segment in segments[::-1]]
+    assert [read_item(item.uri) for item in items] == [segment.sentence for segment in segments[::-1]]
+    assert items[-1].label == "ep-a_0"
+    assert dict(items[-1].attributes) == {"episode": "ep-a", "start_s": "10.0", "end_s": "50.0"}
+    assert write_embeddings(dataset, "old", keys, tmp_path / "old.npy") == (len(items), 4)
 
 
 def test_features_of_frames_are_pooled_over_the_segments_window(tmp_path):
