@@ -181,9 +181,9 @@ def genre_matrix(
 
 
 def write_manifest(segments: Iterable[Segment], path: Path) -> list[str]:
-    """Write segments as the CSV that `gallery create` and `queryset import` read: the sentence as text, times and episode beside it.
+    """Write segments as the CSV that `gallery create` and `queryset import` read: the sentence as text, its times beside it.
 
-    The label is the segment's own key, so a sentence answers for its segment alone. Segments whose sentence is empty are left out.
+    The label is the segment's own key, so a sentence answers for its segment alone; empty sentences are left out.
     Returns the keys written, in the order of the gallery.
     """
     keys = []

@@ -38,7 +38,7 @@ def test_the_loss_reaches_every_weight_and_falls():
     labels = Labels(label % 5, (label + 2) % 5, label % 4, (label % 4, (label + 1) % 4))
     optimizer = torch.optim.SGD(network.parameters(), 0.05, momentum=0.9)
     losses = []
-    for _ in range(25):
+    for _ in range(12):
         predicted, said = network(first, second)
         targets = target.embed(first), target.embed(second)
         loss = total(contrastive(predicted, targets), said, labels)
@@ -51,3 +51,22 @@ def test_the_loss_reaches_every_weight_and_falls():
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
     assert all(p.grad is None for p in target.parameters())
+
+
+def test_each_clip_has_predictions_of_its_own_and_the_overlaps_see_both():
+    torch.manual_seed(0)
+    network = CstpNetwork(2, hidden=16).eval()
+    clips = [torch.rand(2, 3, 8, 16, 16) * 2 - 1 for _ in range(3)]
+    (mine, other), said = network(clips[0], clips[1])
+    (mine_again, changed), again = network(clips[0], clips[2])
+    torch.testing.assert_close(mine, mine_again)
+    assert not torch.allclose(other, changed)
+    for head in ("playback", "rotation"):
+        torch.testing.assert_close(getattr(said, head)[0], getattr(again, head)[0])
+        assert not torch.allclose(getattr(said, head)[1], getattr(again, head)[1])
+    for head in ("spatial", "temporal"):
+        assert not torch.allclose(getattr(said, head), getattr(again, head))
+        assert not torch.allclose(getattr(said, head), getattr(network(clips[1], clips[0])[1], head))
+    assert [each.shape for each in (said.spatial, said.temporal, *said.playback, *said.rotation)] == [
+        (2, 5)
+    ] * 6
