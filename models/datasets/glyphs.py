@@ -163,7 +163,7 @@ def _rows(split: str) -> list[tuple[int, str, int, int]]:
     if split not in SPLITS:
         raise UsageError(f"glyphs have no split {split!r}: choose one of {', '.join(SPLITS)}")
     everything = catalogue()
-    classes = _classes_in_order()
+    classes = classes_in_order()
     train = set(classes[: round(len(classes) * _TRAIN_SHARE)])
     old_train = set(classes[: round(len(classes) * _OLD_TRAIN_SHARE)])
     rows = enumerate(zip(everything.faces, everything.codes, everything.classes, strict=True))
@@ -176,7 +176,9 @@ def _rows(split: str) -> list[tuple[int, str, int, int]]:
     return [(place, face, code, label) for place, (face, code, label) in rows if wanted(face, label)]  # type: ignore[no-untyped-call]
 
 
-def _classes_in_order() -> list[int]:
+def classes_in_order() -> list[int]:
+    """Every class, by the hash that splits go by: training classes first."""
+
     def key(label: int) -> str:
         return hashlib.sha256(f"{_SPLIT_SEED}:{character_name(label)}".encode()).hexdigest()
 
