@@ -51,13 +51,13 @@ class Sizes:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    classes: int = 300
+    classes: int = 150
     old_share: float = 0.5
     old: Mapping[str, Any] = field(default_factory=lambda: {"patch": 8, "width": 48, "depth": 2, "heads": 4})
     new: Mapping[str, Any] = field(default_factory=lambda: {"patch": 8, "width": 96, "depth": 4, "heads": 4})
     old_epochs: float = 12
     new_epochs: float = 12
-    adapt_epochs: float = 6
+    adapt_epochs: float = 5
     rank: int = 16
     map_hidden: int = 128
     steps: int = 600
