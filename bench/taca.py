@@ -8,7 +8,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,20 +46,22 @@ class Sizes:
 
     Attributes:
         classes: characters; the old model is trained on the first `old_share` of them, all else on all.
+        batch_size: of both encoders and of their adapters; `steps` of the frozen modules.
         rank: of serial and parallel adapters; symmetric ones, two a layer, have half of it.
         contrasts: lambdas; the first is the one all arms are compared at, others are measured with `parallel` alone.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    classes: int = 150
+    classes: int = 100
     old_share: float = 0.5
     old: Mapping[str, Any] = field(default_factory=lambda: {"patch": 8, "width": 48, "depth": 2, "heads": 4})
     new: Mapping[str, Any] = field(default_factory=lambda: {"patch": 8, "width": 96, "depth": 4, "heads": 4})
-    old_epochs: float = 12
-    new_epochs: float = 12
-    adapt_epochs: float = 5
+    old_epochs: float = 16
+    new_epochs: float = 30
+    adapt_epochs: float = 8
     rank: int = 16
     map_hidden: int = 128
+    batch_size: int = 32
     steps: int = 600
     contrasts: tuple[float, ...] = (1.0, 0.0)
 
@@ -165,25 +167,16 @@ def of_seed(world: World, sizes: Sizes, seed: int, scratch: Path, say: Say) -> d
     """All arms of one seed, under one head and one text tower that nothing changes."""
     old, new = scratch / "old", scratch / "new"
     say(f"seed {seed}: old encoder")
-    _train(world.old_train, old, sizes.old, OLD_DIM, sizes.old_epochs, seed)
+    _train(world.old_train, old, sizes.old, OLD_DIM, sizes.old_epochs, sizes.batch_size, seed)
     say(f"seed {seed}: new encoder")
-    _train(world.train, new, sizes.new, NEW_DIM, sizes.new_epochs, seed + 1000)
+    _train(world.train, new, sizes.new, NEW_DIM, sizes.new_epochs, sizes.batch_size, seed + 1000)
     seen, asked = (_embedded(folder, world.train) for folder in (old, new))
     head, tower = _modules(seen, world.train, sizes, seed)
     digests = head.digest, tower.digest
     found = {OLD: Measured(_judged(head, tower, _embedded(old, world.test), world.test))}
     say(f"seed {seed}: maps")
     found[PROCRUSTES] = _procrustes(world, old, new, (seen, asked), (head, tower), scratch, seed)
-    jobs = {
-        LINEAR: AdaptOptions("none", rank=0, epochs=sizes.adapt_epochs),
-        MLP: AdaptOptions("none", rank=0, map_hidden=sizes.map_hidden, epochs=sizes.adapt_epochs),
-    }
-    for contrast in sizes.contrasts:
-        for arm, placement in PLACED.items():
-            if contrast == sizes.contrasts[0] or placement == "parallel":
-                rank = sizes.rank // 2 if placement == "symmetric" else sizes.rank
-                title = arm if contrast == sizes.contrasts[0] else f"{arm}, lambda {contrast:g}"
-                jobs[title] = AdaptOptions(placement, rank, contrast=contrast, epochs=sizes.adapt_epochs)
+    jobs = _jobs(sizes)
     for arm, options in jobs.items():
         say(f"seed {seed}: {arm}")
         found[arm] = _adapted(world, old, new, (head, tower), options, scratch / "adapted", seed)
@@ -193,11 +186,32 @@ def of_seed(world: World, sizes: Sizes, seed: int, scratch: Path, say: Say) -> d
     return found
 
 
+def _jobs(sizes: Sizes) -> dict[str, AdaptOptions]:
+    """What is trained by the loss of `models.taca`, by arm."""
+    common = AdaptOptions(
+        "none", 0, contrast=sizes.contrasts[0], epochs=sizes.adapt_epochs, batch_size=sizes.batch_size
+    )
+    jobs = {LINEAR: common, MLP: replace(common, map_hidden=sizes.map_hidden)}
+    for arm, placement in PLACED.items():
+        rank = sizes.rank // 2 if placement == "symmetric" else sizes.rank
+        jobs[arm] = replace(common, placement=placement, rank=rank)
+    for contrast in sizes.contrasts[1:]:
+        title = f"adapters, parallel, lambda {contrast:g}"
+        jobs[title] = replace(common, placement="parallel", rank=sizes.rank, contrast=contrast)
+    return jobs
+
+
 def _train(
-    pictures: Pictures, folder: Path, network: Mapping[str, Any], dim: int, epochs: float, seed: int
+    pictures: Pictures,
+    folder: Path,
+    network: Mapping[str, Any],
+    dim: int,
+    epochs: float,
+    batch_size: int,
+    seed: int,
 ) -> None:
     options = TrainingOptions(
-        "vit", network, dim, epochs=epochs, batch_size=128, learning_rate=2e-3, temperature=0.1
+        "vit", network, dim, epochs=epochs, batch_size=batch_size, learning_rate=1e-3, temperature=0.1
     )
     train_encoder(pictures, folder, name=folder.name, options=options, seed=seed)
 

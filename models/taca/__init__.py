@@ -9,5 +9,6 @@ which parts are known and which are ours.
 - space.py: the map from the new model's dimensions to the old one's
 - network.py: a frozen vision transformer with both
 - losses.py: distillation, and the contrast of new pictures with old texts
+- hooks.py: the small layers on encoders of other libraries
 - training.py: the training, and the artifact it leaves: an encoder that emits the old space
 """
