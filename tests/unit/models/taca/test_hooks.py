@@ -81,6 +81,7 @@ def test_each_placement_is_its_formula():
         encoder, layers, _ = torchs()
         plain = layers[0](tokens())
         adapters = HookedAdapters(encoder, layers[:1], width=16, rank=3, placement=placement)
+        assert not any(each.requires_grad for each in encoder.parameters())
         nn.init.normal_(adapters.bottlenecks[0].up.weight)
         entering = plain if placement == "serial" else tokens()
         torch.testing.assert_close(layers[0](tokens()), plain + adapters.bottlenecks[0](entering))
