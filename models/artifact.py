@@ -34,7 +34,7 @@ MANIFEST_CAP_BYTES = 2**20
 WEIGHTS_CAP_BYTES = 8 * 2**30
 HEADER_CAP_BYTES = 4 * 2**20
 MAX_TENSORS = 10_000
-_KINDS = ("encoder", "adapter", "codec")
+_KINDS = ("encoder", "adapter", "codec", "downstream")
 _MODALITIES = ("image", "text")
 
 
@@ -43,7 +43,7 @@ class Manifest:
     """What is known about a model without reading its weights.
 
     Attributes:
-        kind: "encoder", "adapter" or "codec".
+        kind: "encoder", "adapter", "codec" or "downstream" (a frozen module that takes embeddings).
         name: what a person calls it; no part of its identity.
         architecture: name in the registry of encoders or adapters.
         options: the constructor's arguments, JSON values.

@@ -176,13 +176,14 @@ def _rows(split: str) -> list[tuple[int, str, int, int]]:
     return [(place, face, code, label) for place, (face, code, label) in rows if wanted(face, label)]  # type: ignore[no-untyped-call]
 
 
+def order_key(label: int) -> str:
+    """What classes are ordered by: a hash of a class's name."""
+    return hashlib.sha256(f"{_SPLIT_SEED}:{character_name(label)}".encode()).hexdigest()
+
+
 def classes_in_order() -> list[int]:
     """Every class, by the hash that splits go by: training classes first."""
-
-    def key(label: int) -> str:
-        return hashlib.sha256(f"{_SPLIT_SEED}:{character_name(label)}".encode()).hexdigest()
-
-    return sorted(set(catalogue().classes), key=key)
+    return sorted(set(catalogue().classes), key=order_key)
 
 
 def _item(face: str, code: int, label: int) -> Item:

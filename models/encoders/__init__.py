@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ARCHITECTURES: dict[str, str] = {
     "convnet": "models.encoders.convnet",
     "vit": "models.encoders.vit",
+    "vit_adapted": "models.encoders.vit_adapted",
     "wordllama": "models.encoders.wordllama",
     "minilm": "models.encoders.minilm",
     "factory": "models.encoders.factory",

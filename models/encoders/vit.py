@@ -77,7 +77,7 @@ class ViT(nn.Module):
         self.patches = nn.Conv2d(channels, width, patch, patch)
         self.positions = nn.Parameter(torch.randn(1, (size // patch) ** 2, width) * 0.02)
         self.blocks = nn.ModuleList(
-            _Block(
+            Block(
                 width,
                 heads,
                 dynamic if place < count else layer_norm,
@@ -90,9 +90,18 @@ class ViT(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """See the class."""
-        tokens = self.patches(pixels - 0.25).flatten(2).transpose(1, 2) + self.positions
+        tokens = self.tokens(pixels)
         for block in self.blocks:
             tokens = block(tokens)
+        return self.pooled(tokens)
+
+    def tokens(self, pixels: Tensor) -> Tensor:
+        """(B, T, width): what the first block gets."""
+        tokens: Tensor = self.patches(pixels - 0.25).flatten(2).transpose(1, 2) + self.positions
+        return tokens
+
+    def pooled(self, tokens: Tensor) -> Tensor:
+        """(B, dim) float32 from what the last block returned."""
         features: Tensor = self.out(self.norm(tokens).mean(dim=1))
         return features
 
@@ -100,7 +109,9 @@ class ViT(nn.Module):
 _MakeNorm = Callable[[], nn.Module]
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
+    """One pre-norm layer: (B, T, width) tokens -> (B, T, width). Its two halves can be called one by one."""
+
     def __init__(self, width: int, heads: int, norm_attention: _MakeNorm, norm_mlp: _MakeNorm) -> None:
         super().__init__()
         self.heads = heads
@@ -111,11 +122,17 @@ class _Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        B, T, D = tokens.shape
-        q, k, v = self.qkv(self.norm_attention(tokens)).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, D)
-        tokens = tokens + self.mix(attended)
+        """See the class."""
+        tokens = tokens + self.attention(self.norm_attention(tokens))
         out: Tensor = tokens + self.mlp(self.norm_mlp(tokens))
+        return out
+
+    def attention(self, normed: Tensor) -> Tensor:
+        """(B, T, width), what the first half adds to its tokens, from the same tokens normalised."""
+        B, T, D = normed.shape
+        q, k, v = self.qkv(normed).view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, T, D)
+        out: Tensor = self.mix(attended)
         return out
 
 

@@ -68,6 +68,13 @@ def test_a_gpu_computes_in_bfloat16_unless_told_otherwise():
 OPTIONS = {
     "convnet": {"widths": [4, 8], "hidden": 12},
     "vit": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
+    "vit_adapted": {
+        "network": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
+        "source_dim": 12,
+        "placement": "parallel",
+        "rank": 3,
+        "map_hidden": 0,
+    },
 }
 
 

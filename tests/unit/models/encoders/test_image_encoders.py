@@ -13,6 +13,13 @@ from models.errors import ArtifactError, ItemError
 ARCHITECTURES = {
     "convnet": {"widths": [4, 8], "blocks": 1, "hidden": 12},
     "vit": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
+    "vit_adapted": {
+        "network": {"patch": 4, "width": 16, "depth": 2, "heads": 2},
+        "source_dim": 12,
+        "placement": "symmetric",
+        "rank": 3,
+        "map_hidden": 4,
+    },
 }
 
 
