@@ -35,7 +35,7 @@ WEIGHTS_CAP_BYTES = 8 * 2**30
 HEADER_CAP_BYTES = 4 * 2**20
 MAX_TENSORS = 10_000
 _KINDS = ("encoder", "adapter", "codec", "downstream")
-_MODALITIES = ("image", "text")
+_MODALITIES = ("image", "text", "video")
 
 
 @dataclass(frozen=True)
