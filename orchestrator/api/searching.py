@@ -38,7 +38,7 @@ from orchestrator.ledger.rows import ModelRow
 from orchestrator.serving.answers import Answer
 from orchestrator.serving.batching import QueryBatcher
 from orchestrator.serving.filters import Where
-from orchestrator.serving.matching import check_matchable, deep, matched
+from orchestrator.serving.matching import check_matchable, deep, matched, views_of
 from orchestrator.serving.queries import QueryPath
 from orchestrator.serving.replica import Replica
 from orchestrator.serving.retrievals import RetrievalCounter
@@ -132,11 +132,14 @@ class Searching:
 
     def _ask(self, searched: Replica, query: Asked, content: Any, asked: AskedSearch, k: int) -> Answer:
         """One query's answer by one system."""
+        views = views_of(content) if asked.match else [content]
         depth = deep(k) if asked.match else k
-        [answer] = self._answers(searched, (query,), [content], depth, asked.where)
-        if isinstance(answer, Exception):
-            raise answer
-        return matched(answer, content, k) if asked.match else answer
+        answers: list[Answer] = []
+        for answer in self._answers(searched, [query] * len(views), views, depth, asked.where):
+            if isinstance(answer, Exception):
+                raise answer
+            answers.append(answer)
+        return matched(answers, views, k) if asked.match else answers[0]
 
     def _many(self, replica: ServedReplica, asked: AskedSearch, sticky: str | None) -> Response:
         contents = [_content(replica, query) for query in asked.queries]

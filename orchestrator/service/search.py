@@ -22,7 +22,7 @@ from orchestrator.service.listings import item_uri
 from orchestrator.service.names import find_gallery
 from orchestrator.serving.answers import Answer
 from orchestrator.serving.filters import attributes_of
-from orchestrator.serving.matching import check_matchable, deep, matched
+from orchestrator.serving.matching import check_matchable, deep, matched, views_of
 from orchestrator.serving.replica import Replica
 
 
@@ -71,10 +71,10 @@ def search(
                 answer = replica.search_vectors(vector[None], k, where)[0]
         else:
             content = _content(context, gallery_name, query)
+            views = views_of(content) if match else [content]
             with Replica(context, gallery, rerank=rerank) as replica:
-                answer = replica.search([content], deep(k) if match else k, where)[0]
-            if match:
-                answer = matched(answer, content, k)
+                found = replica.search(views, deep(k) if match else k, where)
+            answer = matched(found, views, k) if match else found[0]
     except ItemError as error:
         raise UsageError(f"the query cannot be embedded: {error}") from error
     return _named(context, gallery, answer)

@@ -27,7 +27,7 @@ from orchestrator.service import search as searching
 from orchestrator.service import start as starting
 from orchestrator.serving.answers import Answer, Hit
 from orchestrator.serving.embedding import encode_uris, load_query_set
-from orchestrator.serving.matching import LEAST_MATCHES, check_matchable, matched
+from orchestrator.serving.matching import LEAST_MATCHES, check_matchable, matched, views_of
 from orchestrator.serving.matrix import load_matrix
 from tests.engine import platform
 from tests.engine.api_server import client_of
@@ -151,15 +151,14 @@ def test_the_flips_of_a_rollout_on_copies_are_verified_a_few_at_a_time(copies, h
         for which in ("queries", "references")
         for each in list_items(f"copies:{which}").items
     }
-    sift, expected, right = Sift(), set(), []
+    expected, right = set(), []
     for (key, _), flip in flips_of(copies, row).items():
         if key == gone:
             assert (flip["old_matches"], flip["old_verified"], flip["new_verified"]) == (None, False, False)
             continue
-        query = sift(read_item(uris[key]))
         for which in ("old", "new"):
             item = flip[f"{which}_item"]
-            matches = match_count(sift(read_item(uris[item])), query, mirrored=True)
+            matches = most_matches(uris[item], read_item(uris[key]))
             assert flip[f"{which}_matches"] == matches
             if flip[f"{which}_verified"]:
                 assert matches >= LEAST_MATCHES
@@ -172,6 +171,12 @@ def test_the_flips_of_a_rollout_on_copies_are_verified_a_few_at_a_time(copies, h
     assert (set(written), len(written)) == (expected, len(expected))
     code, out, _ = hotrefresh("ledger", "flips", row.id, "-o", "json")
     assert {each["old_verified"] for each in json.loads(out)["flips"]} >= {True, False}
+
+
+def most_matches(uri, picture):
+    """Points of an item that match a picture, or what is pasted into it."""
+    sift = Sift()
+    return max(match_count(sift(read_item(uri)), sift(view), mirrored=True) for view in views_of(picture))
 
 
 def test_flips_of_texts_are_not_verified():
@@ -193,9 +198,8 @@ def test_a_search_verifies_the_best_of_the_index_by_local_matching(
     )
 
     # Slowly, from the parts: counts of points of the 20 best, and the index's order where they are equal.
-    sift = Sift()
-    query = sift(read_item(asked[copy]))
-    counts = {hit.key: match_count(sift(read_item(hit.uri)), query, mirrored=True) for hit in plain.hits[:20]}
+    assert len(views_of(read_item(asked[copy]))) == 1
+    counts = {hit.key: most_matches(hit.uri, read_item(asked[copy])) for hit in plain.hits[:20]}
     original = f"{copy.split('/')[0]}/original"
     place = list(counts)
     expected = sorted(place, key=lambda key: -counts[key] * (2 if key == original else 1))
@@ -235,15 +239,41 @@ def test_a_search_verifies_the_best_of_the_index_by_local_matching(
     assert "hotrefresh[matching]" in error
 
 
+def test_what_is_pasted_into_a_picture_is_found_by_its_crop_alone(references, monkeypatch, tmp_path):
+    asked = [item for item in list_items("copies:queries").items if item.key.endswith("/overlay")]
+    pasted = next(item for item in asked if item.label and len(views_of(read_item(item.uri))) == 2)
+    read_item(pasted.uri).save(tmp_path / "asked.png")
+    query = searching.Query(image=tmp_path / "asked.png")
+    found = searching.search(references, "copies", query, 40, match=True)
+    original = f"{pasted.key.split('/')[0]}/original"
+    assert found.hits[0].key == original
+    assert found.hits[0].verified
+    assert found.hits[0].matches == most_matches(found.hits[0].uri, read_item(pasted.uri))
+    plain = searching.search(references, "copies", query, 40)
+    scores = {hit.key: hit.score for hit in plain.hits}
+    assert found.hits[0].score > scores.get(original, -1), "the score is that of the nearer view"
+    assert all(hit.score >= scores.get(hit.key, -1) - 1e-6 for hit in found.hits)
+    with client_of(references) as client:
+        file = {"file": ("a.png", (tmp_path / "asked.png").read_bytes())}
+        served = client.post("/search/copies/image", files=file, data={"k": "40", "match": "true"}).json()[
+            "hits"
+        ]
+    assert [(hit["key"], hit["matches"]) for hit in served] == [(h.key, h.matches) for h in found.hits]
+
+    monkeypatch.setattr(searching, "views_of", lambda picture: [picture])
+    whole = searching.search(references, "copies", query, 40, match=True)
+    assert original not in [hit.key for hit in whole.hits if hit.verified]
+
+
 def test_what_cannot_be_read_any_more_stays_a_hit_that_was_not_compared():
     items = list_items("copies:references").items[:3]
     hits = [Hit(row, i.key, i.uri, None, 1 - row / 10, 1) for row, i in enumerate(items)]
     gone = Hit(7, "gone", "copy:0/nowhere/original", None, 0.95, 1)
     answer = Answer((hits[0], gone, *hits[1:]), "old", 1, 1.0, 1)
-    found = matched(answer, read_item(items[2].uri), 3)
+    found = matched([answer], [read_item(items[2].uri)], 3)
     assert [(hit.key, hit.verified) for hit in found.hits[:1]] == [(items[2].key, True)]
     assert [hit.verified for hit in found.hits[1:]] == [False, False]
     assert found.hits[0].matches > max(10, found.hits[1].matches)
-    whole = matched(answer, read_item(items[2].uri), 10).hits
+    whole = matched([answer], [read_item(items[2].uri)], 10).hits
     assert (whole[-1].key, whole[-1].matches, whole[-1].verified) == ("gone", None, False)
     assert len(whole) == 4
