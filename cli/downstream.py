@@ -61,7 +61,7 @@ def train(
 ) -> None:
     """Train a module on a model's embeddings, freeze it and register it."""
     with open_ledger() as context:
-        with progress(f"embedding {data}") as update:
+        with progress(f"training {name}") as update:
             from orchestrator.service.downstream import TrainModuleRequest, train_module
 
             request = TrainModuleRequest(name, model, data, kind, split, steps, seed)
@@ -154,7 +154,9 @@ def certify(
             _draw(context, name, model, row)
     for rollout, sentence in held:
         warn(f"rollout {rollout} can be neither widened nor finalized: {sentence}")
-    next_step(f"rollout rollback {held[0][0]}" if held else then)
+    if row.verdict != "certified":
+        then = f"rollout rollback {held[0][0]}" if held else f"downstream show {name}"
+    next_step(then)
     exit_for(row.verdict)
 
 

@@ -55,25 +55,39 @@ def obstacles(
     connection: Connection, gallery: str, before: Sequence[ModelRow], new: ModelRow, strategy: Strategy
 ) -> list[str]:
     """One sentence for each module that a rollout would break, with what to do about it."""
-    rows = queries.contracts(connection, new.id, [model.id for model in before])
+    found = _broken(connection, [model.id for model in before], new, changes_space=strategy.holds_vectors)
+    return [_sentence(each, own, new, gallery) for each, own in found]
+
+
+def first_broken(connection: Connection, before: Sequence[int], new: ModelRow) -> str | None:
+    """The name of the first module that could be certified and is not; None where nothing stands against new vectors.
+
+    Args:
+        before: ids of the models that the gallery serves and holds.
+    """
+    found = _broken(connection, before, new, changes_space=True)
+    return next((each.module for each, _ in found if each.why is not Obstacle.DIM), None)
+
+
+def _broken(
+    connection: Connection, before: Sequence[int], new: ModelRow, *, changes_space: bool
+) -> list[tuple[Broken, str]]:
+    """What a rollout would break, each with the name of the model that it was made for."""
+    rows = queries.contracts(connection, new.id, list(before))
     own = {row.module: row.model for row in rows}
-    found = broken(
-        [
-            Contract(
-                row.module,
-                row.space,
-                row.dim,
-                row.serves,
-                None if row.verdict is None else Verdict(row.verdict),
-                row.reason or "",
-            )
-            for row in rows
-        ],
-        new.fingerprint,
-        new.dim,
-        changes_space=strategy.holds_vectors,
-    )
-    return [_sentence(each, own[each.module], new, gallery) for each in found]
+    known = [
+        Contract(
+            row.module,
+            row.space,
+            row.dim,
+            row.serves,
+            None if row.verdict is None else Verdict(row.verdict),
+            row.reason or "",
+        )
+        for row in rows
+    ]
+    found = broken(known, new.fingerprint, new.dim, changes_space=changes_space)
+    return [(each, own[each.module]) for each in found]
 
 
 def obstacles_of(connection: Connection, gallery: GalleryRow, rollout: RolloutRow) -> list[str]:

@@ -16,11 +16,14 @@ from models.training import TrainingOptions, read_pictures, train_encoder
 from orchestrator.errors import ArtifactError, ConflictError, ExitCode, NotCertifiedError, UsageError
 from orchestrator.ledger.queries import downstream as queries
 from orchestrator.ledger.queries.models import model_by_name
-from orchestrator.service import contracts, downstream, finish, models, traffic
+from orchestrator.service import certify as certify_pair
+from orchestrator.service import codecs, contracts, downstream, finish, guide, models, traffic
 from orchestrator.service import doctor as doctors
 from orchestrator.service.downstream import CertifyModuleRequest, TrainModuleRequest
+from orchestrator.service.evaluate import evaluate_rollout
 from orchestrator.service.plan_preview import preview
 from orchestrator.service.start import StartRequest
+from orchestrator.serving.embedding import encode_uris, no_progress
 from tests.engine import platform
 
 VIT = TrainingOptions(
@@ -55,7 +58,9 @@ def test_a_rollout_that_would_break_a_module_is_refused_and_named_until_it_is_ce
             ask()
         assert "hotrefresh downstream certify labels kin --gallery pics" in str(caught.value)
 
+    assert guide.next_command(world) == "downstream certify labels kin --gallery pics"
     found = certify(world, loss=0.05)
+    assert guide.next_command(world) == "rollout start pics --to kin"
     assert (found.verdict, found.n, found.source) == ("certified", 240, "gallery pics")
     vectors = [world.encoder(model_of(world, name)) for name in ("old", "kin")]
     pictures = read_pictures(
@@ -133,6 +138,41 @@ def test_a_certificate_refused_later_stops_the_canary_and_the_end_but_not_the_wo
     assert "labels" in broken.found
 
 
+def test_a_query_adapter_leaves_a_module_what_it_had_and_what_comes_after_it_does_not(world, tmp_path):
+    train(world, tmp_path)
+    models.fit_adapter(world, "old", "kin", "pics", name="back", method="procrustes", query_side=True)
+    request = certify_pair.CertifyRequest("old", "kin", "pics", adapter="back", minimum_queries=20)
+    assert certify_pair.certify(world, request).verdict == "certified"
+    rollout = platform.start(world, adapter="back")  # the stored vectors stay those of old
+    evaluate_rollout(world, rollout.id, {})
+    assert finish.finalize(world, rollout.id).state == "finalized"
+    platform.register_network(world, tmp_path, "next", seed=0, moved=0.03)
+    platform.certify_pair(world, "old", "next")
+    with pytest.raises(NotCertifiedError, match="'labels'"):
+        platform.start(world, "next")
+
+
+def test_a_codec_is_measured_by_what_its_codes_stand_for(world, tmp_path):
+    train(world, tmp_path)
+    codecs.train_codec(world, codecs.TrainCodecRequest("codes", "pics"), no_progress)
+    codecs.certify_codec(world, "codes", "pics", minimum_queries=20, loss=1.0)
+    with pytest.raises(NotCertifiedError, match="'labels'"):
+        platform.start(world, "codes")
+    assert certify(world, model="codes").verdict == "refused"  # a rotation is another space to a head
+    found = certify(world, model="codes", loss=1.0)
+    pictures = sorted((tmp_path / "pictures").rglob("*.png"))
+    encoded, _ = encode_uris(world.encoder(model_of(world, "codes")), [f"file:{path}" for path in pictures])
+    labels = [path.parent.name for path in pictures]
+    module = world.module(modules_row(world, "labels"))
+    assert found.new_value == pytest.approx(module.evaluate(encoded, labels))
+    assert platform.start(world, "codes").state == "deployed"
+
+
+def modules_row(context, name):
+    with context.engine.connect() as connection:
+        return queries.module_by_name(connection, name)
+
+
 def test_changed_bytes_are_refused(world, tmp_path):
     row = train(world, tmp_path)
     folder = world.artifact(row)
@@ -184,6 +224,7 @@ def test_modules_and_adapted_encoders_by_command(world, tmp_path, hotrefresh):
     code, _, err = hotrefresh(*adapt, "--texts", "texts", "--rank", 4, "--epochs", 1, "--batch-size", 64)
     assert code == ExitCode.DONE
     assert "vit_adapted, 32 dimensions" in err
+    assert "hotrefresh model certify old both --gallery pics" in err
     training = model_of(world, "both").manifest["training"]
     assert (training["method"], training["contrast"], training["epochs"]) == ("taca-style", 1.0, 1.0)
 
