@@ -53,6 +53,12 @@ INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, n, both_
     SELECT {rollout}, s.id, n + 2, n, k, slice, {queries}, {queries} - 60, 10, 20, 30, 0, 0, n % ({n} / 200) = 0
     FROM query_set s, generate_series(0, {done} - 1) n, (VALUES (1, 'all'), (10, 'all'), (1, 'tenant=a')) AS each (k, slice)
     WHERE s.gallery_id = {gallery} AND (slice = 'all' OR n % 50 = 0);
+INSERT INTO downstream_module (name, model_id, architecture, metric, dim, digest, fingerprint, uri, files, manifest)
+    SELECT 'bench', to_model_id, 'bench', 'bench', 1, 'bench', 'bench', '/nowhere', '{{}}', '{{}}'
+    FROM rollout WHERE id = {rollout};
+INSERT INTO downstream_certificate (module_id, model_id, fingerprint, source, n, accepted_loss, verdict, reason, measured)
+    SELECT d.id, d.model_id, 'bench', 'bench', 0, 0, 'inconclusive', 'bench', '{{}}'
+    FROM downstream_module d, generate_series(1, 200);
 INSERT INTO match_threshold (rollout_id, query_set_id, seq, items, n, true_pairs, micro_ap, recall_at_p90, threshold,
                              old_micro_ap)
     SELECT {rollout}, s.id, n + 2, n, {queries}, {queries}, 0.9, 0.8, 0.7, 0.9
@@ -142,6 +148,8 @@ def reads(rollout: int) -> Mapping[str, Mapping[str, Any]]:
         "traffic": {"rollout": rollout, "newest": True},
         "shadow": {"rollout": rollout},
         "shadow_samples": {"rollout": rollout, "limit": 200},
+        "downstream_modules": {"model": "bench"},
+        "downstream_certificates": {"module": "bench", "newest": True},
         "serving_history": {"gallery": "bench"},
         "audit": {"target": str(rollout), "limit": 100},
     }

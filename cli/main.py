@@ -22,9 +22,10 @@ from cli import (
     demand,
     demo,
     doctor,
+    downstream,
     init,
     ledger,
-    model,
+    model_adapt,
     queryset,
     rollout_settings,
     serve,
@@ -48,8 +49,9 @@ for group in (demo, init, doctor, worker, serve, dashboard, version):
 for name, group in (
     ("config", config),
     ("db", db),
-    ("model", model),
+    ("model", model_adapt),  # adds to the commands of cli.model
     ("codec", codec),
+    ("downstream", downstream),
     ("gallery", demand),  # adds to the commands of cli.gallery
     ("queryset", queryset),
     ("rollout", rollout_settings),  # adds to the commands of cli.rollout

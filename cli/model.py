@@ -116,7 +116,7 @@ def import_(
     with open_ledger() as context:
         with working(f"importing {name}"):
             row = run(context)
-        _registered(context, row, output)
+        registered(context, row, output)
 
 
 def key_values(pairs: list[str], name: str = "--option") -> dict[str, Any]:
@@ -220,10 +220,11 @@ def train(
     with open_ledger() as context:
         with progress(f"training {name}", "steps") as update:
             row = train_model(context, request, update)
-        _registered(context, row, output)
+        registered(context, row, output)
 
 
-def _registered(context: Context, row: ModelRow, output: Format) -> None:
+def registered(context: Context, row: ModelRow, output: Format) -> None:
+    """Say what was registered, and what comes next."""
     from orchestrator.service.guide import next_command
 
     if not show(row, output):

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.artifact import Manifest, load_artifact, save_artifact
+from models.artifact import Manifest, load_artifact, load_manifest, save_artifact
 from models.errors import ArtifactError, UsageError
 from models.training_loop import learning_rate_at
 
@@ -43,11 +43,17 @@ class Downstream(Protocol):
     def digest(self) -> str:
         """sha256, hex, of its tensors as safetensors."""
 
+    def knows(self, label: str) -> bool:
+        """Whether pictures of this label can be measured."""
+
     def evaluate(self, features: F32, labels: Sequence[str]) -> float:
         """The metric, 0..1, of (n, dim) float32 L2-normalised embeddings of n pictures of known labels.
 
         Raises UsageError for another dim, labels that it does not know, or nothing to measure.
         """
+
+    def scores(self, features: F32, labels: Sequence[str]) -> npt.NDArray[np.float64]:
+        """(q,) float64, 0..1: what `evaluate` is the mean of, one number a picture or a text. Raises as that does."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,19 @@ class ClassificationHead:
         """See `Downstream`."""
         return _digest(self.tensors)
 
+    def knows(self, label: str) -> bool:
+        """See `Downstream`."""
+        return label in self.classes
+
     def evaluate(self, features: F32, labels: Sequence[str]) -> float:
         """The share of pictures whose class is named; see `Downstream`."""
+        return float(self.scores(features, labels).mean())
+
+    def scores(self, features: F32, labels: Sequence[str]) -> npt.NDArray[np.float64]:
+        """1 for each picture whose class is named, 0 for each other; see `Downstream`."""
         wanted = _places(self.classes, labels)
         found = (_checked(features, self.dim, labels) @ self.weight.T + self.bias).argmax(axis=1)
-        return float((found == wanted).mean())
+        return np.asarray(found == wanted, np.float64)
 
 
 @dataclass(frozen=True)
@@ -112,15 +126,21 @@ class TextTower:
         bag = _bag(self.words, texts) @ self.table
         return np.asarray(bag / np.maximum(np.linalg.norm(bag, axis=1, keepdims=True), _LEAST), np.float32)
 
+    def knows(self, label: str) -> bool:
+        """See `Downstream`."""
+        return not set(words_of(label)).isdisjoint(self.words)
+
     def evaluate(self, features: F32, labels: Sequence[str]) -> float:
         """Each distinct label is a query; the pictures of that label are right. See `Downstream`."""
+        return float(self.scores(features, labels).mean())
+
+    def scores(self, features: F32, labels: Sequence[str]) -> npt.NDArray[np.float64]:
+        """The average precision of each distinct label, in their order; see `Downstream`."""
         features = _checked(features, self.dim, labels)
         texts = sorted(set(labels))
         scores = self.encode(texts) @ features.T
         truth = np.asarray(texts)[:, None] == np.asarray(labels)[None]
-        return float(
-            np.mean([_average_precision(row, right) for row, right in zip(scores, truth, strict=True)])
-        )
+        return np.array([_average_precision(row, right) for row, right in zip(scores, truth, strict=True)])
 
 
 def fit_head(features: F32, labels: Sequence[str], *, steps: int = 600, seed: int = 0) -> ClassificationHead:
@@ -187,9 +207,17 @@ def save(module: ClassificationHead | TextTower, folder: Path, name: str, space_
     )
 
 
-def load(folder: Path) -> ClassificationHead | TextTower:
-    """A frozen module, verified. Raises ArtifactError as `load_artifact`, or where its parts do not fit together."""
+def load(folder: Path, expected: str | None = None) -> ClassificationHead | TextTower:
+    """A frozen module, verified. Raises ArtifactError as `load_artifact`, or where its parts do not fit together.
+
+    `expected`: the fingerprint that its manifest must have; None: any.
+    """
     manifest, tensors = load_artifact(folder)
+    if expected is not None and manifest.fingerprint != expected:
+        raise ArtifactError(
+            f"the artifact in {folder} is not the one that was registered (fingerprint {manifest.fingerprint[:12]} instead of "
+            f"{expected[:12]}); restore it, or register the new one under another name"
+        )
     if manifest.kind != KIND:
         raise ArtifactError(
             f"{folder} holds an {manifest.kind}, not a downstream module: name the folder of one"
@@ -204,6 +232,13 @@ def load(folder: Path) -> ClassificationHead | TextTower:
     if shapes != _shapes(module, manifest.dim):
         raise ArtifactError(f"{folder} does not fit its manifest: its tensors are {shapes}. Fit it again")
     return module
+
+
+def verified_manifest(folder: Path) -> Manifest:
+    """The manifest of a module that `load` accepts; raises as that does."""
+    manifest = load_manifest(folder)
+    load(folder, manifest.fingerprint)
+    return manifest
 
 
 _LOADERS: Mapping[

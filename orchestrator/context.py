@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from orchestrator.artifacts import local_folder
 from orchestrator.errors import ArtifactError
 from orchestrator.ledger.queries.models import model_by_id
-from orchestrator.ledger.rows import AdapterRow, ModelRow
+from orchestrator.ledger.rows import AdapterRow, ModelRow, ModuleRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from models.adapters import Adapter
     from models.codecs import Codec
+    from models.downstream import ClassificationHead, TextTower
     from models.encoders import Encoder
     from orchestrator.broker import Broker
     from orchestrator.settings import Settings
@@ -41,7 +42,7 @@ class Context:
     _adapters: dict[int, Adapter] = field(default_factory=dict)
     _codecs: dict[int, Codec] = field(default_factory=dict)
 
-    def artifact(self, row: ModelRow | AdapterRow) -> Path:
+    def artifact(self, row: ModelRow | AdapterRow | ModuleRow) -> Path:
         """The folder of a registered artifact on this host, not verified yet."""
         return local_folder(
             row.uri,
@@ -110,6 +111,12 @@ class Context:
             _same_digest(row.name, row.fingerprint, adapter.manifest.fingerprint, row.uri)
             self._adapters[row.id] = adapter
         return self._adapters[row.id]
+
+    def module(self, row: ModuleRow) -> ClassificationHead | TextTower:
+        """The downstream module, read and verified against the ledger's digest at each call: a contract is about its bytes."""
+        from models import downstream
+
+        return downstream.load(self.artifact(row), expected=row.fingerprint)
 
     def close(self) -> None:
         """Give every connection back; stops embedded servers when nobody else uses them."""

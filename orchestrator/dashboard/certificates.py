@@ -50,6 +50,7 @@ def read(context: Context, wanted: str | None) -> dict[str, Any]:
             if wanted in (None, f"{each.name}/{row.name}")
         }
         models = model_queries.list_models(connection)
+        modules = dashboard_queries.modules_page(connection)
     if wanted is not None and not found:
         raise NotFoundError(
             f"there is no query set {wanted[:200]!r}; `hotrefresh queryset list` shows those there are."
@@ -65,6 +66,7 @@ def read(context: Context, wanted: str | None) -> dict[str, Any]:
         "models": names,
         "cells": cells_of(names, certificates),
         "certificates": certificates,
+        "modules": modules,
     }
 
 

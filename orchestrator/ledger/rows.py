@@ -121,6 +121,59 @@ class CertificateRow:
 
 
 @dataclass(frozen=True)
+class ModuleRow:
+    """A downstream module. `model_id`: the model whose embeddings it takes; `retired_at`: since when nobody uses it."""
+
+    id: int
+    name: str
+    model_id: int
+    architecture: str
+    metric: str
+    dim: int
+    digest: str
+    fingerprint: str
+    uri: str
+    files: dict[str, int]
+    manifest: dict[str, Any]
+    created_at: datetime
+    retired_at: datetime | None
+
+
+@dataclass(frozen=True)
+class ModuleCertificateRow:
+    """What a module measured with a model's embeddings; `low` to `high` is the 95 % interval of new - old."""
+
+    id: int
+    module_id: int
+    model_id: int
+    fingerprint: str
+    source: str
+    n: int
+    old_value: float | None
+    new_value: float | None
+    low: float | None
+    high: float | None
+    accepted_loss: float
+    verdict: str
+    reason: str
+    measured: dict[str, Any]
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class ContractRow:
+    """A module in the eyes of a rollout: see `core.contracts.Contract`. `model`: by name, the one that it was made for."""
+
+    module: str
+    model: str
+    space: str
+    dim: int
+    verdict: str | None
+    reason: str | None
+    serves: bool
+
+
+@dataclass(frozen=True)
 class RolloutRow:
     """One rollout.
 

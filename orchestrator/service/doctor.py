@@ -61,6 +61,7 @@ def diagnose(
         yield _run("store", lambda: _store(context))
         if schema.ok and current(context.engine) == HEAD:
             yield _run("models", lambda: _models(context))
+            yield _run("downstream", lambda: _downstream(context))
             yield _run("workers", lambda: _workers(context))
             if deep:
                 yield from _invariants(context)
@@ -193,6 +194,24 @@ def _models(context: Context) -> str:
     if wrong:
         raise _Finding("; ".join(wrong))
     return f"{len(rows)} encoders and {len(adapters)} adapters verified"
+
+
+def _downstream(context: Context) -> str:
+    from orchestrator.ledger.queries.downstream import list_modules
+    from orchestrator.service.contracts import broken_meanwhile
+
+    with transaction(context.engine) as connection:
+        rows = [row for row in list_modules(connection) if row.retired_at is None]
+    wrong = []
+    for row in rows:
+        try:
+            context.module(row)
+        except HotrefreshError as error:
+            wrong.append(f"{row.name}: {error}")
+    wrong += [f"rollout {rollout}: {sentence}" for rollout, sentence in broken_meanwhile(context)]
+    if wrong:
+        raise _Finding("; ".join(wrong))
+    return f"{len(rows)} modules verified, no rollout breaks one"
 
 
 def _workers(context: Context) -> str:

@@ -22,6 +22,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries import traffic as traffic_queries
 from orchestrator.ledger.rows import RolloutRow
+from orchestrator.service.contracts import obstacles_of
 from orchestrator.service.gates import Gatekeeper
 from orchestrator.service.names import find_gallery
 from orchestrator.service.rollouts import locked, move, reread
@@ -83,6 +84,8 @@ def blockers(connection: Connection, row: RolloutRow) -> list[Blocker]:
         found.append(Blocker("canary", f"the new system answers {split.canary:g} % of the traffic"))
     if row.kind == "upgrade":
         found += _closed_gates(connection, row)
+        gallery = gallery_queries.gallery_by_id(connection, row.gallery_id)
+        found += [Blocker("downstream", each) for each in obstacles_of(connection, gallery, row)]
     return found
 
 
@@ -123,7 +126,7 @@ def finalize(context: Context, name: str | int, *, when_ready: bool = False) -> 
 
     Raises:
         ConflictError: something blocks it; the message names each blocker.
-        NotCertifiedError: nothing but gates, and one failed.
+        NotCertifiedError: nothing but gates, and one failed; or nothing but a downstream module that it would break.
         InconclusiveError: nothing but gates, and one could not decide.
     """
     deadline = time.monotonic() + COUNTING_S
@@ -165,6 +168,8 @@ def _blocked(row: RolloutRow, found: list[Blocker]) -> HotrefreshError:
             f"rollout {row.id} cannot be finalized ({named}). Take it back with `hotrefresh rollout rollback {row.id}`, or "
             f"accept it by changing its gates: `hotrefresh rollout set {row.id} gates=FILE.toml` (or gates=none)."
         )
+    if names == {"downstream"}:
+        return NotCertifiedError(f"rollout {row.id} cannot be finalized: {named}")
     advice = (
         f"Go on with `hotrefresh rollout resume {row.id}`"
         if row.state == RolloutState.PAUSED

@@ -14,6 +14,7 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ModelRow, RolloutRow
+from orchestrator.service.contracts import first_broken
 
 # What to do with a rollout in this state; {id} is the rollout's.
 _BY_STATE = {
@@ -88,7 +89,12 @@ def _towards_upgrade(
         return f"model train new --method ract --old {old.name} --data {_source(gallery)}"
     new = newer[-1]
     bare = model_queries.newest_certificate(connection, gallery.id, new.id, old.id, None)
+    if bare is None and new.manifest["options"].get("space_fingerprint") == old.fingerprint:
+        return f"model certify {old.name} {new.name} --gallery {gallery.name}"
     if bare is not None and bare.verdict == "certified":
+        module = first_broken(connection, [serving_id, old.id], new)
+        if module is not None:
+            return f"downstream certify {module} {new.name} --gallery {gallery.name}"
         return f"rollout start {gallery.name} --to {new.name}"
     adapters = [
         a

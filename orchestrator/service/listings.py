@@ -10,15 +10,23 @@ from sqlalchemy import Connection
 
 from orchestrator.context import Context
 from orchestrator.core.relevance import RelevanceKind
-from orchestrator.errors import NotFoundError
+from orchestrator.errors import ArtifactError, NotFoundError
 from orchestrator.ledger.database import current, snapshot, transaction
+from orchestrator.ledger.queries import downstream as downstream_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
 from orchestrator.ledger.rows import QuerySetRow, RolloutRow
-from orchestrator.service.names import find_codec, find_gallery, find_model, find_query_set, find_rollout
+from orchestrator.service.names import (
+    find_codec,
+    find_gallery,
+    find_model,
+    find_module,
+    find_query_set,
+    find_rollout,
+)
 from orchestrator.serving.filters import attributes_of
 from orchestrator.store.row_format import RowFormat
 
@@ -121,6 +129,34 @@ def certificates(context: Context, model_id: int) -> list[Row]:
         }
         for c in found
     ]
+
+
+def modules(context: Context) -> list[Row]:
+    """Registered downstream modules, oldest first, with the name of the model that each was made for."""
+    with transaction(context.engine) as connection:
+        names = {m.id: m.name for m in model_queries.list_models(connection)}
+        found = downstream_queries.list_modules(connection)
+    return [{"model": names[row.model_id], **asdict(row)} for row in found]
+
+
+def module(context: Context, name: str) -> Row:
+    """A downstream module by name, whether its bytes are those that were registered, and its certificates, newest first."""
+    with transaction(context.engine) as connection:
+        found = find_module(connection, name)
+        names = {m.id: m.name for m in model_queries.list_models(connection)}
+        certificates = downstream_queries.certificates_of_module(connection, found.id)
+    try:
+        context.module(found)
+        problem = None
+    except ArtifactError as error:
+        problem = str(error)
+    return {
+        "model": names[found.model_id],
+        **asdict(found),
+        "intact": problem is None,
+        "problem": problem,
+        "certificates": [{**asdict(row), "model": names[row.model_id]} for row in certificates],
+    }
 
 
 def galleries(context: Context) -> list[Row]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from orchestrator.errors import NotFoundError
+from orchestrator.ledger.queries import downstream as downstream_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.rows import AdapterRow, GalleryRow, ModelRow, QuerySetRow, RolloutRow
+from orchestrator.ledger.rows import AdapterRow, GalleryRow, ModelRow, ModuleRow, QuerySetRow, RolloutRow
 
 _ID_DIGITS = 18
 
@@ -41,6 +42,18 @@ def find_adapter(connection: Connection, name: str) -> AdapterRow:
         raise NotFoundError(
             f"there is no adapter {name[:200]!r}; {_known([a.name for a in model_queries.list_adapters(connection)])}"
             " Fit one with `hotrefresh model adapt`."
+        )
+    return row
+
+
+def find_module(connection: Connection, name: str) -> ModuleRow:
+    """A downstream module by name, or NotFoundError naming those there are."""
+    row = downstream_queries.module_by_name(connection, name)
+    if row is None:
+        raise NotFoundError(
+            f"there is no downstream module {name[:200]!r}; "
+            f"{_known([m.name for m in downstream_queries.list_modules(connection)])}"
+            " Register one with `hotrefresh downstream register` or `hotrefresh downstream train`."
         )
     return row
 

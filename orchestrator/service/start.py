@@ -24,6 +24,7 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries import traffic as traffic_queries
 from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, RolloutRow
 from orchestrator.service.certify_codes import check_codecs
+from orchestrator.service.contracts import check_contracts
 from orchestrator.service.mixing import certified_uncalibrated, resolved_calibration, resolved_guard
 from orchestrator.service.names import find_adapter, find_gallery, find_model
 from orchestrator.service.rollouts import locked, move, reread
@@ -105,7 +106,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
 
     Raises:
         NotFoundError, ConflictError: a name, or the gallery's state.
-        NotCertifiedError: the pair of models was never measured, or was refused.
+        NotCertifiedError: the pair of models, or a downstream module with the new one, was never measured, or was refused.
         InconclusiveError: it was measured on too little.
         UsageError: an order that a rollout, or this one, cannot use.
         ConflictError: an order that follows demand, and there is none.
@@ -149,6 +150,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
             f"`hotrefresh model adapt {stored.name} {new.name} --gallery {gallery.name}`."
         )
     certificate = require_certificate(connection, gallery, new, stored, adapter)
+    check_contracts(connection, gallery, (old, stored), new, strategy)
     calibration = resolved_calibration(connection, gallery, certificate, strategy, request.calibration)
     guard = resolved_guard(connection, gallery, certificate, calibration, request, strategy)
     if running is not None:

@@ -7,12 +7,14 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.core.states import RolloutState
 from orchestrator.core.traffic import WHOLE, Split
-from orchestrator.errors import ConflictError, UsageError
+from orchestrator.errors import ConflictError, NotCertifiedError, UsageError
 from orchestrator.ledger.database import transaction
+from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries import traffic as traffic_queries
 from orchestrator.ledger.rows import RolloutRow
+from orchestrator.service.contracts import obstacles_of
 from orchestrator.service.rollouts import locked, reread
 from orchestrator.service.wakeups import relay, request_wakeup
 
@@ -53,6 +55,7 @@ def change(
 
     Raises:
         ConflictError: the rollout's state, or it has no canary, or that is over.
+        NotCertifiedError: more traffic for the new system would break a downstream module.
         UsageError: a percentage or a part that is none.
     """
     with transaction(context.engine) as connection:
@@ -71,6 +74,10 @@ def change(
             )
         wanted = _split(now.canary if canary is None else canary, now.shadow if shadow is None else shadow)
         wanted = WHOLE if wanted.over else wanted
+        if wanted.canary > now.canary:
+            gallery = gallery_queries.gallery_by_id(connection, row.gallery_id)
+            if sentences := obstacles_of(connection, gallery, row):
+                raise NotCertifiedError(" ".join(sentences))
         if wanted != now:
             _write(connection, row, now, wanted, context.actor)
     relay(context)

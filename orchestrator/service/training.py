@@ -89,7 +89,7 @@ def train_model(context: Context, request: TrainRequest, progress: Progress | No
     from models.datasets import modality_of
     from models.parallel import Processes
 
-    _check_free(context, request.name)
+    check_free(context, request.name)
     if request.checkpoint is None and (request.resume or request.checkpoint_every is not None):
         raise UsageError("--resume and --checkpoint-every need a folder: name it with --checkpoint.")
     needs_old = bool(create_method(request.method, request.method_options).needs)
@@ -108,7 +108,7 @@ def train_model(context: Context, request: TrainRequest, progress: Progress | No
         context.encoder(old)  # a tampered artifact shows before an hour of training
     artifact = context.artifact(old).resolve() if old is not None else None
     Processes(context.settings.device).share_text(str(artifact or ""))
-    with _scratch(context) as folder, _scratch(context) as along:
+    with scratch(context) as folder, scratch(context) as along:
         _train(request, artifact, folder, context.settings.device, progress, along if forward else None)
         row = import_model(context, folder, request.name)
         if forward and old is not None:
@@ -240,7 +240,7 @@ def import_wordllama(context: Context, name: str, dims: int) -> ModelRow:
     """Register the first `dims` dimensions of the installed wordllama. Raises UsageError where it is not installed."""
     from models.encoders import architecture_module
 
-    with _scratch(context) as folder:
+    with scratch(context) as folder:
         architecture_module("wordllama").create(folder, name, dims)
         return import_model(context, folder, name)
 
@@ -249,7 +249,7 @@ def import_minilm(context: Context, name: str) -> ModelRow:
     """Register the installed MiniLM. Raises UsageError where it is not installed."""
     from models.encoders import architecture_module
 
-    with _scratch(context) as folder:
+    with scratch(context) as folder:
         architecture_module("minilm").create(folder, name)
         return import_model(context, folder, name)
 
@@ -258,13 +258,13 @@ def import_factory(context: Context, name: str, factory: str, options: Mapping[s
     """Register a user's own encoder, `module:factory` called with `options`."""
     from models.encoders import architecture_module
 
-    with _scratch(context) as folder:
+    with scratch(context) as folder:
         architecture_module("factory").create(folder, name, factory, options)
         return import_model(context, folder, name, own_code=True)
 
 
 @contextmanager
-def _scratch(context: Context) -> Iterator[Path]:
+def scratch(context: Context) -> Iterator[Path]:
     """A folder name beside the artifacts, gone afterwards: what is imported from it is copied."""
     folder = context.settings.artifacts / f".new-{secrets.token_hex(6)}"
     try:
@@ -273,7 +273,8 @@ def _scratch(context: Context) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_free(context: Context, name: str) -> None:
+def check_free(context: Context, name: str) -> None:
+    """Raises ConflictError where there is a model of that name, UsageError for one that cannot be given."""
     check_name("model", name)
     with transaction(context.engine) as connection:
         if model_queries.model_by_name(connection, name) is not None:

@@ -17,8 +17,9 @@ from orchestrator.ledger.queries import dashboard as dashboard_queries
 from orchestrator.ledger.queries import flips as flip_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import listings, rollouts
+from orchestrator.service import downstream, listings, rollouts
 from orchestrator.service.wait import read_status
+from tests.engine import platform
 from tests.engine.dashboard_server import figures
 from tests.engine.dashboard_world import HOSTILE, MINE, TEXT, client, view, world
 
@@ -241,6 +242,27 @@ def test_the_certificate_matrix_says_verdict_and_number(client):
     for words in ("✓ certified", "✕ refused", "not measured", "same model", "among 240 items"):
         assert words in page.text
     assert page.text.count("<tr>") >= 4
+
+
+def test_the_certificates_page_shows_downstream_modules_with_their_newest_certificate(
+    world, client, tmp_path
+):
+    assert "Downstream modules" not in client.get("/certificates").text
+    pictures = str(platform.draw_pictures(tmp_path / "pictures"))
+    request = downstream.TrainModuleRequest("labels", "old", pictures, steps=100)
+    downstream.train_module(world, request)
+    assert "made for old" in client.get("/certificates").text
+    assert "not measured" in client.get("/certificates").text
+    for loss in (0.0, 1.0):
+        found = downstream.certify_module(
+            world, downstream.CertifyModuleRequest("labels", "kin", source=pictures, loss=loss)
+        )
+    table = client.get("/certificates").text.split('id="modules-title"')[1]
+    assert table.count('data-label="Verdict"') == 1, "the newest alone"
+    assert ("certified" in table, found.reason in table, pictures in table) == (True, True, True)
+    assert f'data-label="That model">{found.new_value:.2f}' in table
+    downstream.retire_module(world, "labels")
+    assert "made for old, retired" in client.get("/certificates").text
 
 
 def test_the_audit_log_is_paged_and_filtered(world, client, view):

@@ -39,6 +39,9 @@ COLUMNS = {
     "shadow": "rollout gallery coverage_from k n overlap rbo p first_changed label_n label_both_right label_negative_flips "
     "label_positive_flips label_both_wrong label_negative_flip_rate dropped failed last_seq first_at last_at",
     "shadow_samples": "rollout id at served seq coverage old_rows old_scores new_rows new_scores content",
+    "downstream_modules": "module model architecture metric dim digest created_at retired_at",
+    "downstream_certificates": "id module own_model model metric old_value new_value n low high accepted_loss verdict reason "
+    "source created_at newest",
     "serving_history": "gallery model rollout valid_from valid_to actor reason",
     "audit": "at actor action target before after",
 }

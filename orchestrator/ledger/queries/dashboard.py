@@ -278,6 +278,19 @@ def newest_certificates(connection: Connection, query_set_id: int) -> list[Row]:
     )
 
 
+def modules_page(connection: Connection) -> list[Row]:
+    """Every downstream module with its newest certificate for each model; one row without any where it has none."""
+    return _rows(
+        connection,
+        "modules_page",
+        """SELECT d.module, d.model AS own_model, d.metric, d.digest, d.retired_at, c.model, c.old_value, c.new_value, c.n, c.low,
+                  c.high, c.verdict, c.reason, c.source, c.created_at
+           FROM reporting.downstream_modules d
+           LEFT JOIN reporting.downstream_certificates c ON c.module = d.module AND c.newest
+           ORDER BY d.retired_at IS NOT NULL, d.module, c.id DESC""",
+    )
+
+
 def audit_page(
     connection: Connection, filters: Mapping[str, str | None], *, limit: int, offset: int
 ) -> list[Row]:

@@ -48,6 +48,8 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
     "traffic": (frozenset({"rollout", "gallery"}), "rollout, revision"),
     "shadow": (frozenset({"rollout", "gallery"}), "rollout, coverage_from"),
     "shadow_samples": (frozenset({"rollout", "served"}), "rollout, id"),
+    "downstream_modules": (frozenset({"module", "model"}), "module"),
+    "downstream_certificates": (frozenset({"module", "model", "verdict", "newest"}), "id"),
     "serving_history": (frozenset({"gallery"}), "gallery, valid_from"),
     "audit": (frozenset({"actor", "action", "target"}), "at"),
 }

@@ -57,7 +57,8 @@ def test_the_names_people_try_lead_to_the_same_verbs_and_stay_hidden():
 
 def test_the_design_s_commands_are_there():
     wanted = {
-        "model": "list show import train adapt certify verify",
+        "model": "list show import train adapt adapt-encoder certify verify",
+        "downstream": "register train list show certify retire",
         "gallery": "create list show embed search",
         "queryset": "import list show",
         "rollout": "plan start status list pause resume cancel finalize rollback history get",

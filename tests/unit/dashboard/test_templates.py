@@ -189,6 +189,33 @@ CERTIFICATES = {
             "created_at": NOW,
         }
     ],
+    "modules": [
+        {
+            **dict.fromkeys(("module", "own_model", "metric", "model", "reason", "source"), HOSTILE),
+            "old_value": 0.5,
+            "new_value": 0.4,
+            "n": 240,
+            "verdict": "refused",
+            "created_at": NOW,
+            "retired_at": NOW,
+        },
+        dict.fromkeys(
+            (
+                "module",
+                "own_model",
+                "metric",
+                "model",
+                "reason",
+                "source",
+                "old_value",
+                "new_value",
+                "n",
+                "verdict",
+                "created_at",
+                "retired_at",
+            )
+        ),
+    ],
 }
 HOSTILE_PAGES = {
     "flips.html": FLIPS,
@@ -210,7 +237,14 @@ EMPTY_PAGES = {
     },
     "items.html": {"galleries": [], "gallery": None, "item": None, "first": [], "key": None},
     "serving.html": {"gallery": None, "galleries": [], "rows": [], "page": NO_PAGE},
-    "certificates.html": {"sets": [], "chosen": None, "models": [], "cells": {}, "certificates": []},
+    "certificates.html": {
+        "sets": [],
+        "chosen": None,
+        "models": [],
+        "cells": {},
+        "certificates": [],
+        "modules": [],
+    },
     "audit.html": {"filters": dict.fromkeys(("actor", "action", "target")), "rows": [], "page": NO_PAGE},
     "flips.html": {**FLIPS, "flips": [], "filters": {}, "query_sets": [], "slices": [], "page": NO_PAGE},
 }
