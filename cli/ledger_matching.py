@@ -44,14 +44,15 @@ def thresholds(
                 :limit
             ]
         else:
-            wanted = {"rollout": row.id, "queryset": queryset, "scores": scores}
-            rows = listings.view(context, "match_threshold", limit=limit, **wanted)
+            rows = listings.view(
+                context, "match_threshold", limit=limit, rollout=row.id, queryset=queryset, scores=scores
+            )
         none = None
         if scores is Scores.ADJUSTED and not rows:
             from orchestrator.service.background_sets import why_none
 
             none = why_none(context, row)
-    columns = (
+    columns: tuple[str, ...] = (
         "queryset", "coverage", "n", "true_pairs", "micro_ap", "recall_at_p90", "threshold", "old_threshold", "accepted",
         "accepted_right", "lost", "gained",
     )  # fmt: skip

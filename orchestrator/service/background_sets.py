@@ -146,8 +146,8 @@ def why_none(context: Context, rollout: RolloutRow) -> str:
         )
     return (
         f"rollout {rollout.id} has no adjusted thresholds: it was evaluated before its gallery had a background set, no "
-        f"query set knows what is right, a first answer is an item without a vector, or fewer than {row.neighbour} items of the set can "
-        "still be read"
+        "query set knows what is right, a first answer is an item without a vector, or fewer than "
+        f"{row.neighbour} items of the set can still be read"
     )
 
 

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import html
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from models.datasets import list_items
+from orchestrator.core.calibration import Calibration
 from orchestrator.core.metrics import top_k
 from orchestrator.core.thresholds import ThresholdTracker
 from orchestrator.errors import ExitCode
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import background_sets, embed, galleries
+from orchestrator.service import advance, background_sets, embed, galleries
 from orchestrator.service import start as starting
 from orchestrator.service.background_sets import set_background
+from orchestrator.service.certify import CertifyRequest, certify
+from orchestrator.serving.background import embed_background, plan_background
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.matrix import load_matrix
-from tests.engine import platform
+from tests.engine import platform, strategies
 from tests.engine.dashboard_server import browser_of
 
 
@@ -42,6 +47,17 @@ def thresholds(context, rollout_id, scores):
         return read_view(connection, "match_threshold", limit=1000, rollout=rollout_id, scores=scores)
 
 
+EMBEDDED: dict[tuple, np.ndarray] = {}
+
+
+def embedded(context, model, uris):
+    """By the model itself; kept, as reading hundreds of copies takes a second."""
+    key = str(context.settings.data_dir), model.id, uris
+    if key not in EMBEDDED:
+        EMBEDDED[key] = encode_uris(context.encoder(model), uris)[0]
+    return EMBEDDED[key]
+
+
 def recomputed(context, rollout, seq=None, *, other=False):
     """Slowly: right, and adjusted score, of every query's first answer at a place of the log (None: the old system).
 
@@ -56,14 +72,9 @@ def recomputed(context, rollout, seq=None, *, other=False):
         matrix = load_matrix(connection, gallery.id, **where)
         new = model_queries.model_by_id(connection, rollout.to_model_id)
         old = model_queries.model_by_id(connection, rollout.from_model_id)
-    asks = old if seq is None else new
-    vectors = encode_uris(context.encoder(asks), queries.uris)[0]
-    background = {
-        model.id: encode_uris(
-            context.encoder(model), [item.uri for item in list_items("copies:background").items]
-        )[0]
-        for model in (old, new)
-    }
+    vectors = embedded(context, old if seq is None else new, tuple(queries.uris))
+    uris = tuple(item.uri for item in list_items("copies:background").items)
+    background = {model.id: embedded(context, model, uris) for model in (old, new)}
     scores, rows = top_k(vectors, matrix.vectors, 1)
     adjusted = []
     for query, (score, row) in enumerate(zip(scores[:, 0], rows[:, 0], strict=True)):
@@ -171,3 +182,36 @@ def test_a_background_is_shown_replaced_and_removed_and_a_rollout_keeps_its_own(
     assert hotrefresh("queryset", "background", "copies", "--remove", "--yes")[0] == 0
     with pytest.raises(background_sets.NotFoundError):
         background_sets.show_background(copies, "copies")
+
+
+def test_lifted_and_calibrated_a_background_is_stored_as_items_of_its_version_are(context, tmp_path):
+    platform.embedded_gallery(context, tmp_path)
+    shutil.copytree(tmp_path / "pictures", tmp_path / "again")
+    set_background(context, "pics", str(tmp_path / "again"))
+    strategies.register_adapter(context, tmp_path, "old", "kin")
+    request = starting.StartRequest(
+        "pics", "kin", strategy="transform-then-reembed", adapter="old-to-kin", prototypes="classes"
+    )
+    pair = CertifyRequest("old", "kin", "pics", minimum_queries=20, adapter="old-to-kin")
+    assert certify(context, pair).verdict == "certified"
+    row = starting.start(context, request)
+    advance.advance(context, row.id)
+    with context.engine.connect() as connection:
+        row = rollout_queries.rollout_by_id(connection, row.id)
+        before = load_matrix(connection, row.gallery_id, before=row.id)
+        lifted = load_matrix(connection, row.gallery_id)
+        [old] = set(before.version.tolist())
+        maps = {old: Calibration(0.8, 0.1)}
+        plan = plan_background(connection, row, row.id, before.version, lifted.version, maps)
+        new = model_queries.model_by_name(connection, "kin")
+    found = embed_background(context, plan, row.id, before.version, lifted.version)
+    assert set(found.before) == {old}
+    assert set(found.deployed) == {old, row.id}
+    for system, matrix in ((found.before, before), (found.deployed, lifted)):
+        expected = 0.8 * matrix.vectors
+        np.testing.assert_allclose(system[old][:, :-1], expected, atol=1e-5)
+        np.testing.assert_allclose(system[old][:, -1], 0.1, atol=1e-6)
+    assert np.abs(before.vectors - lifted.vectors).max() > 1e-3
+    straight = encode_uris(context.encoder(new), plan.row.uris)[0]
+    np.testing.assert_allclose(found.deployed[row.id][:, :-1], straight, atol=1e-5)
+    assert not found.deployed[row.id][:, -1].any()

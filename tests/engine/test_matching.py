@@ -27,11 +27,14 @@ from orchestrator.service import search as searching
 from orchestrator.service import start as starting
 from orchestrator.serving.answers import Answer, Hit
 from orchestrator.serving.embedding import encode_uris, load_query_set
-from orchestrator.serving.matching import LEAST_MATCHES, check_matchable, matched
+from orchestrator.serving.matching import LEAST_MATCHES, check_matchable, compare_pictures, matched
 from orchestrator.serving.matrix import load_matrix
 from tests.engine import platform
 from tests.engine.api_server import client_of
 from tests.engine.dashboard_server import browser_of
+
+OVERLAID = "coffee-6/overlay"
+"""Found by the crop alone: too few points of the whole picture are of what was pasted."""
 
 
 @pytest.fixture
@@ -247,3 +250,33 @@ def test_what_cannot_be_read_any_more_stays_a_hit_that_was_not_compared():
     whole = matched(answer, read_item(items[2].uri), 10).hits
     assert (whole[-1].key, whole[-1].matches, whole[-1].verified) == ("gone", None, False)
     assert len(whole) == 4
+
+
+def test_a_picture_pasted_into_another_is_verified_by_the_crop_alone(monkeypatch):
+    items = {item.label: item for item in list_items("copies:references").items}
+    [asked] = (item for item in list_items("copies:queries").items if item.key == OVERLAID)
+    names = [asked.label, *(name for name in items if name != asked.label)][:4]
+    hits = [Hit(n, name, items[name].uri, None, n / 10, 1) for n, name in enumerate(names[::-1])]
+    answer = Answer(tuple(hits), "old", 1, 1.0, 1)
+    extracted, extract = [], Sift.__call__
+
+    def counted(self, picture):
+        extracted.append(picture.size)
+        return extract(self, picture)
+
+    monkeypatch.setattr(Sift, "__call__", counted)
+    picture = read_item(asked.uri)
+    found = matched(answer, picture, 4).hits
+    assert [hit.key for hit in found if hit.verified] == [asked.label]
+    assert found[0].key == asked.label
+    assert len(extracted) == len(hits) + 2
+    assert extracted[-1][0] < picture.width, "the crop"
+    whole = compare_pictures(asked.uri, {hit.key: hit.uri for hit in hits})
+    assert not any(match.verified for match in whole.values()), "the whole picture says nothing"
+    assert found[0].matches >= LEAST_MATCHES
+
+    plain = read_item(items[asked.label].uri)
+    extracted.clear()
+    again = matched(answer, plain, 4).hits
+    assert [hit.key for hit in again if hit.verified] == [asked.label]
+    assert len(extracted) <= len(hits) + 2
