@@ -115,7 +115,8 @@ def threshold_charts(rows: Sequence[Row]) -> list[Chart]:
         rows: of `match_threshold` of one rollout, in the view's order.
     """
     charts = []
-    for (queryset, scores), group in groupby(rows, key=lambda row: (row["queryset"], row["scores"])):
+    served_first = sorted(rows, key=lambda row: (row["queryset"], row["scores"] != "served"))
+    for (queryset, scores), group in groupby(served_first, key=lambda row: (row["queryset"], row["scores"])):
         points = [row for row in group if row["coverage"] is not None]
         reached = [row for row in points if row["threshold"] is not None]
         if reached:

@@ -37,8 +37,8 @@ class Match:
     Attributes:
         matches: points that match, of the picture as it is or mirrored, whichever are more; where only the picture pasted into
             the query voted for it, of that one.
-        verified: most points of the query, or of the picture pasted into it, voted for it, so many and so near that the rule of the
-            votes accepts it, and at least LEAST_MATCHES match. Where both vote, for two, it is the one of more matches.
+        verified: most points of the query, or of the picture pasted into it, voted for it, so many and so near that the rule
+            of the votes accepts it, and at least LEAST_MATCHES match. Where both vote, for two, it is the one of more matches.
         merged: what it is ranked by: its matches, and those of each view of the query that voted for it.
     """
 
