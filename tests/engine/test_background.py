@@ -22,11 +22,13 @@ from orchestrator.service import advance, background_sets, embed, galleries
 from orchestrator.service import start as starting
 from orchestrator.service.background_sets import set_background
 from orchestrator.service.certify import CertifyRequest, certify
+from orchestrator.service.codecs import TrainCodecRequest, train_codec
 from orchestrator.serving.background import embed_background, plan_background
 from orchestrator.serving.embedding import encode_uris, load_query_set
 from orchestrator.serving.matrix import load_matrix
 from tests.engine import platform, strategies
 from tests.engine.dashboard_server import browser_of
+from tests.engine.test_strategies import believe
 
 
 @pytest.fixture
@@ -215,3 +217,20 @@ def test_lifted_and_calibrated_a_background_is_stored_as_items_of_its_version_ar
     straight = encode_uris(context.encoder(new), plan.row.uris)[0]
     np.testing.assert_allclose(found.deployed[row.id][:, :-1], straight, atol=1e-5)
     assert not found.deployed[row.id][:, -1].any()
+
+
+def test_a_gallery_of_codes_has_no_adjusted_thresholds_and_the_command_says_why(
+    context, hotrefresh, tmp_path
+):
+    platform.embedded_gallery(context, tmp_path)
+    shutil.copytree(tmp_path / "pictures", tmp_path / "again")
+    set_background(context, "pics", str(tmp_path / "again"))
+    request = TrainCodecRequest("signs", "pics", bits=1, seed=0, options={"crowded": 1.0})
+    train_codec(context, request, lambda done, total: None)
+    believe(context, "old", "signs")
+    row = starting.start(context, starting.StartRequest("pics", "signs"))
+    row = platform.work(context, row.id)
+    assert thresholds(context, row.id, "served")
+    assert not thresholds(context, row.id, "adjusted")
+    code, _, error = hotrefresh("ledger", "thresholds", "pics", "--scores", "adjusted")
+    assert (code, "model signs is a codec" in error) == (0, True), error
