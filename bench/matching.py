@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from bench import matching_background
 from bench.result import Row, document
 from models.datasets import Item, copies, list_items, read_item
 from models.matching import CROP, WHOLE, Branch, Query, ScoredPair
@@ -76,6 +77,7 @@ def run(*, quick: bool = False, say: Say | None = None, folder: Path = FOLDER) -
     asked: Counter[str] = Counter()
     detected: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
+    by_background: matching_background.Scores = {}
     seeds = copies.SPLITS[:1] if quick else copies.SPLITS
     for seed in seeds:
         tell(f"seed {seed}: features")
@@ -90,8 +92,14 @@ def run(*, quick: bool = False, say: Say | None = None, folder: Path = FOLDER) -
             measured[arm].append(judge(world, pairs))
             found[arm].update(right(world, pairs, measured[arm][-1]))
         seconds["branches"] += time.perf_counter() - started
+        tell(f"seed {seed}: background")
+        _by_background(world, seed, by_background)
     doc = document(
-        "matching", rows(measured), quick=quick, seeds=list(seeds), **about(seconds, detected, len(seeds))
+        "matching",
+        rows(measured) + matching_background.rows_of(by_background),
+        quick=quick,
+        seeds=list(seeds),
+        **about(seconds, detected, len(seeds)),
     )
     doc["found_at_p90_by_edit"] = {
         arm: {edit: f"{found[arm][edit]}/{asked[edit]}" for edit in copies.EDITS} for arm in ARMS
@@ -262,6 +270,20 @@ def about(seconds: Mapping[str, float], detected: Mapping[bool, int], n: int) ->
         "confidence": CONFIDENCE,
         "background": f"neighbour {NEIGHBOUR}, beta {BETA}",
     }
+
+
+def _by_background(world: World, seed: str, into: matching_background.Scores) -> None:
+    asked = {item.key: item for item in _items("queries", seed)}
+    known = {item.label or "": item for item in _items("references", seed)}
+    matching_background.measure(
+        {"thumbnail": thumbnail, **matching_background.networks()},
+        {name: _picture(known[name]) for name in world.references},
+        [_picture(asked[query.key]) for query in world.plain],
+        [world.labels[query.key] for query in world.plain],
+        [_picture(item) for item in _items("background", seed)],
+        int(seed),
+        into,
+    )
 
 
 def _items(variant: str, seed: str) -> list[Item]:

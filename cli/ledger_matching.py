@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +16,19 @@ from cli.session import next_step, open_ledger, say
 QuerySet = Annotated[str | None, typer.Option(help="Only this query set.")]
 Newest = Annotated[bool, typer.Option("--newest", help="Only the newest of each query set.")]
 
+Scores = StrEnum("Scores", ["SERVED", "ADJUSTED"])
+
 
 def thresholds(
     rollout: RolloutName,
     queryset: QuerySet = None,
     newest: Newest = False,
+    scores: Annotated[
+        Scores,
+        typer.Option(
+            help="As they are served, or less those of the gallery's background set (`queryset background`)."
+        ),
+    ] = Scores.SERVED,
     limit: Limit = 1000,
     output: Output = Format.TABLE,
 ) -> None:
@@ -31,14 +40,27 @@ def thresholds(
         if queryset is not None:
             listings.rollouts_query_set(context, row, queryset)
         if newest:
-            rows = listings.newest_of_query_sets(context, "match_threshold", row.id, queryset)[:limit]
+            rows = listings.newest_of_query_sets(context, "match_threshold", row.id, queryset, scores=scores)[
+                :limit
+            ]
         else:
-            rows = listings.view(context, "match_threshold", limit=limit, rollout=row.id, queryset=queryset)
-    columns = (
+            rows = listings.view(
+                context, "match_threshold", limit=limit, rollout=row.id, queryset=queryset, scores=scores
+            )
+        none = None
+        if scores is Scores.ADJUSTED and not rows:
+            from orchestrator.service.background_sets import why_none
+
+            none = why_none(context, row)
+    columns: tuple[str, ...] = (
         "queryset", "coverage", "n", "true_pairs", "micro_ap", "recall_at_p90", "threshold", "old_threshold", "accepted",
         "accepted_right", "lost", "gained",
     )  # fmt: skip
+    if scores is Scores.ADJUSTED:
+        columns += ("background_n", "neighbour", "beta")
     show_rows("thresholds", rows, columns, output)
+    if none is not None:
+        say(none)
     if len(rows) == limit:
         say(f"only the first {limit} rows are shown; raise --limit, or use `hotrefresh ledger export`")
     next_step(f"ledger flips {row.id}")

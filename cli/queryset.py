@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli.background import background
 from cli.gallery import imported
 from cli.options import SOURCE_HELP, GalleryName, Split
 from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
@@ -102,3 +103,6 @@ def show_query_set(
         first = row.pop("first_queries")
         draw(make_pairs(row), make_table(first, ("key", "label", "uri")))
     next_step(then)
+
+
+app.command(epilog="Example: hotrefresh queryset background photos copies:background")(background)

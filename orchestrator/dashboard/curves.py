@@ -109,24 +109,37 @@ def cause_charts(measured: Sequence[Row], changes: Sequence[Row]) -> list[Chart]
 
 
 def threshold_charts(rows: Sequence[Row]) -> list[Chart]:
-    """For each query set the score at 90 % precision, and who is lost and gained at the old system's score.
+    """For each query set and kind of scores: the score at 90 % precision, and who is lost and gained at the old system's.
 
     Args:
         rows: of `match_threshold` of one rollout, in the view's order.
     """
     charts = []
-    for queryset, group in groupby(rows, key=lambda row: row["queryset"]):
+    served_first = sorted(rows, key=lambda row: (row["queryset"], row["scores"] != "served"))
+    for (queryset, scores), group in groupby(served_first, key=lambda row: (row["queryset"], row["scores"])):
         points = [row for row in group if row["coverage"] is not None]
         reached = [row for row in points if row["threshold"] is not None]
         if reached:
-            charts.append(_threshold_chart(queryset, reached))
+            charts.append(_threshold_chart(queryset, reached, scores))
         if points and points[0]["old_threshold"] is not None:
-            charts.append(_matching_flips(queryset, points))
+            charts.append(_matching_flips(queryset, points, scores))
     return charts
 
 
-def _threshold_chart(queryset: str, rows: Sequence[Row]) -> Chart:
+def _by(scores: str, rows: Sequence[Row]) -> tuple[str, str]:
+    """What the title and the summary say of scores that are not those that are served."""
+    if scores == "served":
+        return "", ""
+    row = rows[-1]
+    return ", adjusted scores", (
+        f" Scores are less {row['beta']:g} times the query's {row['neighbour']}th best among {row['background_n']} items of the "
+        "background set in the version of the item."
+    )
+
+
+def _threshold_chart(queryset: str, rows: Sequence[Row], scores: str) -> Chart:
     old, now = rows[0]["old_threshold"], rows[-1]
+    title, said = _by(scores, rows)
     series = [Series("threshold", "measured", _points(rows, "threshold"), stepped=True)]
     before = "it reached no such precision"
     if old is not None:
@@ -135,13 +148,16 @@ def _threshold_chart(queryset: str, rows: Sequence[Row]) -> Chart:
     summary = (
         f"Of the first answers on {queryset} that score at least {decimal(now['threshold'])}, 90 % are right at "
         f"{percent(now['coverage'])} of the gallery; they are {percent(now['recall_at_p90'])} of all there are to find. The "
-        f"old system: {before}."
+        f"old system: {before}.{said}"
     )
-    return line_chart(f"Threshold at 90 % precision on {queryset}", summary, "score", series, ratios=False)
+    return line_chart(
+        f"Threshold at 90 % precision on {queryset}{title}", summary, "score", series, ratios=False
+    )
 
 
-def _matching_flips(queryset: str, rows: Sequence[Row]) -> Chart:
+def _matching_flips(queryset: str, rows: Sequence[Row], scores: str) -> Chart:
     now = rows[-1]
+    title, said = _by(scores, rows)
     series = [
         Series("lost", "model", _points(rows, "lost"), stepped=True),
         Series("gained", "measured", _points(rows, "gained"), stepped=True),
@@ -149,9 +165,9 @@ def _matching_flips(queryset: str, rows: Sequence[Row]) -> Chart:
     summary = (
         f"Matching flips on {queryset}, accepted at the old system's threshold of {decimal(now['old_threshold'])}: {now['lost']} "
         f"right answers are no longer accepted, {now['gained']} are only now; {now['accepted_right']} of {now['accepted']} "
-        "accepted answers are right."
+        f"accepted answers are right.{said}"
     )
-    return line_chart(f"Matching flips on {queryset}", summary, "queries", series, whole_numbers=True)
+    return line_chart(f"Matching flips on {queryset}{title}", summary, "queries", series, whole_numbers=True)
 
 
 def in_order(

@@ -108,6 +108,20 @@ class QuerySetRow:
 
 
 @dataclass(frozen=True)
+class BackgroundSetRow:
+    """Items that answer no query. The level of a query is its score with the `neighbour`-th nearest of them."""
+
+    id: int
+    gallery_id: int
+    source: str
+    uris: list[str]
+    neighbour: int
+    beta: float
+    created_at: datetime
+    removed_at: datetime | None
+
+
+@dataclass(frozen=True)
 class CertificateRow:
     id: int
     query_model_id: int

@@ -33,6 +33,12 @@ from orchestrator.ledger.queries import matching as matching_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries.flips import CLICKS, FLIPS, WHOLE
 from orchestrator.ledger.rows import ChurnRow, EvaluationRow, LogEntry, RolloutRow
+from orchestrator.serving.background import (
+    AdjustedThresholds,
+    Backgrounds,
+    embed_background,
+    plan_background,
+)
 from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting
 from orchestrator.serving.embedding import QuerySet, load_query_set
 from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch, rows_of_ranks
@@ -48,11 +54,12 @@ class QuerySetEvaluator:
     def __init__(
         self, rollout: RolloutRow, queries: QuerySet, old: npt.NDArray[np.float32], new: npt.NDArray[np.float32],
         before: npt.NDArray[np.float32], deployed: npt.NDArray[np.float32], ks: Sequence[int], buffer: int,
-        *, churn_k: int, churn_p: float,
+        *, churn_k: int, churn_p: float, background: Backgrounds | None = None,
     ) -> None:  # fmt: skip
         """`old`, `new`: (Q, d) query vectors; `before`, `deployed`: (N, d) what the old system and the new one search.
 
         `ks`: flips are counted at each of them, where there is any relevance. `churn_k`, `churn_p`: depth and p of the churn.
+        `background`: what scores are adjusted by.
         """
         self.rollout = rollout
         self.query_set_id = queries.row.id
@@ -75,10 +82,14 @@ class QuerySetEvaluator:
         asked = np.flatnonzero(old.any(axis=1) & new.any(axis=1))
         self._churn = ChurnTracker(rows[:, :churn_k], asked, slices_of(attributes, asked))
         self._churn_k, self._churn_p = churn_k, churn_p
-        self._thresholds = None
+        self._thresholds: ThresholdTracker | None = None
+        self._adjusted: AdjustedThresholds | None = None
         if self.relevance.known and len(counted):
             right = self._trackers[1].old_right
             self._thresholds = ThresholdTracker(asked, len(counted), right, scores[:, 0])
+            if background is not None:
+                first = right, scores[:, 0], rows[:, 0]
+                self._adjusted = AdjustedThresholds(background, old, new, asked, len(counted), *first)
         self._slice_counts: dict[tuple[int, str], tuple[FlipCounts, FlipCounts]] = {}
         # Where nothing is re-embedded, or no vector will ever come, nothing is the mixture's.
         self._settled: npt.NDArray[np.bool_] = np.full(len(deployed), not rollout.how.reembeds)
@@ -96,6 +107,8 @@ class QuerySetEvaluator:
     ) -> Stages:
         """The stage of one committed batch; `kept` are its rows that could not be embedded and stay as they are."""
         changed = self._answers.apply(rows, vectors)
+        if self._adjusted is not None:
+            self._adjusted.apply(rows, vectors)
         self._settled[rows] = self._settled[kept] = True
         self.items += len(rows)
         return self._update(changed)
@@ -136,10 +149,13 @@ class QuerySetEvaluator:
             # The first stage is written whole: later ones are changes to it.
             churned = frozenset(self._churn.counts())
         point = part != before
-        thresholds = None
+        thresholds = adjusted = None
         if self._thresholds is not None and point:
-            thresholds = self._thresholds.measure(self._trackers[1].right, scores[:, 0])
-        return Stages(stages, slices, moved, self._churn.counts(), churned, point, thresholds)
+            right = self._trackers[1].right
+            thresholds = self._thresholds.measure(right, scores[:, 0])
+            if self._adjusted is not None:
+                adjusted = self._adjusted.measure(right, scores[:, 0], found[:, 0])
+        return Stages(stages, slices, moved, self._churn.counts(), churned, point, thresholds, adjusted)
 
     def record(self, connection: Connection, seq: int, items: int, stages: Stages) -> None:
         """Write a stage's counts and flips, at the coverage it was at; nothing where they are written already."""
@@ -160,6 +176,9 @@ class QuerySetEvaluator:
         churn_queries.insert_churn(connection, *ours, churned)
         if stages.thresholds is not None:
             matching_queries.insert_thresholds(connection, *ours, seq, items, stages.thresholds)
+        if stages.adjusted is not None and self._adjusted is not None:
+            by = self._adjusted.background.row.id, self._adjusted.background.n
+            matching_queries.insert_thresholds(connection, *ours, seq, items, stages.adjusted, by)
 
     def _record_events(self, connection: Connection, seq: int, k: int, stage: FlipStage) -> None:
         ours = self.rollout.id, self.query_set_id
@@ -204,6 +223,7 @@ class Stages:
         churned: the slices whose churn is another than at the stage before.
         point: a curve is drawn through it, as the first in one of POINTS parts of the coverage.
         thresholds: where answers may be cut, at such a point; None where nobody knows what is right.
+        adjusted: the same by scores less those of a background set; None where there is none, or no version to compare in.
     """
 
     by_k: dict[int, FlipStage]
@@ -213,6 +233,7 @@ class Stages:
     churned: frozenset[str]
     point: bool
     thresholds: Thresholds | None
+    adjusted: Thresholds | None = None
 
     def counts(self, k: int, name: str) -> tuple[FlipCounts, FlipCounts] | None:
         """Of a slice, or of the whole set; None where it is not counted."""
@@ -284,10 +305,14 @@ class Evaluator:
             maps = calibrations(connection, rollout.gallery_id, self._holder)
             before.vectors[gone], before.version[gone] = 0, 0
             old_vectors = calibrated(before.vectors, before.version, maps).copy()
+            old_version = before.version.copy()
             apply_rollout(connection, before, rollout, seq=0)
             before.vectors[gone], before.version[gone] = 0, 0
             deployed = calibrated(before.vectors, before.version, maps)
             self._width, self._codes = deployed.shape[1], new_path.codes
+            holder, versions = self._holder.id, (old_version, before.version)
+            plan = plan_background(connection, rollout, holder, *versions, maps)
+        background = None if plan is None else embed_background(context, plan, holder, *versions)
         self._sets = []
         for queries in loaded:
             old, _ = encode_queries(context, old_path, queries.uris)
@@ -304,6 +329,7 @@ class Evaluator:
                     context.settings.buffer_size,
                     churn_k=rollout.config.get("churn_k", context.settings.churn_k),
                     churn_p=rollout.config.get("churn_p", context.settings.churn_p),
+                    background=background,
                 )
             )
         self._record(self.seq, self._items(), [each.deployed() for each in self._sets])

@@ -31,7 +31,7 @@ COLUMNS = {
     "click_items": "rollout queryset query kind reference old_item new_item old_score new_score cause opened_seq healed_seq "
     "opened_at healed_at k attributes",
     "match_threshold": "rollout gallery queryset seq coverage n true_pairs micro_ap recall_at_p90 threshold old_micro_ap "
-    "old_recall_at_p90 old_threshold accepted accepted_right lost gained at",
+    "old_recall_at_p90 old_threshold accepted accepted_right lost gained at scores background_n neighbour beta",
     "refresh_curve": "rollout coverage metric value against_order queryset",
     "gate_decisions": "rollout gate result value limit sample_n dry_run decided_at effect queryset measure slice k seq reason "
     "times last_at newest",

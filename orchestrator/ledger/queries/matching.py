@@ -12,16 +12,24 @@ from orchestrator.ledger.queries.run import execute, execute_many, fetch_all
 
 
 def insert_thresholds(
-    connection: Connection, rollout_id: int, query_set_id: int, seq: int, items: int, found: Thresholds
-) -> None:
-    """Store what was measured after one log entry; what another evaluator already stored stays."""
+    connection: Connection, rollout_id: int, query_set_id: int, seq: int, items: int, found: Thresholds,
+    background: tuple[int, int] | None = None,
+) -> None:  # fmt: skip
+    """Store what was measured after one log entry; what another evaluator already stored stays.
+
+    Args:
+        background: the background set that scores are adjusted by, and how many of its items were read; None: served scores.
+    """
+    background_id, background_n = background or (None, None)
     execute(
         connection,
         "insert_thresholds",
         """INSERT INTO match_threshold (rollout_id, query_set_id, seq, items, n, true_pairs, micro_ap, recall_at_p90, threshold,
-                                       old_micro_ap, old_recall_at_p90, old_threshold, accepted, accepted_right, lost, gained)
+                                       old_micro_ap, old_recall_at_p90, old_threshold, accepted, accepted_right, lost, gained,
+                                       scores, background_id, background_n)
            VALUES (:rollout, :query_set, :seq, :items, :n, :true_pairs, :micro_ap, :recall, :threshold,
-                   :old_micro_ap, :old_recall, :old_threshold, :accepted, :accepted_right, :lost, :gained)
+                   :old_micro_ap, :old_recall, :old_threshold, :accepted, :accepted_right, :lost, :gained,
+                   :scores, :background_id, :background_n)
            ON CONFLICT DO NOTHING""",
         rollout=rollout_id,
         query_set=query_set_id,
@@ -39,6 +47,9 @@ def insert_thresholds(
         accepted_right=found.right,
         lost=found.lost,
         gained=found.gained,
+        scores="served" if background is None else "adjusted",
+        background_id=background_id,
+        background_n=background_n,
     )
 
 

@@ -39,7 +39,10 @@ VIEWS: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"rollout", "queryset", "kind", "reference", "cause", "k"}),
         "opened_seq, queryset, query, k, reference",
     ),
-    "match_threshold": (frozenset({"rollout", "gallery", "queryset"}), "rollout, queryset, seq"),
+    "match_threshold": (
+        frozenset({"rollout", "gallery", "queryset", "scores"}),
+        "rollout, queryset, scores, seq",
+    ),
     "refresh_curve": (
         frozenset({"rollout", "metric", "against_order", "queryset"}),
         "metric, against_order, queryset, coverage",
