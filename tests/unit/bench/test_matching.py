@@ -15,7 +15,7 @@ def test_a_quick_run_measures_every_arm_and_each_part_adds_something(tmp_path):
     said = []
     result = matching.run(quick=True, say=said.append, folder=tmp_path)
     assert json.loads((tmp_path / "matching.json").read_text()) == result
-    assert len(said) == 2
+    assert [each.split(": ")[1] for each in said] == ["features", "branches", "background"]
     assert [row["name"].partition(":")[0] for row in result["rows"]] == [
         f"{metric}, {arm}" for metric in ("micro-AP", "recall@P90") for arm in matching.ARMS
     ]
