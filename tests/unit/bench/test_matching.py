@@ -16,13 +16,25 @@ def test_a_quick_run_measures_every_arm_and_each_part_adds_something(tmp_path):
     result = matching.run(quick=True, say=said.append, folder=tmp_path)
     assert json.loads((tmp_path / "matching.json").read_text()) == result
     assert [each.split(": ")[1] for each in said] == ["features", "branches", "background"]
-    assert [row["name"].partition(":")[0] for row in result["rows"]] == [
-        f"{metric}, {arm}" for metric in ("micro-AP", "recall@P90") for arm in matching.ARMS
-    ]
+    arms = [f"{metric}, {arm}" for metric in ("micro-AP", "recall@P90") for arm in matching.ARMS]
+    names = [row["name"].partition(":")[0] for row in result["rows"]]
+    assert names[: len(arms)] == arms
+    by_background = {
+        name: row["value"] for name, row in zip(names, result["rows"], strict=True) if name not in arms
+    }
+    assert by_background["micro-AP of cosines, thumbnail, raw"] == ap_of(result, matching.GLOBAL)
+    assert (
+        sum("half refreshed" in name for name in by_background) == 5
+    )  # raw, and two settings of own and other version
     ap = {arm: row["value"] for arm, row in zip(matching.ARMS, result["rows"], strict=False)}
     assert ap[matching.VERIFIED] < ap[matching.LOCAL] < ap[matching.MIRRORED_VOTES] <= 1
     asked = [text.partition("/")[2] for text in result["found_at_p90_by_edit"][matching.LOCAL].values()]
     assert asked == ["2"] * 7  # two copied regions, seven edits
+
+
+def ap_of(result, arm):
+    [found] = [row["value"] for row in result["rows"] if row["name"].startswith(f"micro-AP, {arm}:")]
+    return found
 
 
 def test_what_is_right_is_counted_from_the_threshold_on():
