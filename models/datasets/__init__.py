@@ -69,6 +69,7 @@ SOURCES = {
     "verses": BuiltIn("models.datasets.verses", "text", ("web", "kjv")),
     "emoji": BuiltIn("models.datasets.emoji", "image"),
     "copies": BuiltIn("models.datasets.copies", "image", ("references", "queries", "background")),
+    "moving-glyphs": BuiltIn("models.datasets.moving_glyphs", "video"),
 }
 # URI scheme -> module with read(uri).
 SCHEMES = {
@@ -78,6 +79,8 @@ SCHEMES = {
     "copy": "models.datasets.copies",
     "file": "models.datasets.folder",
     "text": "models.datasets.inline",
+    "clip": "models.datasets.clip_files",
+    "moving-glyph": "models.datasets.moving_glyphs",
 }
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 MAX_NAME_BYTES = 1024  # of a key or label: the database's indexes take no much longer one
