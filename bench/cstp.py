@@ -77,7 +77,7 @@ def measure(
     supervised: TrainingOptions = SUPERVISED,
     rounds: int = PROBE_ROUNDS,
 ) -> dict[str, Any]:
-    """One seed: `heads`, of each [right, asked, chance]; `retrieval`, of each system [R@1, R@5, mAP]; `seconds` of each training."""
+    """One seed: `heads`, each [right, asked, chance]; `retrieval`, of each system [R@1, R@5, mAP]; `seconds` of each training."""
     seconds: dict[str, float] = {}
     heads = _pretrained(folder, seed, pretraining, rounds, seconds)
     pictures = read_pictures(list_items("moving-glyphs", "train").items, supervised.preprocessing)
@@ -166,12 +166,13 @@ def rows(found: Sequence[Mapping[str, Any]]) -> list[result.Row]:
                 "share right",
                 f"chance {chance:.3f}",
                 round(right / asked / chance, 2),
-            )  # fmt: skip
+            )
         )
     base = _figure(found, "random", 0)
     for system in SYSTEMS:
         figure = _figure(found, system, 0)
-        assert figure.mean is not None and base.mean is not None
+        assert figure.mean is not None
+        assert base.mean is not None
         made.append(
             result.Row(
                 0,
@@ -180,7 +181,7 @@ def rows(found: Sequence[Mapping[str, Any]]) -> list[result.Row]:
                 "R@1",
                 f"random-initialised {cell(base)}",
                 round(figure.mean / base.mean, 2) if base.mean else None,
-            )  # fmt: skip
+            )
         )
     return made
 

@@ -46,7 +46,7 @@ class Augmentation:
         """
         if pixels.dim() == 5:
             folded = self(pixels.flatten(1, 2), generator, own=own, of=of)
-            return folded.unflatten(1, pixels.shape[1:3])
+            return folded.view(pixels.shape)
         draws = _Draws(generator, len(pixels) if of is None else of, own or slice(None))
         pixels = self._moved(pixels, draws)
         if self.stroke:

@@ -376,7 +376,8 @@ def resized(pixels: Tensor, preprocessing: ImagePreprocessing) -> Tensor:
     if isinstance(preprocessing, VideoPreprocessing):
         chosen = pixels[:, torch.from_numpy(spread(pixels.shape[1], preprocessing.frames))]
         plain = ImagePreprocessing(preprocessing.size, preprocessing.mode, preprocessing.fill)
-        return resized(chosen.flatten(0, 1), plain).unflatten(0, chosen.shape[:2])
+        found = resized(chosen.flatten(0, 1), plain)
+        return found.reshape(*chosen.shape[:2], *found.shape[1:])
     if pixels.shape[-1] != preprocessing.size:
         edges = (preprocessing.size, preprocessing.size)
         pixels = functional.interpolate(pixels, edges, mode="bilinear", antialias=True).clamp(0.0, 1.0)

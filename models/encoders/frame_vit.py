@@ -17,7 +17,7 @@ class FrameViT(ViT):
     def forward(self, clips: Tensor) -> Tensor:
         """See the class."""
         of_frames = super().forward(clips.flatten(0, 1))
-        return of_frames.unflatten(0, clips.shape[:2]).mean(dim=1)
+        return of_frames.view(*clips.shape[:2], -1).mean(dim=1)
 
 
 NETWORK = ViT

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -47,8 +47,8 @@ class ImagePreprocessing:
         """1 for grey, 3 for RGB."""
         return 1 if self.mode == "L" else 3
 
-    def __call__(self, picture: Image.Image) -> np.ndarray:
-        """(channels, size, size) uint8. Raises ItemError for a picture without area."""
+    def __call__(self, picture: Any) -> np.ndarray:
+        """(channels, size, size) uint8 from a decoded picture. Raises ItemError for a picture without area."""
         if min(picture.size) < 1:
             raise ItemError("empty", f"a picture of {picture.size[0]} x {picture.size[1]} pixels has no area")
         picture = self._coloured(picture)
@@ -144,9 +144,7 @@ class TorchImageEncoder:
         return functional.normalize(self.network(to_float(pixels)), dim=1)
 
     @classmethod
-    def restore(
-        cls, manifest: Manifest, network: nn.Module, tensors: Mapping[str, Tensor]
-    ) -> TorchImageEncoder:
+    def restore(cls, manifest: Manifest, network: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
         """The encoder with the artifact's weights. Raises RuntimeError when they do not fit the network."""
         network.load_state_dict({key: value for key, value in tensors.items() if key != PROTOTYPES})
         return cls(manifest, network)

@@ -29,6 +29,7 @@ _BY_STATE = {
 # Built-in galleries have built-in queries.
 _QUERIES = {
     "glyphs:gallery": "glyphs --split queries",
+    "moving-glyphs:gallery": "moving-glyphs --split queries",
     "verses:web": "verses:kjv",
     "verses:kjv": "verses:web",
 }

@@ -102,10 +102,12 @@ def _compared(picture: Image, uris: Mapping[str, str]) -> dict[str, Match]:
 
 
 def _picture(uri: str) -> Image:
+    from PIL import Image
+
     from models.datasets import read_item
 
     found = read_item(uri)
-    assert not isinstance(found, str), "only galleries of pictures are matched"
+    assert isinstance(found, Image.Image), "only galleries of pictures are matched"
     return found
 
 
