@@ -31,11 +31,11 @@ F32 = npt.NDArray[np.float32]
 
 FOLDER = Path("bench-results/cstp")
 SEEDS = (0, 1, 2)
-THREADS = 2
-SEEN = VideoPreprocessing(frames=8, size=40, mode="L")
-PRETRAINING = PretrainingOptions(preprocessing=SEEN, epochs=16.0)
+THREADS = 1
+SEEN = VideoPreprocessing(frames=8, size=32, mode="L")
+PRETRAINING = PretrainingOptions(preprocessing=SEEN, epochs=24.0)
 SUPERVISED = TrainingOptions(
-    architecture="r2plus1d", network={"width": 8}, dim=64, preprocessing=SEEN, epochs=8.0, batch_size=24,
+    architecture="r2plus1d", network={"width": 8}, dim=64, preprocessing=SEEN, epochs=12.0, batch_size=24,
     temperature=0.15,
 )  # fmt: skip
 PROBE_ROUNDS = 5

@@ -139,7 +139,9 @@ def read_pictures(items: Sequence[Item], preprocessing: ImagePreprocessing) -> P
 def _check_modality(item: Item, content: Any, preprocessing: ImagePreprocessing) -> None:
     kind = "text" if isinstance(content, str) else "video" if isinstance(content, np.ndarray) else "image"
     if kind != preprocessing.modality:
-        raise UsageError(f"{item.key} is a {kind}: this encoder is trained on {preprocessing.modality}s")
+        raise UsageError(
+            f"{item.key} is no {preprocessing.modality} but {kind}: this encoder is trained on {preprocessing.modality}s"
+        )
 
 
 def train_encoder(

@@ -102,12 +102,12 @@ def _compared(picture: Image, uris: Mapping[str, str]) -> dict[str, Match]:
 
 
 def _picture(uri: str) -> Image:
-    from PIL import Image
+    from PIL.Image import Image as Picture
 
     from models.datasets import read_item
 
     found = read_item(uri)
-    assert isinstance(found, Image.Image), "only galleries of pictures are matched"
+    assert isinstance(found, Picture), "only galleries of pictures are matched"
     return found
 
 
