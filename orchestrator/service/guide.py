@@ -112,6 +112,6 @@ def _towards_upgrade(
 def _source(gallery: GalleryRow) -> str:
     """The gallery's source as `--data` takes it; a split was stored behind a colon."""
     source, colon, split = gallery.source.rpartition(":")
-    if colon and source == "glyphs":
-        return f"glyphs --split {shlex.quote('train' if split == 'gallery' else split)}"
+    if colon and source in ("glyphs", "moving-glyphs"):
+        return f"{source} --split {shlex.quote('train' if split == 'gallery' else split)}"
     return shlex.quote(gallery.source)

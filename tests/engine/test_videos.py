@@ -85,7 +85,7 @@ def test_a_gallery_of_videos_is_upgraded_by_a_worker_with_flips_of_every_query_c
 
 
 def _right_before_and_after(context, row):
-    """Query key -> whether each model, for queries and gallery alike, finds a clip of the query's label first, by a plain loop."""
+    """Query key -> whether each model, for queries and gallery alike, finds a clip of its label first, by a plain loop."""
     with context.engine.connect() as connection:
         gallery = gallery_queries.gallery_by_name(connection, "pics")
         labels = dict(gallery_queries.labels_of_gallery(connection, gallery.id))
@@ -104,7 +104,7 @@ def _right_before_and_after(context, row):
 
 def test_a_clip_that_cannot_be_decoded_is_quarantined_and_the_rest_goes_on(context, clips):
     [bad] = view(context, "errors", gallery="pics")
-    assert (bad["item"], bad["reason"]) == ("broken.gif", "corrupt")
+    assert (bad["item"], bad["class"]) == ("broken.gif", "corrupt")
 
 
 def test_a_clip_is_shown_as_a_strip_of_six_frames_in_the_order_of_time(clips):
