@@ -167,11 +167,9 @@ class CstpTraining:
     def _rows(self) -> list[int]:
         """Of this step: every video once before any comes twice."""
         n, size = len(self._videos), self._options.batch_size
-        places = np.arange(self.done * size, (self.done + 1) * size)
-        orders = {
-            at: np.random.default_rng([self._seed, at, 1]).permutation(n)
-            for at in set((places // n).tolist())
-        }
+        places = range(self.done * size, (self.done + 1) * size)
+        passes = {place // n for place in places}
+        orders = {at: np.random.default_rng([self._seed, at, 1]).permutation(n) for at in passes}
         return [int(orders[place // n][place % n]) for place in places]
 
     def finish(self) -> ClipEncoder:
