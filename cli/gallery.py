@@ -218,6 +218,10 @@ def search(
     name: GalleryName,
     text: Annotated[str | None, typer.Option(help="Search by this text.")] = None,
     image: Annotated[Path | None, typer.Option(help="Search by this picture.")] = None,
+    video: Annotated[
+        Path | None,
+        typer.Option(help="Search by this GIF, MP4 or folder of frames, without --server."),
+    ] = None,
     key: Annotated[str | None, typer.Option(help="Search by an item of the gallery.")] = None,
     vector: Annotated[
         Path | None,
@@ -257,8 +261,10 @@ def search(
     """Search a gallery with the model that serves it now. Each hit names the version of its embedding."""
     from models.errors import UsageError
 
-    if sum(given is not None for given in (text, image, key, vector)) != 1:
-        raise UsageError("say what to search by, one of --text TEXT, --image FILE, --key KEY, --vector FILE.")
+    if sum(given is not None for given in (text, image, video, key, vector)) != 1:
+        raise UsageError(
+            "say what to search by, one of --text TEXT, --image FILE, --video FILE, --key KEY, --vector FILE."
+        )
     asked: dict[str, Any] = {
         "text": text,
         "image": image,
@@ -272,6 +278,10 @@ def search(
             raise UsageError(
                 "--rerank goes without --server: a server is told when it starts, `serve --rerank`."
             )
+        if video is not None:
+            raise UsageError(
+                "--video goes without --server: servers are asked for videos by --key KEY or --vector FILE."
+            )
         _show_answer(_ask(url, name, asked, k, wanted, sticky, match=match), output)
         return
     if sticky is not None:
@@ -283,7 +293,7 @@ def search(
             from orchestrator.service.search import Query
             from orchestrator.service.search import search as search_here
 
-            answer = search_here(context, name, Query(**asked), k, wanted, rerank, match=match)
+            answer = search_here(context, name, Query(**asked, video=video), k, wanted, rerank, match=match)
         from orchestrator.service.guide import next_command
 
         then = next_command(context, name)

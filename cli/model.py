@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli import pretrain
 from cli.certificates import draw_certificate
 from cli.options import SOURCE_HELP, Loss, Seed, Split
 from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.ledger.rows import ModelRow
 
 app = typer.Typer(no_args_is_help=True, help="Encoders, adapters and their certificates.")
+pretrain.register(app)
 COLUMNS = ("name", "kind", "modality", "architecture", "dim", "leads", "fingerprint", "created_at")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
 Old = Annotated[str, typer.Argument(metavar="OLD", help="The model whose embeddings the gallery holds.")]
@@ -148,8 +150,14 @@ def train(
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the method; may be given again.")
     ] = None,
     old: Annotated[str | None, typer.Option(help="The older model to be compatible with.")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Begin with this model's weights, such as a pre-trained one's.")
+    ] = None,
     seed: Seed = 0,
-    architecture: Annotated[str, typer.Option(help="convnet or vit.")] = "convnet",
+    architecture: Annotated[
+        str | None,
+        typer.Option(help="convnet or vit; of videos r2plus1d or frame_vit (default: the first of the two)."),
+    ] = None,
     network: Annotated[
         list[str] | None,
         typer.Option(
@@ -161,6 +169,7 @@ def train(
         int | None, typer.Option(min=2, max=4096, help="Length of the embeddings (default 128).")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Edge of the input in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Of a video (default 8).")] = None,
     mode: Annotated[str | None, typer.Option(help="L (grey) or RGB.")] = None,
     epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the pictures.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures a step.")] = None,
@@ -183,7 +192,7 @@ def train(
     ] = False,
     output: Output = Format.TABLE,
 ) -> None:
-    """Train an image encoder and register it. Without labels each picture is a class of its own.
+    """Train an image or video encoder and register it. Without labels each picture is a class of its own.
 
     A network of your own shape: hotrefresh model train NAME --data photos/ --architecture vit --network norm=dtn
 
@@ -203,7 +212,9 @@ def train(
         architecture=architecture,
         network=key_values(network or [], "--network"),
         dim=dim,
+        init=init,
         size=size,
+        frames=frames,
         mode=mode,
         epochs=epochs,
         batch_size=batch_size,
@@ -230,7 +241,7 @@ def registered(context: Context, row: ModelRow, output: Format) -> None:
     if not show(row, output):
         training = row.manifest.get("training", {})
         trained = (
-            f", {training['pictures']} pictures in {training['seconds']:.0f} s"
+            f", {training['pictures']} {'videos' if row.modality == 'video' else 'pictures'} in {training['seconds']:.0f} s"
             if "pictures" in training
             else ""
         )

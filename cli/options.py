@@ -36,6 +36,6 @@ Rerank = Annotated[
     ),
 ]
 SOURCE_HELP = (
-    "An image folder, a .csv or .parquet manifest (key, path or text, label), or glyphs, emoji, verses:web, verses:kjv, "
-    "copies:references."
+    "An image folder, clips:FOLDER of videos, a .csv or .parquet manifest (key, path, clip or text, label), or glyphs, emoji, "
+    "verses:web, verses:kjv, copies:references, moving-glyphs."
 )

@@ -47,7 +47,7 @@ class Manifest:
         name: what a person calls it; no part of its identity.
         architecture: name in the registry of encoders or adapters.
         options: the constructor's arguments, JSON values.
-        modality: "image" or "text".
+        modality: "image", "text" or "video".
         preprocessing: how an item becomes the network's input, JSON values.
         dim: length of the vectors it returns.
         normalisation: "l2".

@@ -39,9 +39,14 @@ class Augmentation:
     ) -> Tensor:
         """(B, channels, size, size) float32 0..1 -> the same shape; each picture drawn its own change.
 
+        Of clips, (B, frames, channels, size, size), all frames of one are changed alike but for their noise.
+
         Where `pixels` are only the part `own` of a batch `of` so many, their changes are those that the whole batch would
         have given them, and the generator ends where it would end. It belongs to the device of `pixels`.
         """
+        if pixels.dim() == 5:
+            folded = self(pixels.flatten(1, 2), generator, own=own, of=of)
+            return folded.view(pixels.shape)
         draws = _Draws(generator, len(pixels) if of is None else of, own or slice(None))
         pixels = self._moved(pixels, draws)
         if self.stroke:

@@ -1,4 +1,4 @@
-"""Training of image encoders: classification with a cosine head, plus a compatible-training term.
+"""Training of image and video encoders: classification with a cosine head, plus a compatible-training term.
 
 Labelled pictures are classified by label. Unlabelled ones label themselves: each picture is a class of its own and its
 augmented views must find it (instance discrimination; Wu et al., CVPR 2018, with the softmax over all instances).
@@ -22,9 +22,12 @@ from torch.nn import functional
 from models.artifact import Manifest, load_artifact, load_manifest, save_artifact
 from models.augmentation import Augmentation
 from models.compat import CompatMethod, OldModel, create_method
+from models.datasets.clips import spread
 from models.encoders import load_encoder
 from models.encoders.images import PROTOTYPES, ImagePreprocessing, TorchImageEncoder, to_float
+from models.encoders.videos import VideoPreprocessing
 from models.errors import ArtifactError, ItemError, UsageError
+from models.initial import initial_weights
 from models.parallel import Processes
 from models.training_checkpoint import Checkpoints, Keeper
 from models.training_loop import Training, learning_rate_at
@@ -87,7 +90,7 @@ class Pictures:
     """Training pictures in memory.
 
     Attributes:
-        pixels: (n, channels, size, size) uint8.
+        pixels: (n, channels, size, size) uint8; of clips (n, frames, channels, size, size).
         labels: n class names; for unlabelled pictures each its own key.
         labelled: False where each picture is a class of its own.
     """
@@ -121,17 +124,24 @@ def read_pictures(items: Sequence[Item], preprocessing: ImagePreprocessing) -> P
     for item in items:
         try:
             picture = read_item(item.uri)
-            if isinstance(picture, str):
-                raise UsageError(f"{item.key} is a text: image encoders are trained on pictures")
+            _check_modality(item, picture, preprocessing)
             pixels.append(preprocessing(picture))
         except ItemError:
             continue
         labels.append(str(item.label) if labelled else item.key)
     if len(pixels) < 2 or len(set(labels)) < 2:
         raise UsageError(
-            f"training needs pictures of two classes or more; {len(pixels)} of {len(items)} items could be read"
+            f"training needs {preprocessing.modality}s of two classes or more; {len(pixels)} of {len(items)} items could be read"
         )
     return Pictures(np.stack(pixels), tuple(labels), labelled)
+
+
+def _check_modality(item: Item, content: Any, preprocessing: ImagePreprocessing) -> None:
+    kind = "text" if isinstance(content, str) else "video" if isinstance(content, np.ndarray) else "image"
+    if kind != preprocessing.modality:
+        raise UsageError(
+            f"{item.key} is no {preprocessing.modality} but {kind}: this encoder is trained on {preprocessing.modality}s"
+        )
 
 
 def train_encoder(
@@ -150,6 +160,7 @@ def train_encoder(
     precision: str | None = None,
     checkpoints: Checkpoints | None = None,
     adapter_folder: Path | None = None,
+    init: Path | None = None,
 ) -> Path:
     """Trains an encoder and writes its artifact to `folder`, which it returns.
 
@@ -165,6 +176,7 @@ def train_encoder(
         device, precision: see Processes.
         checkpoints: where the training is kept, so that it can go on after it was killed; None: nowhere.
         adapter_folder: where the artifact of a forward adapter goes, for a method that trains one along; None: nowhere.
+        init: artifact of a model of this architecture whose weights are begun with; None: drawn ones.
 
     The artifact's extra tensor "prototypes", (C, dim) float32, L2-normalised, holds the head's rows; `training.classes`
     in the manifest names them. Raises UsageError, ArtifactError.
@@ -174,10 +186,12 @@ def train_encoder(
     chosen = create_method(method, options.method_options)
     if chosen.needs and old is None:
         raise UsageError(f"method {method!r} needs the old model's artifact: name it with --old")
+    initial = initial_weights(init, options.architecture) if init is not None else None
+    begun = load_manifest(init).fingerprint if init is not None else None
     with fixed_threads(threads), processes.seeded(seed):
         frozen = _frozen_old(chosen, old, old_vectors, pictures, processes)
-        training = Training(pictures, chosen, frozen, options, seed, processes)
-        keeper = _keeper(checkpoints, processes, pictures, frozen, options, method, seed, threads)
+        training = Training(pictures, chosen, frozen, options, seed, processes, initial)
+        keeper = _keeper(checkpoints, processes, pictures, frozen, options, method, seed, threads, begun)
         seconds = _run(training, keeper, progress if processes.rank == 0 else None, processes)
     if processes.rank > 0:
         return Path(folder)
@@ -194,7 +208,7 @@ def train_encoder(
         name=name,
         architecture=options.architecture,
         options=options.network,
-        modality="image",
+        modality=options.preprocessing.modality,
         preprocessing=asdict(options.preprocessing),
         dim=options.dim,
         training={
@@ -209,6 +223,7 @@ def train_encoder(
             "device": processes.device.type,
             "precision": processes.precision,
             "seconds": round(seconds, 2),
+            **({} if begun is None else {"init": begun}),
         },
     )
     if adapter_folder is not None and old is not None:
@@ -281,6 +296,7 @@ def _keeper(
     method: str,
     seed: int,
     threads: int,
+    begun: str | None,
 ) -> Keeper | None:
     """Of the checkpoints, where there are any. Processes that train together must see the same pictures."""
     if checkpoints is None and processes.size == 1:
@@ -302,6 +318,7 @@ def _keeper(
         "device": processes.device.type,
         "precision": processes.precision,
         "torch": torch.__version__,
+        **({} if begun is None else {"begun with": begun}),
     }
     return Keeper(checkpoints, identity)
 
@@ -336,7 +353,9 @@ def _frozen_old(
 def _embed_resized(old: Path, pixels: np.ndarray, processes: Processes) -> Tensor:
     encoder = load_encoder(old)
     if not isinstance(encoder, TorchImageEncoder):
-        raise UsageError(f"{old} is no trained image encoder: hand its vectors over as old_vectors")
+        raise UsageError(f"{old} is no trained image or video encoder: hand its vectors over as old_vectors")
+    if (encoder.modality == "video") != (pixels.ndim == 5):
+        raise UsageError(f"{old} embeds {encoder.modality}s, and the new model is trained on another kind")
     on_gpu = processes.device.type != "cpu"
     forward = encoder.forward_on(processes.device, torch.float32) if on_gpu else encoder.embed
 
@@ -352,7 +371,15 @@ def _embed_resized(old: Path, pixels: np.ndarray, processes: Processes) -> Tenso
 
 
 def resized(pixels: Tensor, preprocessing: ImagePreprocessing) -> Tensor:
-    """(B, c, s, s) float32 0..1 -> the shape another model's preprocessing gives: size and grey or colour."""
+    """(B, c, s, s) float32 0..1 -> the shape another model's preprocessing gives: size and grey or colour.
+
+    Of clips, (B, frames, c, s, s), also its number of frames: chosen among these.
+    """
+    if isinstance(preprocessing, VideoPreprocessing):
+        chosen = pixels[:, torch.from_numpy(spread(pixels.shape[1], preprocessing.frames))]
+        plain = ImagePreprocessing(preprocessing.size, preprocessing.mode, preprocessing.fill)
+        found = resized(chosen.flatten(0, 1), plain)
+        return found.reshape(*chosen.shape[:2], *found.shape[1:])
     if pixels.shape[-1] != preprocessing.size:
         edges = (preprocessing.size, preprocessing.size)
         pixels = functional.interpolate(pixels, edges, mode="bilinear", antialias=True).clamp(0.0, 1.0)

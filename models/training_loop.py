@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from models.compat import CompatBatch, CompatMethod, OldModel
 from models.encoders import architecture_module
-from models.encoders.images import to_float
+from models.encoders.images import arranged, channels_last, to_float
 from models.encoders.normalisation import gates_of
 from models.errors import ArtifactError, UsageError
+from models.initial import begin_with
 from models.parallel import Processes
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Training:
         pictures: preprocessed as `options.preprocessing` says.
         method, frozen: the compatible-training method and what it knows of the old model.
         seed: of the order of the pictures and of their augmentation; torch itself is seeded by the caller.
+        initial: weights to begin with instead of drawn ones; see `models.initial`.
 
     Attributes:
         network: in training; moved to the processes' device.
@@ -45,12 +47,15 @@ class Training:
         options: TrainingOptions,
         seed: int,
         processes: Processes,
+        initial: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._options, self._processes, self._method = options, processes, method
         device = processes.device
         module = architecture_module(options.architecture)
         network = module.build(options.network, options.dim, options.preprocessing)
-        self.network = network.to(memory_format=torch.channels_last).train()
+        if initial is not None:
+            begin_with(network, initial)
+        self.network = channels_last(network).train()
         head = torch.randn(len(pictures.classes), options.dim) * options.dim**-0.5
         self.head = nn.Parameter(head.to(device))
         self._frozen = OldModel(
@@ -60,6 +65,7 @@ class Training:
         method.to(device)
         self._wrapped = processes.wrap(self.network)
         self._pixels = torch.from_numpy(pictures.pixels)
+        self._together = max(1, 512 // len(pictures.pixels[0])) if pictures.pixels.ndim == 5 else 512
         self._generator = torch.Generator().manual_seed(seed)
         # Augmentation draws where it computes; on a CPU it shares the generator of the order.
         self._looks = self._generator
@@ -124,9 +130,9 @@ class Training:
             layer.momentum = None  # a plain average over the batches
         sample = torch.randperm(len(self._pixels), generator=self._generator)[:_CALIBRATION_IMAGES]
         with torch.no_grad():
-            for at in range(0, len(sample), 512):
+            for at in range(0, len(sample), self._together):
                 if len(sample) - at >= 2:
-                    self.network(self._plain(sample[at : at + 512]))
+                    self.network(self._plain(sample[at : at + self._together]))
 
     def state(self) -> dict[str, Tensor]:
         """All that the steps to come depend on, on the CPU, by name.
@@ -205,7 +211,7 @@ class Training:
         """(B, dim) float32, L2-normalised, of augmented pictures; carries gradients."""
         own = self._processes.share(len(rows))
         views = self._options.augmentation(self._plain(rows[own]), self._looks, own=own, of=len(rows))
-        new = self._wrapped(views.contiguous(memory_format=torch.channels_last))
+        new = self._wrapped(arranged(views))
         return self._processes.gather(functional.normalize(new, dim=1))
 
     def _embed_all(self) -> Tensor:
@@ -213,8 +219,8 @@ class Training:
 
         def embed(rows: Tensor) -> Tensor:
             found = [
-                functional.normalize(self.network(self._plain(rows[at : at + 512])), dim=1)
-                for at in range(0, len(rows), 512)
+                functional.normalize(self.network(self._plain(rows[at : at + self._together])), dim=1)
+                for at in range(0, len(rows), self._together)
             ]
             return torch.cat(found)
 

@@ -147,7 +147,7 @@ class PlacedEncoder:
 
     @property
     def modality(self) -> str:
-        """ "image" or "text"."""
+        """ "image", "text" or "video"."""
         return self._encoder.modality
 
     @property

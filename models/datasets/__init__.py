@@ -1,7 +1,8 @@
 """Datasets: where items come from. One file a source, one a URI scheme; both registered here, loaded lazily.
 
 An item is named by a URI, and the URI alone is enough to read it anywhere: `glyph:`, `emoji:`, `copy:`, `verse:`, `file:`,
-`text:`.
+`text:`,
+`moving-glyph:`, `clip:`.
 Nothing here ever goes to a network.
 """
 
@@ -19,7 +20,11 @@ from typing import TYPE_CHECKING, Any
 from models.errors import ItemError, UsageError
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL import Image
+
+    U8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,10 @@ SOURCES = {
     "verses": BuiltIn("models.datasets.verses", "text", ("web", "kjv")),
     "emoji": BuiltIn("models.datasets.emoji", "image"),
     "copies": BuiltIn("models.datasets.copies", "image", ("references", "queries", "background")),
+    "moving-glyphs": BuiltIn("models.datasets.moving_glyphs", "video"),
 }
+CLIPS = "clips:"
+"""What a folder of clips is written after."""
 # URI scheme -> module with read(uri).
 SCHEMES = {
     "glyph": "models.datasets.glyphs",
@@ -78,13 +86,15 @@ SCHEMES = {
     "copy": "models.datasets.copies",
     "file": "models.datasets.folder",
     "text": "models.datasets.inline",
+    "clip": "models.datasets.clip_files",
+    "moving-glyph": "models.datasets.moving_glyphs",
 }
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 MAX_NAME_BYTES = 1024  # of a key or label: the database's indexes take no much longer one
 
 
 def list_items(source: str, split: str | None = None) -> ItemListing:
-    """The items of a built-in dataset, an image folder, or a CSV or Parquet manifest.
+    """The items of a built-in dataset, an image folder, a folder of clips (`clips:FOLDER`), or a CSV or Parquet manifest.
 
     A built-in dataset's name goes before a folder of that name, which is written `./glyphs`.
     Keys are unique: of a key that comes twice the first stays, the others are refused.
@@ -104,18 +114,21 @@ def list_items(source: str, split: str | None = None) -> ItemListing:
     else:
         if split is not None:
             raise UsageError(f"{source[:200]!r} has no splits; leave --split {split} out.")
-        listed = import_module(_reader(source)).list_items(Path(source))
+        listed = import_module(_reader(source)).list_items(Path(source.removeprefix(CLIPS)))
     return _checked(ItemListing(listed, []) if isinstance(listed, list) else listed)
 
 
 def _reader(source: str) -> str:
     """The module that reads a source which lies on disk."""
+    if source.startswith(CLIPS):
+        return "models.datasets.clip_files"
     if os.path.isdir(source):
         return "models.datasets.folder"
     if Path(source).suffix.lower() in MANIFEST_SUFFIXES:
         return "models.datasets.manifest_file"
     raise UsageError(
-        f"{source[:200]!r} is no folder, no .csv or .parquet file, and no built-in dataset ({', '.join(SOURCES)})."
+        f"{source[:200]!r} is no folder (one of clips is written {CLIPS}FOLDER), no .csv or .parquet file, "
+        f"and no built-in dataset ({', '.join(SOURCES)})."
     )
 
 
@@ -165,16 +178,16 @@ def storable(name: str, limit: int = MAX_NAME_BYTES) -> str:
 
 
 def modality_of(source: str) -> str:
-    """ "image" or "text": what a source holds. Raises UsageError for no such source, or one that cannot be read."""
+    """ "image", "text" or "video": what a source holds. Raises UsageError for no such source, or one that cannot be read."""
     name = source.partition(":")[0]
     if name in SOURCES:
         return SOURCES[name].modality
-    modality: str = import_module(_reader(source)).modality_of(Path(source))
+    modality: str = import_module(_reader(source)).modality_of(Path(source.removeprefix(CLIPS)))
     return modality
 
 
-def read_item(uri: str) -> Image.Image | str:
-    """An item's content: a decoded picture, mode "L" or "RGB", or a text.
+def read_item(uri: str) -> Image.Image | str | U8:
+    """An item's content: a decoded picture, mode "L" or "RGB"; a text; or a clip's frames, (T, H, W, 1 or 3) uint8.
 
     Raises:
         ItemError: missing, corrupt, too large, of an unknown kind: quarantined by the caller, never fatal.
@@ -188,9 +201,10 @@ def read_item(uri: str) -> Image.Image | str:
 
 
 def content_digest(uri: str) -> str:
-    """sha256, hex, of a file's bytes, a text's UTF-8, or a drawn picture's pixels. Raises as `read_item`."""
-    if uri.startswith("file:"):
-        digest: str = import_module(SCHEMES["file"]).digest(uri)
+    """sha256, hex, of a file's bytes, a text's UTF-8, or a drawn picture's or clip's pixels. Raises as `read_item`."""
+    scheme = uri.partition(":")[0]
+    if scheme in ("file", "clip"):
+        digest: str = import_module(SCHEMES[scheme]).digest(uri)
         return digest
     content = read_item(uri)
     return hashlib.sha256(content.encode() if isinstance(content, str) else content.tobytes()).hexdigest()

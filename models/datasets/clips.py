@@ -29,13 +29,20 @@ GIF, MP4 = frozenset({".gif"}), frozenset({".mp4", ".m4v", ".mov"})
 
 @dataclass(frozen=True)
 class Limits:
-    """What a clip may be; beyond it is an ItemError "too_large". Frames count as decoded, 3 bytes a pixel of RGB."""
+    """What a clip may be; beyond it is an ItemError "too_large". Frames count as held, 3 bytes a pixel of RGB.
+
+    Attributes:
+        kept_frames: hold no more: every second frame is let go whenever there are more; None: all.
+        kept_edge: frames are held with their longer edge made no longer than this; None: as they are.
+    """
 
     file_bytes: int = 512 * 2**20
     frames: int = 20_000
     frame_pixels: int = 4096 * 2304
     seconds: float = 1800.0
     decoded_bytes: int = 2**30
+    kept_frames: int | None = None
+    kept_edge: int | None = None
 
 
 LIMITS = Limits()
@@ -183,23 +190,38 @@ def _lasting(times: Sequence[float], stream: Any) -> float | None:
 def _stacked(path: Path, frames: Iterable[U8], limits: Limits) -> U8:
     """Frames as one array, stopped at the first that is too many."""
     kept: list[U8] = []
-    held = 0
-    for frame in frames:
-        if kept and frame.shape != kept[0].shape:
-            raise ItemError(
-                "corrupt", f"{path}: frame {len(kept)} is {frame.shape[:2]}, the first {kept[0].shape[:2]}."
-            )
-        held += frame.nbytes
-        if len(kept) >= limits.frames or held > limits.decoded_bytes:
+    shape: tuple[int, ...] | None = None
+    held, every = 0, 1
+    for number, frame in enumerate(frames):
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            raise ItemError("corrupt", f"{path}: frame {number} is {frame.shape[:2]}, the first {shape[:2]}.")
+        _check_size(path, frame.shape[1], frame.shape[0], limits)
+        if number % every:
+            continue
+        held_frame = _shrunk(frame, limits.kept_edge)
+        held += held_frame.nbytes
+        if number >= limits.frames or held > limits.decoded_bytes:
             raise ItemError(
                 "too_large",
                 f"{path} has more than {limits.frames} frames or {limits.decoded_bytes} bytes of them decoded.",
             )
-        _check_size(path, frame.shape[1], frame.shape[0], limits)
-        kept.append(frame)
+        kept.append(held_frame)
+        if limits.kept_frames is not None and len(kept) > limits.kept_frames:
+            kept, every = kept[::2], 2 * every
+            held = sum(each.nbytes for each in kept)
     if not kept:
         raise ItemError("empty", f"{path} has no frame.")
     return np.stack(kept)
+
+
+def _shrunk(frame: U8, edge: int | None) -> U8:
+    height, width = frame.shape[:2]
+    if edge is None or max(height, width) <= edge:
+        return frame
+    scale = edge / max(height, width)
+    smaller = max(1, round(width * scale)), max(1, round(height * scale))
+    return np.asarray(Image.fromarray(frame).resize(smaller, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
 def _check_size(path: Path, width: int, height: int, limits: Limits) -> None:

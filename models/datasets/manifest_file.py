@@ -1,5 +1,6 @@
-"""CSV and Parquet manifests: columns `key`, then `path` (an image file) or `text`, and optionally `label`.
+"""CSV and Parquet manifests: columns `key`, then `path` (an image file), `clip` (a video or a folder of frames) or `text`.
 
+Optional is `label`.
 Other columns are attributes: queries are sliced by them. Of a Parquet file only texts, whole numbers and yes or no are.
 """
 
@@ -13,7 +14,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from models.datasets import Item, ItemListing, Rejected, folder, inline
+from models.datasets import Item, ItemListing, Rejected, clip_files, folder, inline
 from models.errors import UsageError
 from models.plain_file import open_plain
 
@@ -23,7 +24,9 @@ MAX_ROWS = 100_000_000
 _MAX_FIELD_CHARACTERS = 64 * 2**20
 # Parquet unpacks: what is few bytes in the file may be many in memory.
 _ROWS_AT_ONCE, _MAX_BYTES_AT_ONCE = 1024, 2 * 2**30
-_COLUMNS = ("key", "path", "text", "label")
+_COLUMNS = ("key", "path", "clip", "text", "label")
+_CONTENTS = {"path": "image", "clip": "video", "text": "text"}
+"""Column -> the modality of what it names."""
 _EXTRA = "\0extra"  # fields beyond the header
 
 
@@ -66,10 +69,11 @@ def _outcome(row: dict[str, Any], number: int, content: str, base: Path) -> Item
     if not os.path.isabs(value) and os.path.normpath(value).split(os.sep, 1)[0] == os.pardir:
         return Rejected(key, value[:200], "leaves the manifest's folder: write an absolute path")
     file = base / value
+    uri = (clip_files if content == "clip" else folder).uri_of(file)
     # os.path, not Path: it answers False for names that no system takes, where Path raises.
-    if not os.path.isfile(file):
-        return Rejected(key, folder.uri_of(file), "missing")
-    return Item(key, folder.uri_of(file), label, _attributes(row))
+    if not (os.path.isfile(file) or (content == "clip" and os.path.isdir(file))):
+        return Rejected(key, uri, "missing")
+    return Item(key, uri, label, _attributes(row))
 
 
 def _attributes(row: dict[str, Any]) -> dict[str, str]:
@@ -78,8 +82,8 @@ def _attributes(row: dict[str, Any]) -> dict[str, str]:
 
 
 def modality_of(path: Path) -> str:
-    """ "text" where there is a text column, else "image". Raises UsageError as `list_items`."""
-    return "text" if _content_column(path, _columns(path)) == "text" else "image"
+    """ "text" where there is a text column, "video" where there is a clip column, else "image". Raises as `list_items`."""
+    return _CONTENTS[_content_column(path, _columns(path))]
 
 
 def read_table(path: Path, column: str) -> Iterator[dict[str, Any]]:
@@ -103,10 +107,10 @@ def _word(value: Any) -> str:
 
 
 def _content_column(path: Path, columns: list[str]) -> str:
-    content = [name for name in ("path", "text") if name in columns]
+    content = [name for name in _CONTENTS if name in columns]
     if "key" not in columns or len(content) != 1:
         raise UsageError(
-            f"{path} needs the columns key, and path or text (one of them), optionally label; "
+            f"{path} needs the columns key, and path, clip or text (one of them), optionally label; "
             f"it has {', '.join(columns)[:500] or 'none'}."
         )
     return content[0]

@@ -8,8 +8,6 @@ Classes: by `glyphs`' order the first 20 of its training classes and the first 2
 
 - `train`: training classes, three faces, each motion once: 240 clips. `gallery`: likewise all classes, 480 clips.
 - `queries`: the other 20 classes in a face that is nowhere else, each motion once: 80 clips.
-
-Clips are not among the sources of `gallery create`: what is embedded there is a picture or a text.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ ARCHITECTURES: dict[str, str] = {
     "vit_adapted": "models.encoders.vit_adapted",
     "wordllama": "models.encoders.wordllama",
     "minilm": "models.encoders.minilm",
+    "r2plus1d": "models.encoders.r2plus1d",
+    "frame_vit": "models.encoders.frame_vit",
     "factory": "models.encoders.factory",
 }
 """Architecture name -> module with `load(manifest, tensors) -> Encoder`."""
@@ -45,9 +47,9 @@ class Encoder(Protocol):
 
     @property
     def modality(self) -> str:
-        """ "image" or "text"."""
+        """ "image", "text" or "video"."""
 
-    def preprocess(self, item: Image.Image | str) -> np.ndarray | str:
+    def preprocess(self, item: Image.Image | str | np.ndarray) -> np.ndarray | str:
         """One item, ready for `encode`; cheap and thread-safe."""
 
     def encode(self, prepared: Sequence[Any]) -> np.ndarray:
@@ -94,8 +96,8 @@ def architecture_module(name: str) -> Any:
     return importlib.import_module(ARCHITECTURES[name])
 
 
-TRAINABLE = ("convnet", "vit")
-"""Architectures with a `NETWORK`, the class whose options `model train` takes, and a `build`."""
+TRAINABLE: Mapping[str, tuple[str, ...]] = {"image": ("convnet", "vit"), "video": ("r2plus1d", "frame_vit")}
+"""Modality -> architectures with a `NETWORK`, the class whose options `model train` takes, and a `build`; the first is usual."""
 
 
 def check_network(
@@ -115,5 +117,5 @@ def check_network(
             module.build(options, dim, preprocessing)
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise UsageError(
-            f"the network of {architecture} cannot be built for pictures of {preprocessing.size} pixels: {error}"
+            f"the network of {architecture} cannot be built for {preprocessing.modality}s of {preprocessing.size} pixels: {error}"
         ) from error

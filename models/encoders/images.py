@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class ImagePreprocessing:
     mode: str = "L"
     fill: int = 0
 
+    modality: ClassVar[str] = "image"
+
     def __post_init__(self) -> None:
         if self.mode not in ("L", "RGB") or not 4 <= self.size <= 1024 or not 0 <= self.fill <= 255:
             raise ValueError(f"preprocessing cannot be {asdict(self)}")
@@ -44,8 +47,8 @@ class ImagePreprocessing:
         """1 for grey, 3 for RGB."""
         return 1 if self.mode == "L" else 3
 
-    def __call__(self, picture: Image.Image) -> np.ndarray:
-        """(channels, size, size) uint8. Raises ItemError for a picture without area."""
+    def __call__(self, picture: Any) -> np.ndarray:
+        """(channels, size, size) uint8 from a decoded picture. Raises ItemError for a picture without area."""
         if min(picture.size) < 1:
             raise ItemError("empty", f"a picture of {picture.size[0]} x {picture.size[1]} pixels has no area")
         picture = self._coloured(picture)
@@ -78,12 +81,13 @@ class TorchImageEncoder:
     """A `TensorEncoder` around a network (B, channels, size, size) float32 0..1 -> (B, dim) float32."""
 
     together = _BATCH
+    reads = ImagePreprocessing
 
     def __init__(self, manifest: Manifest, network: nn.Module) -> None:
         self.manifest = manifest
-        self.network = network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = channels_last(network.eval())
         self.network.requires_grad_(False)
-        self.preprocessing = ImagePreprocessing(**manifest.preprocessing)
+        self.preprocessing = self.reads(**manifest.preprocessing)
 
     @property
     def dim(self) -> int:
@@ -95,12 +99,14 @@ class TorchImageEncoder:
         """Always "image"."""
         return "image"
 
-    def preprocess(self, item: Image.Image | str) -> np.ndarray:
-        """(channels, size, size) uint8 from a decoded picture. Raises ItemError for a text or an empty picture."""
+    def preprocess(self, item: Any) -> np.ndarray:
+        """(channels, size, size) uint8 from a decoded picture. Raises ItemError for a text, a clip or an empty picture."""
         if isinstance(item, str):
             raise ItemError(
                 "modality", f"{self.manifest.name} embeds images, this item is a text: {item[:40]!r}"
             )
+        if isinstance(item, np.ndarray):
+            raise ItemError("modality", f"{self.manifest.name} embeds images, this item is a video")
         return self.preprocessing(item)
 
     def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
@@ -138,16 +144,29 @@ class TorchImageEncoder:
         return functional.normalize(self.network(to_float(pixels)), dim=1)
 
     @classmethod
-    def restore(
-        cls, manifest: Manifest, network: nn.Module, tensors: Mapping[str, Tensor]
-    ) -> TorchImageEncoder:
+    def restore(cls, manifest: Manifest, network: nn.Module, tensors: Mapping[str, Tensor]) -> Self:
         """The encoder with the artifact's weights. Raises RuntimeError when they do not fit the network."""
         network.load_state_dict({key: value for key, value in tensors.items() if key != PROTOTYPES})
         return cls(manifest, network)
 
 
 def to_float(pixels: Tensor) -> Tensor:
-    """float32 0..1, channels-last, from uint8 0..255 (or floats, unchanged)."""
+    """float32 0..1, pictures channels-last, from uint8 0..255 (or floats, unchanged)."""
     if pixels.dtype == torch.uint8:
         pixels = pixels.float().div_(255.0)
-    return pixels.contiguous(memory_format=torch.channels_last)
+    return arranged(pixels)
+
+
+def arranged(pixels: Tensor) -> Tensor:
+    """A batch as its network computes it fastest: pictures channels-last, clips as they are."""
+    return pixels.contiguous(
+        memory_format=torch.channels_last if pixels.dim() == 4 else torch.contiguous_format
+    )
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """The network with the weights of its 2-D convolutions channels-last, in place; those of 3-D ones cannot be."""
+    for weight in network.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return network

@@ -125,7 +125,7 @@ def adapted_network(source: TorchImageEncoder, dim: int, options: AdaptOptions) 
 
 def _image_encoder(folder: Path) -> TorchImageEncoder:
     encoder = load_encoder(folder)
-    if not isinstance(encoder, TorchImageEncoder):
+    if not isinstance(encoder, TorchImageEncoder) or encoder.modality != "image":
         raise UsageError(f"{folder} holds no trained image encoder but a {encoder.manifest.architecture}.")
     return encoder
 

@@ -65,7 +65,7 @@ def read(context: Context, gallery_name: str | None, key: str | None) -> dict[st
             )
         shown = items_shown(connection, gallery.name, gallery.modality, [key])[key]
         return base | {
-            "item": with_fault(shown, item.uri) if gallery.modality == "image" else shown,
+            "item": with_fault(shown, item.uri) if gallery.modality != "text" else shown,
             "row": item.row,
             "attributes": _attributes(connection, gallery.id, item.row, shown.version),
             "history": dashboard_queries.item_history(connection, gallery.id, item.row),

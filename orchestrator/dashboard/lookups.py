@@ -40,7 +40,7 @@ class Shown:
 
     Attributes:
         version: of an item, its row of `embedding_versions`; None for a query, or an item that is not embedded.
-        text: of a text, its beginning; None for a picture.
+        text: of a text, its beginning; None for a picture or a clip.
         fault: why it cannot be shown; None where it can.
     """
 
@@ -76,7 +76,7 @@ def queries_shown(
 
 
 def _shown(key: str, row: dict[str, Any], modality: str, version: dict[str, Any] | None) -> Shown:
-    text, fault = (None, None) if modality == "image" else beginning(row["uri"])
+    text, fault = (None, None) if modality != "text" else beginning(row["uri"])
     return Shown(key, row["label"], text, fault, version)
 
 
@@ -99,7 +99,7 @@ def beginning(uri: str) -> tuple[str | None, str | None]:
         content = read_item(uri)
     except (ItemError, UsageError) as error:
         return None, str(error)
-    return (excerpt(content), None) if isinstance(content, str) else (None, "it is a picture")
+    return (excerpt(content), None) if isinstance(content, str) else (None, "it is no text")
 
 
 def uri_of_item(context: Context, gallery: str, key: str) -> str:

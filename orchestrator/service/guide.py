@@ -30,6 +30,7 @@ _BY_STATE = {
 # Built-in galleries have built-in queries.
 _QUERIES = {
     "glyphs:gallery": "glyphs --split queries",
+    "moving-glyphs:gallery": "moving-glyphs --split queries",
     "verses:web": "verses:kjv",
     "verses:kjv": "verses:web",
 }
@@ -117,6 +118,6 @@ def _towards_upgrade(
 def _source(gallery: GalleryRow) -> str:
     """The gallery's source as `--data` takes it; a split was stored behind a colon."""
     source, colon, split = gallery.source.rpartition(":")
-    if colon and source == "glyphs":
-        return f"glyphs --split {shlex.quote('train' if split == 'gallery' else split)}"
+    if colon and source in ("glyphs", "moving-glyphs"):
+        return f"{source} --split {shlex.quote('train' if split == 'gallery' else split)}"
     return shlex.quote(gallery.source)

@@ -187,6 +187,8 @@ def composite_views(
     first, second = context.encoder(old), context.encoder(new)
     if not (isinstance(first, TorchImageEncoder) and isinstance(second, TorchImageEncoder)):
         return None
+    if first.modality == "video":  # composites are of pictures
+        return None
     pixels = np.stack([second.preprocess(read_item(uri)) for uri in uris])
     return embed_pairs(
         context.artifact(old),

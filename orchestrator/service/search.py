@@ -32,6 +32,7 @@ class Query:
 
     text: str | None = None
     image: Path | None = None
+    video: Path | None = None
     key: str | None = None
     vector: npt.NDArray[np.floating[Any]] | None = None
 
@@ -53,8 +54,8 @@ def search(
     Raises:
         NotFoundError: no such gallery or item.
         ConflictError: the gallery has no embeddings yet, or holds another kind of items than the query is, or than can match.
-        UsageError: the query's picture cannot be read; `where` names an attribute that there is not; to match a vector, or
-            without OpenCV.
+        UsageError: the query's picture or video cannot be read; `where` names an attribute that there is not; to match a
+            vector, or without OpenCV.
     """
     with transaction(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
@@ -100,9 +101,10 @@ def unit(given: Any, model: str, dim: int) -> npt.NDArray[np.float32]:
 
 
 def _check_kind(gallery: GalleryRow, query: Query) -> None:
-    given = "text" if query.text is not None else "image" if query.image is not None else gallery.modality
+    asked = {"text": query.text, "image": query.image, "video": query.video}
+    given = next((name for name, value in asked.items() if value is not None), gallery.modality)
     if given != gallery.modality:
-        wanted = "--image FILE" if gallery.modality == "image" else "--text TEXT"
+        wanted = {"text": "--text TEXT", "image": "--image FILE", "video": "--video FILE"}[gallery.modality]
         raise ConflictError(
             f"gallery {gallery.name!r} holds {gallery.modality}s; search it with {wanted} or --key KEY."
         )
@@ -119,6 +121,10 @@ def _uri(context: Context, gallery_name: str, query: Query) -> str:
         from models.datasets.folder import uri_of
 
         return uri_of(query.image)
+    if query.video is not None:
+        from models.datasets import clip_files
+
+        return clip_files.uri_of(query.video)
     assert query.key is not None
     return item_uri(context, gallery_name, query.key)
 

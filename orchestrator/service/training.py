@@ -1,7 +1,8 @@
-"""Models made here: trained on pictures, or written from what is installed; each is then imported like any other."""
+"""Models made here: trained on pictures or videos, or written from what is installed; each is then imported like any other."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -22,6 +23,7 @@ from orchestrator.service.models import import_adapter, import_model
 from orchestrator.service.names import find_model
 
 if TYPE_CHECKING:
+    from models.encoders.images import ImagePreprocessing
     from models.training import TrainingOptions
 
 Progress = Callable[[int, int], None]
@@ -30,6 +32,7 @@ Progress = Callable[[int, int], None]
 LEAST_STEPS = 400
 LEAST_EPOCHS = 5.0
 PHOTO_EDGE = 64
+CLIP_EDGE, CLIP_FRAMES = 56, 8
 # What made upgrades certifiable in the demo (models.recipes): wide embeddings and a warm head, which keep more of a
 # picture than telling the training classes apart needs, so that the embeddings can be adapted later.
 DIM = 128
@@ -43,8 +46,11 @@ class TrainRequest:
     Attributes:
         source, split: as for a gallery.
         method: a compatible-training method; all but "independent" need `old`. method_options: its own, over the recipe's.
+        architecture: None: the usual one of what the source holds.
         network: the architecture's own options.
+        init: name of a model of the same architecture whose weights are begun with, such as a pre-trained one.
         size: edge of the input, pixels.
+        frames: of a clip that are looked at.
         mode: "L" (grey) or "RGB".
         epochs: passes over the pictures; None: enough for LEAST_STEPS steps.
         threads: CPU threads of each process; None: all cores, shared out among the machine's processes.
@@ -61,10 +67,12 @@ class TrainRequest:
     method_options: Mapping[str, Any] = field(default_factory=dict)
     old: str | None = None
     seed: int = 0
-    architecture: str = "convnet"
+    architecture: str | None = None
     network: Mapping[str, Any] = field(default_factory=dict)
+    init: str | None = None
     dim: int | None = None
     size: int | None = None
+    frames: int | None = None
     mode: str | None = None
     epochs: float | None = None
     batch_size: int | None = None
@@ -77,12 +85,12 @@ class TrainRequest:
 
 
 def train_model(context: Context, request: TrainRequest, progress: Progress | None = None) -> ModelRow:
-    """Train an image encoder and register it. Under torchrun for process 0; the others call `join_training`.
+    """Train an image or video encoder and register it. Under torchrun for process 0; the others call `join_training`.
 
     Raises:
         UsageError: a source, method or option that cannot be used, too few pictures, or another training's checkpoint.
         ConflictError: the name is taken.
-        NotFoundError: no such old model.
+        NotFoundError: no such old model, or none to begin with.
         ArtifactError: the old model or the checkpoint is damaged.
     """
     from models.compat import create_method
@@ -97,9 +105,9 @@ def train_model(context: Context, request: TrainRequest, progress: Progress | No
         raise UsageError(
             f"method {request.method!r} trains against an older model: name it with --old, or use --method independent."
         )
-    if modality_of(request.source) != "image":
+    if modality_of(request.source) == "text":
         raise UsageError(
-            f"{request.source!r} holds texts; only image encoders are trained. "
+            f"{request.source!r} holds texts; image and video encoders are trained. "
             f"Take a text encoder with `hotrefresh model import {request.name} --wordllama 64`."
         )
     old = _find(context, request.old) if request.old else None
@@ -107,9 +115,12 @@ def train_model(context: Context, request: TrainRequest, progress: Progress | No
     if old is not None:
         context.encoder(old)  # a tampered artifact shows before an hour of training
     artifact = context.artifact(old).resolve() if old is not None else None
-    Processes(context.settings.device).share_text(str(artifact or ""))
+    first = context.artifact(_find(context, request.init)).resolve() if request.init else None
+    Processes(context.settings.device).share_text(json.dumps([str(each or "") for each in (artifact, first)]))
     with scratch(context) as folder, scratch(context) as along:
-        _train(request, artifact, folder, context.settings.device, progress, along if forward else None)
+        _train(
+            request, artifact, first, folder, context.settings.device, progress, along if forward else None
+        )
         row = import_model(context, folder, request.name)
         if forward and old is not None:
             import_adapter(context, along, forward, old, row)
@@ -143,26 +154,28 @@ def join_training(request: TrainRequest, device: str) -> None:
     """
     from models.parallel import Processes
 
-    told = Processes(device).share_text(None)
-    _train(request, Path(told) if told else None, Path(), device, None)
+    told = [Path(each) if each else None for each in json.loads(Processes(device).share_text(None))]
+    _train(request, told[0], told[1], Path(), device, None)
 
 
 def _train(
     request: TrainRequest,
     old: Path | None,
+    init: Path | None,
     folder: Path,
     device: str,
     progress: Progress | None,
     adapter_folder: Path | None = None,
 ) -> None:
-    """Train into `folder`. `old`: the old model's artifact."""
+    """Train into `folder`. `old`, `init`: artifacts of the old model, and of the one whose weights are begun with."""
     from models.artifact import load_manifest
     from models.compat import create_method
     from models.datasets import list_items
     from models.training import Checkpoints, read_pictures, train_encoder
 
     listing = list_items(request.source, request.split)
-    options = _options(request, load_manifest(old).preprocessing if old is not None else {})
+    like = old or init
+    options = _options(request, load_manifest(like).preprocessing if like is not None else {})
     pictures = read_pictures(listing.items, options.preprocessing)
     train_encoder(
         pictures,
@@ -172,7 +185,7 @@ def _train(
         old=old if create_method(request.method, request.method_options).needs else None,
         options=_sized(options, request, len(pictures.labels)),
         seed=request.seed,
-        threads=request.threads or _fair_threads(),
+        threads=request.threads or fair_threads(),
         progress=progress,
         device=device,
         precision=request.precision,
@@ -182,39 +195,32 @@ def _train(
         if request.checkpoint is not None
         else None,
         adapter_folder=adapter_folder,
+        init=init,
     )
 
 
-def _fair_threads() -> int:
+def fair_threads() -> int:
+    """The machine's cores, shared out among the processes that train on it."""
     from models.parallel import local_size
 
     return max(1, (os.cpu_count() or 1) // local_size())
 
 
 def _options(request: TrainRequest, like: Mapping[str, Any]) -> TrainingOptions:
-    """`like`: the old model's preprocessing, or nothing."""
+    """`like`: the preprocessing of the old model, or of the one that is begun with, or nothing."""
     from models.augmentation import Augmentation
-    from models.encoders import TRAINABLE, check_network
-    from models.encoders.images import ImagePreprocessing
+    from models.encoders import check_network
     from models.recipes import METHOD_OPTIONS
     from models.training import TrainingOptions
 
-    if request.architecture not in TRAINABLE:
-        raise UsageError(
-            f"architecture {request.architecture!r} cannot be trained; choose one of {', '.join(TRAINABLE)}."
-        )
-    characters = request.source.partition(":")[0] == "glyphs"
-    size = request.size or like.get("size") or (32 if characters else PHOTO_EDGE)
-    mode = request.mode or like.get("mode") or ("L" if characters else "RGB")
-    try:
-        preprocessing = ImagePreprocessing(size=int(size), mode=str(mode), fill=int(like.get("fill", 0)))
-    except ValueError:
-        raise UsageError(
-            f"pictures of {size} pixels, mode {mode!r}: the edge must be 4 to 1024, the mode L or RGB."
-        ) from None
-    check_network(request.architecture, request.network, request.dim or DIM, preprocessing)
+    architecture, modality = _architecture(request)
+    characters = request.source.partition(":")[0] in ("glyphs", "moving-glyphs")
+    preprocessing = preprocessing_for(
+        modality, request.source, size=request.size, mode=request.mode, frames=request.frames, like=like
+    )
+    check_network(architecture, request.network, request.dim or DIM, preprocessing)
     return TrainingOptions(
-        architecture=request.architecture,
+        architecture=architecture,
         network=request.network,
         dim=request.dim or DIM,
         temperature=FIRST_TEMPERATURE if request.method == "independent" else NEXT_TEMPERATURE,
@@ -222,6 +228,57 @@ def _options(request: TrainRequest, like: Mapping[str, Any]) -> TrainingOptions:
         preprocessing=preprocessing,
         augmentation=Augmentation() if characters else Augmentation(flip=True),
     )
+
+
+def _architecture(request: TrainRequest) -> tuple[str, str]:
+    """With the modality of what it is trained on. Raises UsageError for one that does not go with the source."""
+    from models.datasets import modality_of
+    from models.encoders import TRAINABLE
+
+    modality = modality_of(request.source)
+    fitting = TRAINABLE.get(modality, ())
+    architecture = request.architecture or next(iter(fitting), "")
+    if architecture not in fitting:
+        raise UsageError(
+            f"architecture {architecture!r} cannot be trained on {modality}s; choose one of {', '.join(fitting)}."
+        )
+    return architecture, modality
+
+
+def preprocessing_for(
+    modality: str,
+    source: str,
+    *,
+    size: int | None = None,
+    mode: str | None = None,
+    frames: int | None = None,
+    like: Mapping[str, Any] | None = None,
+) -> ImagePreprocessing:
+    """What was asked for, else as `like`, another model's, says, else by the source; of videos a VideoPreprocessing.
+
+    Raises UsageError for values that cannot be.
+    """
+    from models.encoders.images import ImagePreprocessing
+    from models.encoders.videos import VideoPreprocessing
+
+    other = like or {}
+    drawn = source.partition(":")[0] in ("glyphs", "moving-glyphs")
+    usual = CLIP_EDGE if modality == "video" else 32 if drawn else PHOTO_EDGE
+    if frames is not None and modality != "video":
+        raise UsageError(f"{source[:200]!r} holds {modality}s; --frames is for videos, leave it out.")
+    edge, colours = size or other.get("size") or usual, mode or other.get("mode") or ("L" if drawn else "RGB")
+    fill = int(other.get("fill", 0))
+    try:
+        if modality == "video":
+            count = frames or other.get("frames") or CLIP_FRAMES
+            return VideoPreprocessing(int(edge), str(colours), fill, int(count))
+        return ImagePreprocessing(size=int(edge), mode=str(colours), fill=fill)
+    except ValueError:
+        what = f"{modality}s of {edge} pixels, mode {colours!r}" + (f", {frames} frames" if frames else "")
+        limits = "the edge must be 4 to 1024, the mode L or RGB" + (
+            ", frames 1 to 64" if modality == "video" else ""
+        )
+        raise UsageError(f"{what}: {limits}.".replace("images", "pictures")) from None
 
 
 def _sized(options: TrainingOptions, request: TrainRequest, n: int) -> TrainingOptions:

@@ -127,10 +127,12 @@ def _compared(views: Sequence[Image], uris: Mapping[str, str]) -> dict[str, Matc
 
 
 def _picture(uri: str) -> Image:
+    from PIL.Image import Image as Picture
+
     from models.datasets import read_item
 
     found = read_item(uri)
-    assert not isinstance(found, str), "only galleries of pictures are matched"
+    assert isinstance(found, Picture), "only galleries of pictures are matched"
     return found
 
 

@@ -25,8 +25,8 @@ from orchestrator.ledger.rows import ItemRow, RolloutRow
 from orchestrator.serving.answers import Answer, Hit
 
 FLUSH_S = 5.0
-# Queries that wait for the other system; decoded pictures are large.
-WAITING = {"text": 64, "image": 8}
+# Queries that wait for the other system; decoded pictures and clips are large.
+WAITING = {"text": 64, "image": 8, "video": 2}
 # Samples a rollout in the ledger, and new ones between two writes of a process.
 MOST_SAMPLES, MOST_NEW_SAMPLES = 200, 20
 STAGES = 20

@@ -1,0 +1,136 @@
+"""Folders of clips, written `clips:FOLDER`: each .gif, .mp4, .m4v or .mov below, and each folder that holds frames.
+
+It is written so because no look at a folder tells clips from pictures: a GIF is both, and so are the frames of a clip. A folder
+that directly holds pictures other than GIFs is one clip, and nothing else below it is looked at.
+
+A clip is held thinned while it is decoded, so that a worker's decoding threads need little memory whatever a clip's length: of at
+most KEPT_FRAMES frames every first, every second, every fourth…, and at most KEPT_EDGE pixels of their longer edge.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
+
+import numpy as np
+import numpy.typing as npt
+
+from models.datasets import Item, ItemListing, Rejected, folder, storable
+from models.datasets.clips import GIF, LIMITS, MP4, read_clip
+from models.errors import ItemError, UsageError
+from models.plain_file import NotPlainError, TooLargeError, open_plain, size_of
+
+U8 = npt.NDArray[np.uint8]
+KEPT_FRAMES, KEPT_EDGE = 128, 512
+HELD = replace(LIMITS, kept_frames=KEPT_FRAMES, kept_edge=KEPT_EDGE)
+_FRAMES = folder.SUFFIXES - GIF
+
+
+def uri_of(path: Path) -> str:
+    """clip: URI of an absolute path; bytes, because file names need not be UTF-8."""
+    name = str(path.absolute())
+    try:
+        return "clip:" + quote(os.fsencode(name))
+    except UnicodeEncodeError:  # no file has such a name: it will be found missing
+        return "clip:" + quote(name.encode("utf-8", "surrogatepass"))
+
+
+def list_items(place: Path) -> ItemListing:
+    """Every clip below a folder, in order of name. The label is the name of the sub-folder that it lies in, if it does.
+
+    Raises:
+        UsageError: no folder, or no clip in it.
+    """
+    if not place.is_dir():
+        raise UsageError(f"{place} is no folder; write clips:FOLDER.")
+    items: list[Item] = []
+    rejected: list[Rejected] = []
+    closed: list[OSError] = []
+    ignored = 0
+    for path, is_clip in _found(place, closed):
+        key = path.relative_to(place).as_posix()
+        if not is_clip:
+            ignored += 1
+        elif not os.path.exists(path):
+            rejected.append(Rejected(key, uri_of(path), "missing"))
+        else:
+            items.append(Item(key, uri_of(path), path.parent.name if path.parent != place else None))
+    for error in closed:
+        shut = Path(error.filename)
+        rejected.append(Rejected(os.path.relpath(shut, place), uri_of(shut), "folder cannot be opened"))
+    if not items and not rejected:
+        raise UsageError(
+            f"there is no clip in {place} ({', '.join(sorted(GIF | MP4))}, or a sub-folder of frames; {ignored} other files); "
+            "name another folder."
+        )
+    return ItemListing(items, rejected, ignored)
+
+
+def _found(place: Path, closed: list[OSError]) -> Iterator[tuple[Path, bool]]:
+    """Files, and folders of frames, and whether each is a clip."""
+    for parent, folders, names in os.walk(place, onerror=closed.append):
+        here = Path(parent)
+        if here != place and any(Path(name).suffix.lower() in _FRAMES for name in names):
+            folders.clear()
+            yield here, True
+            continue
+        folders.sort()
+        yield from ((here / name, Path(name).suffix.lower() in GIF | MP4) for name in sorted(names))
+
+
+def modality_of(place: Path) -> str:
+    """Always "video"."""
+    return "video"
+
+
+def read(uri: str) -> U8:
+    """(T, H, W, 3) uint8, T at most KEPT_FRAMES, H and W at most KEPT_EDGE.
+
+    Raises:
+        ItemError: as `read_clip`.
+        UsageError: PyAV is not installed, for an MP4.
+    """
+    path = _path_of(uri)
+    try:
+        return read_clip(path, HELD).frames
+    except ItemError as error:
+        raise ItemError(error.reason, storable(str(error))) from error
+    except OSError as error:  # of a folder that nobody may look into
+        raise ItemError("missing", f"{_shown(path)} cannot be read: {error.strerror}.") from error
+
+
+def digest(uri: str) -> str:
+    """sha256, hex, of a file's bytes, or of the names and digests of a folder's frames. Raises ItemError as `read`."""
+    path = _path_of(uri)
+    try:
+        if path.is_dir():
+            names = sorted(each for each in os.listdir(path) if Path(each).suffix.lower() in folder.SUFFIXES)
+            parts = [os.fsencode(n) + b"\0" + folder.digest(folder.uri_of(path / n)).encode() for n in names]
+            return hashlib.sha256(b"\0".join(parts)).hexdigest()
+        with open_plain(path, LIMITS.file_bytes) as file:
+            if size_of(file) == 0:
+                raise ItemError("empty", f"{_shown(path)} has no bytes.")
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except NotPlainError as error:
+        raise ItemError("unsupported", f"{_shown(path)} is no file.") from error
+    except TooLargeError as error:
+        raise ItemError("too_large", f"{_shown(path)} has {error.strerror}.") from error
+    except OSError as error:
+        raise ItemError("missing", f"{_shown(path)} cannot be read: {error.strerror}.") from error
+
+
+def _path_of(uri: str) -> Path:
+    try:
+        path = Path(os.fsdecode(unquote_to_bytes(uri.partition(":")[2])))
+        path.exists()  # a name that no system takes raises here
+    except (UnicodeError, ValueError) as error:
+        raise ItemError("missing", f"{uri[:80]!r} is no name of a file.") from error
+    return path
+
+
+def _shown(path: Path) -> str:
+    return repr(str(path)[:500])[1:-1]
