@@ -56,7 +56,7 @@ def test_2_usage_of_an_unknown_option(capsys):
 
 def test_2_usage_of_options_that_do_not_go_together(capsys):
     assert main(["gallery", "search", "pics", "--text", "x", "--key", "y"]) == 2
-    assert "one of --text TEXT, --image FILE, --key KEY" in capsys.readouterr().err
+    assert "one of --text TEXT, --image FILE, --video FILE, --key KEY" in capsys.readouterr().err
 
 
 def test_2_without_a_command_the_help_is_shown(capsys):
