@@ -37,5 +37,5 @@ Rerank = Annotated[
 ]
 SOURCE_HELP = (
     "An image folder, a .csv or .parquet manifest (key, path or text, label), or glyphs, emoji, verses:web, verses:kjv, "
-    "copies:references."
+    "copies:references, ptvd:FOLDER, ptvd-texts:FOLDER, ptvd-comments:FOLDER."
 )

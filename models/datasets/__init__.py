@@ -1,7 +1,7 @@
 """Datasets: where items come from. One file a source, one a URI scheme; both registered here, loaded lazily.
 
 An item is named by a URI, and the URI alone is enough to read it anywhere: `glyph:`, `emoji:`, `copy:`, `verse:`, `file:`,
-`text:`.
+`text:`, `ptvd:`.
 Nothing here ever goes to a network.
 """
 
@@ -78,7 +78,10 @@ SCHEMES = {
     "copy": "models.datasets.copies",
     "file": "models.datasets.folder",
     "text": "models.datasets.inline",
+    "ptvd": "models.datasets.ptvd_source",
 }
+FOLDER_SOURCES = {name: "models.datasets.ptvd_source" for name in ("ptvd", "ptvd-texts", "ptvd-comments")}
+"""Sources written NAME:FOLDER -> module with list_items(source, split) and modality_of(source)."""
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 MAX_NAME_BYTES = 1024  # of a key or label: the database's indexes take no much longer one
 
@@ -101,6 +104,8 @@ def list_items(source: str, split: str | None = None) -> ItemListing:
                 f"there is no {source[:200]!r}; write {' or '.join(known)}, and name a split by --split."
             )
         listed = import_module(built_in.module).list_items(*([variant] if variant else []), split)
+    elif name in FOLDER_SOURCES and variant:
+        listed = import_module(FOLDER_SOURCES[name]).list_items(source, split)
     else:
         if split is not None:
             raise UsageError(f"{source[:200]!r} has no splits; leave --split {split} out.")
@@ -165,16 +170,18 @@ def storable(name: str, limit: int = MAX_NAME_BYTES) -> str:
 
 
 def modality_of(source: str) -> str:
-    """ "image" or "text": what a source holds. Raises UsageError for no such source, or one that cannot be read."""
+    """ "image", "text" or "video": what a source holds. Raises UsageError for no such source, or one that cannot be read."""
     name = source.partition(":")[0]
     if name in SOURCES:
         return SOURCES[name].modality
+    if name in FOLDER_SOURCES and ":" in source:
+        return str(import_module(FOLDER_SOURCES[name]).modality_of(source))
     modality: str = import_module(_reader(source)).modality_of(Path(source))
     return modality
 
 
 def read_item(uri: str) -> Image.Image | str:
-    """An item's content: a decoded picture, mode "L" or "RGB", or a text.
+    """An item's content: a decoded picture, mode "L" or "RGB", a text, or a `PlotSegment` of PTVD.
 
     Raises:
         ItemError: missing, corrupt, too large, of an unknown kind: quarantined by the caller, never fatal.

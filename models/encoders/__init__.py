@@ -27,6 +27,8 @@ ARCHITECTURES: dict[str, str] = {
     "vit_adapted": "models.encoders.vit_adapted",
     "wordllama": "models.encoders.wordllama",
     "minilm": "models.encoders.minilm",
+    "stored_features": "models.encoders.stored_features",
+    "text_tower": "models.encoders.text_tower",
     "factory": "models.encoders.factory",
 }
 """Architecture name -> module with `load(manifest, tensors) -> Encoder`."""

@@ -277,7 +277,7 @@ class Gallery(_Answer):
 
     id: int
     name: str
-    modality: Literal["image", "text"]
+    modality: Literal["image", "text", "video"]
     n_items: int
     source: str | None
     model: str | None = Field(description="The model that serves it; null before its first embedding.")

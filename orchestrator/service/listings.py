@@ -152,7 +152,7 @@ def query_sets(context: Context, gallery_name: str | None) -> list[Row]:
             else gallery_queries.list_galleries(connection)
         )
         return [
-            {"gallery": gallery.name, **asdict(row)}
+            {"gallery": gallery.name, **asdict(row), "modality": row.modality or gallery.modality}
             for gallery in wanted
             for row in gallery_queries.query_sets_of_gallery(connection, gallery.id)
         ]

@@ -24,6 +24,7 @@ from orchestrator.serving.answers import Answer
 from orchestrator.serving.filters import attributes_of
 from orchestrator.serving.matching import check_matchable, deep, matched
 from orchestrator.serving.replica import Replica
+from orchestrator.serving.towers import tower_path
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,13 @@ def search(
     """
     with transaction(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
-    _check_kind(gallery, query)
+    asked_in = _modality(gallery, query)
     if match:
         if query.vector is not None:
             raise UsageError("a vector shows no points to match; search by --image FILE or --key KEY.")
         check_matchable(gallery)
+        if query.text is not None:
+            raise UsageError("a text shows no points to match; search by --image FILE or --key KEY.")
     try:
         if query.vector is not None:
             with Replica(context, gallery, rerank=rerank) as replica:
@@ -72,7 +75,10 @@ def search(
         else:
             content = _content(context, gallery_name, query)
             with Replica(context, gallery, rerank=rerank) as replica:
-                answer = replica.search([content], deep(k) if match else k, where)[0]
+                if asked_in == gallery.modality:
+                    answer = replica.search([content], deep(k) if match else k, where)[0]
+                else:
+                    answer = _by_tower(context, replica, content, asked_in, k, where)
             if match:
                 answer = matched(answer, content, k)
     except ItemError as error:
@@ -99,13 +105,29 @@ def unit(given: Any, model: str, dim: int) -> npt.NDArray[np.float32]:
     return found
 
 
-def _check_kind(gallery: GalleryRow, query: Query) -> None:
-    given = "text" if query.text is not None else "image" if query.image is not None else gallery.modality
-    if given != gallery.modality:
-        wanted = "--image FILE" if gallery.modality == "image" else "--text TEXT"
+def _modality(gallery: GalleryRow, query: Query) -> str:
+    """Of the query. Texts are asked of galleries of anything, where a tower embeds them."""
+    if query.text is not None:
+        return "text"
+    if query.image is not None and gallery.modality != "image":
         raise ConflictError(
-            f"gallery {gallery.name!r} holds {gallery.modality}s; search it with {wanted} or --key KEY."
+            f"gallery {gallery.name!r} holds {gallery.modality}s; search it with --text TEXT or --key KEY."
         )
+    return gallery.modality
+
+
+def _by_tower(
+    context: Context,
+    replica: Replica,
+    content: Any,
+    modality: str,
+    k: int,
+    where: Mapping[str, str | Sequence[str]] | None,
+) -> Answer:
+    path = tower_path(context, replica, modality)
+    encoder = context.encoder(path.embedder)
+    vectors = encoder.encode([encoder.preprocess(content)])
+    return replica.search_vectors(vectors, k, where, path_ids=path.ids)[0]
 
 
 def _content(context: Context, gallery_name: str, query: Query) -> Any:

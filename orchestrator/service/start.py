@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.core.relevance import RelevanceKind
 from orchestrator.core.states import ACTIVE, RolloutState, Verb
 from orchestrator.core.strategies import Direction, Strategy, UnfitStrategyError, choose
 from orchestrator.errors import ConflictError, InconclusiveError, NotCertifiedError, UsageError
@@ -18,6 +19,7 @@ from orchestrator.gates import depths
 from orchestrator.gates import resolved as resolved_gates
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import flips as flip_queries
+from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
@@ -31,6 +33,7 @@ from orchestrator.service.scoring import check_order
 from orchestrator.service.stored import holder_of
 from orchestrator.service.traffic import divide
 from orchestrator.service.wakeups import relay, request_wakeup
+from orchestrator.serving.queries import query_path, towered
 from orchestrator.store import new_folder
 from orchestrator.throttles import resolved
 
@@ -149,6 +152,9 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
             f"`hotrefresh model adapt {stored.name} {new.name} --gallery {gallery.name}`."
         )
     certificate = require_certificate(connection, gallery, new, stored, adapter)
+    if require_towers(connection, gallery, old, new, stored, adapter):
+        # The plain pair's map was measured on none of their queries.
+        request = replace(request, calibration="off")
     calibration = resolved_calibration(connection, gallery, certificate, strategy, request.calibration)
     guard = resolved_guard(connection, gallery, certificate, calibration, request, strategy)
     if running is not None:
@@ -272,6 +278,7 @@ def _certify_the_rest(
             old = model_queries.model_by_id(connection, rollout.to_model_id)
             adapter = None if adapter_id is None else model_queries.adapter_by_id(connection, adapter_id)
             certified_uncalibrated(require_certificate(connection, gallery, new, old, adapter))
+            require_towers(connection, gallery, old, new, old, adapter)
             if rollout.state == "finalized":
                 return
         if rollout.adapter_id is not None and adapter_id is not None:
@@ -283,26 +290,44 @@ def _certify_the_rest(
 
 
 def require_certificate(
-    connection: Connection, gallery: GalleryRow, new: ModelRow, old: ModelRow, adapter: AdapterRow | None
+    connection: Connection,
+    gallery: GalleryRow,
+    new: ModelRow,
+    old: ModelRow,
+    adapter: AdapterRow | None,
+    tower: ModelRow | None = None,
+    queries: str = "",
 ) -> CertificateRow:
-    """The newest certificate of the pair, if it allows mixing."""
+    """The newest certificate of the pair, if it allows mixing.
+
+    `tower`: that of the new model, whose `queries` (the name of a query set) are asked about instead of the new model's own.
+    """
     through = f" --adapter {adapter.name}" if adapter else ""
+    asking = repr(new.name)
+    if tower is not None:
+        through += f" --queryset {queries}"
+        asking = f"{tower.name!r}, the tower of {new.name!r} for {tower.modality}s,"
     certificate = model_queries.newest_certificate(
-        connection, gallery.id, new.id, old.id, adapter.id if adapter else None
+        connection,
+        gallery.id,
+        new.id if tower is None else tower.id,
+        old.id,
+        adapter.id if adapter else None,
+        tower_of_model_id=None if tower is None else new.id,
     )
     if certificate is None:
         raise NotCertifiedError(
-            f"{new.name!r} was never measured against the stored embeddings of {old.name!r}: same dimension is not same "
+            f"{asking} was never measured against the stored embeddings of {old.name!r}: same dimension is not same "
             f"space. Run `hotrefresh model certify {old.name} {new.name} --gallery {gallery.name}{through}` first."
         )
     if certificate.verdict == "inconclusive":
         raise InconclusiveError(
-            f"the certificate of {new.name!r} against {old.name!r} is inconclusive: {certificate.reason.rstrip('.')}. "
+            f"the certificate of {asking} against {old.name!r} is inconclusive: {certificate.reason.rstrip('.')}. "
             "Import a larger query set and certify again."
         )
     if certificate.verdict != "certified":
         raise NotCertifiedError(
-            f"{new.name!r} against the stored embeddings of {old.name!r} was refused: {certificate.reason.rstrip('.')}. "
+            f"{asking} against the stored embeddings of {old.name!r} was refused: {certificate.reason.rstrip('.')}. "
             + (
                 "Train it compatibly, or lift the gallery with a forward adapter (`hotrefresh model adapt`)."
                 if not adapter
@@ -310,6 +335,36 @@ def require_certificate(
             )
         )
     return certificate
+
+
+def require_towers(
+    connection: Connection,
+    gallery: GalleryRow,
+    old: ModelRow,
+    new: ModelRow,
+    stored: ModelRow,
+    adapter: AdapterRow | None,
+) -> list[ModelRow]:
+    """The new model's towers for the gallery's query sets of other modalities, each with its certificate.
+
+    Raises:
+        ConflictError: the old or the new model has no tower for one of them.
+        NotCertifiedError, InconclusiveError: as `require_certificate`; where nobody knows what is right, nothing is asked for.
+    """
+    asked: dict[str, str] = {}
+    for row in gallery_queries.query_sets_of_gallery(connection, gallery.id):
+        if row.modality not in (None, gallery.modality):
+            # The evaluator asks both systems, whatever is known of the answers.
+            for each in (old, new):
+                towered(connection, query_path(connection, each.id, None), row.modality)
+            if RelevanceKind(row.relevance).known:
+                asked.setdefault(row.modality or "", row.name)
+    towers = []
+    for modality, name in sorted(asked.items()):
+        tower = towered(connection, query_path(connection, new.id, None), modality).embedder
+        require_certificate(connection, gallery, new, stored, adapter, tower, name)
+        towers.append(tower)
+    return towers
 
 
 def simulated_curve(

@@ -36,7 +36,7 @@ from orchestrator.ledger.rows import ChurnRow, EvaluationRow, LogEntry, RolloutR
 from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting
 from orchestrator.serving.embedding import QuerySet, load_query_set
 from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch, rows_of_ranks
-from orchestrator.serving.queries import encode_queries, query_path
+from orchestrator.serving.queries import encode_queries, query_path, towered
 
 POINTS = 200
 """Parts of the coverage: a curve of a million batches is drawn through as many points."""
@@ -277,6 +277,10 @@ class Evaluator:
             self._holder = _holder(connection, rollout)
             old_path = query_path(connection, rollout.from_model_id, served_before(connection, rollout))
             new_path = query_path(connection, rollout.to_model_id, rollout)
+            asked_of = [
+                tuple(towered(connection, path, queries.row.modality) for path in (old_path, new_path))
+                for queries in loaded
+            ]
             # What the log brings from here on is replayed: under a query adapter, batches of the rollout before.
             since = None if rollout.how.holds_vectors else self.seq
             before = load_matrix(connection, rollout.gallery_id, before=rollout.id, up_to=since)
@@ -289,9 +293,9 @@ class Evaluator:
             deployed = calibrated(before.vectors, before.version, maps)
             self._width, self._codes = deployed.shape[1], new_path.codes
         self._sets = []
-        for queries in loaded:
-            old, _ = encode_queries(context, old_path, queries.uris)
-            new, _ = encode_queries(context, new_path, queries.uris)
+        for queries, (old_asked, new_asked) in zip(loaded, asked_of, strict=True):
+            old, _ = encode_queries(context, old_asked, queries.uris)
+            new, _ = encode_queries(context, new_asked, queries.uris)
             self._sets.append(
                 QuerySetEvaluator(
                     rollout,

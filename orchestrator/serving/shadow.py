@@ -26,7 +26,7 @@ from orchestrator.serving.answers import Answer, Hit
 
 FLUSH_S = 5.0
 # Queries that wait for the other system; decoded pictures are large.
-WAITING = {"text": 64, "image": 8}
+WAITING = {"text": 64, "image": 8, "video": 8}
 # Samples a rollout in the ledger, and new ones between two writes of a process.
 MOST_SAMPLES, MOST_NEW_SAMPLES = 200, 20
 STAGES = 20
