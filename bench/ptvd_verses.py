@@ -33,7 +33,9 @@ def write_plots(folder: Path, *, episodes: int = 12, verses_each: int = 16, firs
         spans = [[place] for place in range(len(mine))]
         spans += [[place, place + 1] for place in range(0, len(mine) - 1, 4)]
         says = {
-            translation: [" ".join(verses.texts(translation)[mine[place]] for place in span) for span in spans]
+            translation: [
+                " ".join(verses.texts(translation)[mine[place]] for place in span) for span in spans
+            ]
             for translation in ("web", "kjv")
         }
         track = {

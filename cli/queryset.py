@@ -88,7 +88,10 @@ def list_query_sets(
         rows = query_sets(context, gallery)
         then = next_command(context, gallery)
     show_rows(
-        "query_sets", rows, ("gallery", "name", "modality", "n_queries", "relevance", "source", "created_at"), output
+        "query_sets",
+        rows,
+        ("gallery", "name", "modality", "n_queries", "relevance", "source", "created_at"),
+        output,
     )
     next_step(then)
 

@@ -53,7 +53,9 @@ def list_towers(output: Output = Format.TABLE) -> None:
 @app.command("remove", epilog="Example: hotrefresh model tower remove clips text")
 def remove(
     model: Model,
-    modality: Annotated[str, typer.Argument(metavar="MODALITY", help="Of the queries: image, text or video.")],
+    modality: Annotated[
+        str, typer.Argument(metavar="MODALITY", help="Of the queries: image, text or video.")
+    ],
 ) -> None:
     """Forget a model's tower; the model that is one stays registered."""
     with open_ledger() as context:
@@ -66,7 +68,10 @@ def remove(
     next_step(then)
 
 
-@app.command("train", epilog="Example: hotrefresh model tower train captions --model old --data ptvd:plots/ --split train")
+@app.command(
+    "train",
+    epilog="Example: hotrefresh model tower train captions --model old --data ptvd:plots/ --split train",
+)
 def train(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The tower's name.")],
     model: Annotated[str, typer.Option(help="The model into whose space it embeds texts.")],
@@ -87,11 +92,15 @@ def train(
         then = next_command(context)
     if not show(row, output):
         pairs = row.manifest["training"]["pairs"]
-        say(f"model {row.name}: texts into the space of {model}, {row.dim} dimensions, trained on {pairs} pairs")
+        say(
+            f"model {row.name}: texts into the space of {model}, {row.dim} dimensions, trained on {pairs} pairs"
+        )
     next_step(then)
 
 
-FEATURES_EXAMPLE = "Example: hotrefresh model features new clip-l14 --data ptvd:plots/ --into old --split train"
+FEATURES_EXAMPLE = (
+    "Example: hotrefresh model features new clip-l14 --data ptvd:plots/ --into old --split train"
+)
 
 
 def features(
@@ -99,7 +108,8 @@ def features(
     encoder: Annotated[str, typer.Argument(metavar="ENCODER", help="The folder below features/.")],
     data: Plots,
     into: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Map them into this model's space by ridge regression.")
+        str | None,
+        typer.Option(metavar="MODEL", help="Map them into this model's space by ridge regression."),
     ] = None,
     split: Annotated[str | None, typer.Option(help="Of --into: the episodes to fit the map on.")] = None,
     output: Output = Format.TABLE,

@@ -80,7 +80,7 @@ SCHEMES = {
     "text": "models.datasets.inline",
     "ptvd": "models.datasets.ptvd_source",
 }
-FOLDER_SOURCES = {name: "models.datasets.ptvd_source" for name in ("ptvd", "ptvd-texts", "ptvd-comments")}
+FOLDER_SOURCES = dict.fromkeys(("ptvd", "ptvd-texts", "ptvd-comments"), "models.datasets.ptvd_source")
 """Sources written NAME:FOLDER -> module with list_items(source, split) and modality_of(source)."""
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 MAX_NAME_BYTES = 1024  # of a key or label: the database's indexes take no much longer one

@@ -129,7 +129,9 @@ class StoredFeatures:
 
 def _row(item: Any, encoder: str, width: int) -> np.ndarray:
     if not isinstance(item, PlotSegment):
-        raise ItemError("unsupported", "stored features are of plot segments (ptvd:FOLDER), and of nothing else.")
+        raise ItemError(
+            "unsupported", "stored features are of plot segments (ptvd:FOLDER), and of nothing else."
+        )
     path = item.folder / "features" / encoder / f"{item.segment.episode}.npy"
     try:
         changed_ns = path.stat().st_mtime_ns

@@ -92,7 +92,9 @@ def load(manifest: Manifest, tensors: Mapping[str, Any]) -> TextTower:
     ngrams = str(manifest.options["ngrams"]).split("\n")
     table = tensors["table"]
     if tuple(table.shape) != (len(ngrams), manifest.dim) or manifest.options["longest"] != LONGEST:
-        raise ValueError(f"a table of {tuple(table.shape)} is not of {len(ngrams)} n-grams, {manifest.dim} dims")
+        raise ValueError(
+            f"a table of {tuple(table.shape)} is not of {len(ngrams)} n-grams, {manifest.dim} dims"
+        )
     return TextTower(manifest, table, ngrams)
 
 

@@ -231,10 +231,12 @@ def _asking(
         return old, new, False
     if new.base_model_id is not None:
         raise UsageError(
-            f"query set {queries.name!r} holds {queries.modality}s, and {new.name!r} is a codec: codes are measured on queries of "
-            f"{new.modality}s only. Name such a query set by --queryset."
+            f"query set {queries.name!r} holds {queries.modality}s, and {new.name!r} is a codec: codes are measured on "
+            f"queries of {new.modality}s only. Name such a query set by --queryset."
         )
-    paths = [towered(connection, query_path(connection, each.id, None), queries.modality) for each in (old, new)]
+    paths = [
+        towered(connection, query_path(connection, each.id, None), queries.modality) for each in (old, new)
+    ]
     return paths[0].embedder, paths[1].embedder, True
 
 

@@ -204,8 +204,8 @@ def _relevance_kind(
 ) -> RelevanceKind:
     if (pairs is not None) + (clicks is not None) + unlabelled + (overlap is not None) > 1:
         raise UsageError(
-            "a query set has one kind of relevance: give --pairs, --clicks, --overlap or --unlabelled, and import another set for "
-            "another."
+            "a query set has one kind of relevance: give --pairs, --clicks, --overlap or --unlabelled, and import another set "
+            "for another."
         )
     if pairs is not None or overlap is not None:
         return RelevanceKind.PAIRS

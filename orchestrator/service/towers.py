@@ -102,11 +102,15 @@ def import_features(
     from models.encoders import stored_features
 
     if (split is None) != (into is None):
-        raise UsageError("a split is what a map is fitted on: give --into MODEL and --split train, or none of both.")
+        raise UsageError(
+            "a split is what a map is fitted on: give --into MODEL and --split train, or none of both."
+        )
     with transaction(context.engine) as connection:
         target = None if into is None else find_model(connection, into)
     if target is not None and target.architecture != "stored_features":
-        raise ConflictError(f"{target.name!r} is no model of stored features; features cannot be mapped into its space.")
+        raise ConflictError(
+            f"{target.name!r} is no model of stored features; features cannot be mapped into its space."
+        )
 
     def make(folder: Path) -> Manifest:
         old = None if target is None else context.encoder(target)
@@ -148,7 +152,9 @@ def train_tower(
     texts = [read_item(items[at].uri).sentence for at in kept]  # type: ignore[union-attr]
 
     def make(folder: Path) -> Manifest:
-        return text_tower.create(folder, name, vectors[kept], texts, steps=steps, seed=seed, progress=progress)
+        return text_tower.create(
+            folder, name, vectors[kept], texts, steps=steps, seed=seed, progress=progress
+        )
 
     row = _registered(context, name, make)
     add_tower(context, model_name, name)
