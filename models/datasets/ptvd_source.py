@@ -189,7 +189,7 @@ def _parts(dataset: Ptvd) -> Mapping[str, list[str]]:
 
 def _genres(dataset: Ptvd) -> dict[str, str]:
     """Episode -> the first genre of its series."""
-    found = {}
+    found: dict[str, str] = {}
     for name in dataset.series_names():
         series = dataset.series(name)
         if series.genres:

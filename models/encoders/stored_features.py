@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,12 +22,15 @@ from models.datasets.ptvd_features import encoders
 from models.datasets.ptvd_source import PlotSegment, episodes_of
 from models.errors import ItemError, UsageError
 
+if TYPE_CHECKING:
+    from models.encoders import Encoder
+
 RIDGE = 1e-2
 """Of the map, as a share of the mean square of the features."""
 
 
 def create(
-    folder: Path, name: str, encoder: str, source: str, split: str | None, into: StoredFeatures | None
+    folder: Path, name: str, encoder: str, source: str, split: str | None, into: Encoder | None
 ) -> Manifest:
     """Write the artifact of an encoder's features.
 
