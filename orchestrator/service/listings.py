@@ -112,7 +112,8 @@ def certificates(context: Context, model_id: int) -> list[Row]:
         {
             "id": c.id,
             "verdict": c.verdict,
-            "query_model": names[c.query_model_id],
+            "query_model": names[c.query_model_id]
+            + (f" for {names[c.tower_of_model_id]}" if c.tower_of_model_id is not None else ""),
             "gallery_model": names[c.gallery_model_id],
             "adapter": adapters[c.adapter_id] if c.adapter_id is not None else None,
             "reason": c.reason,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -124,8 +125,11 @@ def test_texts_are_measured_by_towers_through_a_whole_refresh(asked, plots):
     assert points["overlap"]["both_right"] + points["overlap"]["negative_flips"] >= right["old"].sum()
     assert "comments" not in points  # nobody knows what is right: churn, and no flips
     with browser_of(asked) as browser:
-        page = browser.get(f"/rollouts/{row.id}").text
-    assert "texts" in page
+        certificates = browser.get("/certificates?queryset=plots/texts").text
+        flips = browser.get(f"/rollouts/{row.id}/flips?queryset=texts&reference=old_system&k=1").text
+    assert "captions for new on old" in certificates
+    said_first = next(texts[at] for at in np.flatnonzero(right["old"] != right["new"]))
+    assert said_first[:60] in html.unescape(flips)  # a segment without a picture is shown by its sentence
 
 
 def test_texts_are_refused_while_their_own_pair_is(asked, plots):
