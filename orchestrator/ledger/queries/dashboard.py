@@ -272,7 +272,8 @@ def newest_certificates(connection: Connection, query_set_id: int) -> list[Row]:
     return _rows(
         connection,
         "newest_certificates",
-        """SELECT DISTINCT ON (c.query_model_id, c.tower_of_model_id, c.gallery_model_id, c.adapter_id) c.id, c.verdict, c.reason, c.measured,
+        """SELECT DISTINCT ON (c.query_model_id, c.tower_of_model_id, c.gallery_model_id, c.adapter_id)
+                  c.id, c.verdict, c.reason, c.measured,
                   c.created_at, coalesce(t.name, q.name) AS query_model,
                   CASE WHEN t.id IS NOT NULL THEN q.name END AS tower, g.name AS gallery_model, a.name AS adapter
            FROM certificate c JOIN model q ON q.id = c.query_model_id JOIN model g ON g.id = c.gallery_model_id
