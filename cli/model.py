@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli import pretrain
+from cli import pretrain, tower
 from cli.certificates import draw_certificate
 from cli.options import SOURCE_HELP, Loss, Seed, Split
 from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Encoders, adapters and their certificates.")
 pretrain.register(app)
+app.add_typer(tower.app, name="tower")
+app.command("features", epilog=tower.FEATURES_EXAMPLE)(tower.features)
 COLUMNS = ("name", "kind", "modality", "architecture", "dim", "leads", "fingerprint", "created_at")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The model's name.")]
 Old = Annotated[str, typer.Argument(metavar="OLD", help="The model whose embeddings the gallery holds.")]

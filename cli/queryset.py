@@ -43,6 +43,13 @@ def import_(
         bool,
         typer.Option("--unlabelled", help="Nothing is known: only churn against the old system is measured."),
     ] = False,
+    overlap: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Of ptvd: sources: right are segments that overlap the query's own by this share of the union or more.",
+        ),
+    ] = None,
     output: Output = Format.TABLE,
 ) -> None:
     """Import queries; relevant are items of equal label, the explicit pairs, what was clicked, or nothing known."""
@@ -60,6 +67,7 @@ def import_(
                 clicks=clicks,
                 minimum_clicks=minimum_clicks,
                 unlabelled=unlabelled,
+                overlap=overlap,
             )
         from orchestrator.service.guide import next_command
 
@@ -81,7 +89,10 @@ def list_query_sets(
         rows = query_sets(context, gallery)
         then = next_command(context, gallery)
     show_rows(
-        "query_sets", rows, ("gallery", "name", "n_queries", "relevance", "source", "created_at"), output
+        "query_sets",
+        rows,
+        ("gallery", "name", "modality", "n_queries", "relevance", "source", "created_at"),
+        output,
     )
     next_step(then)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic import op
 
 revision = "0017"
-down_revision = "0015"
+down_revision = "0016"
 
 FOLDER = Path(__file__).parents[1] / "sql"
 

@@ -1,8 +1,7 @@
 """Datasets: where items come from. One file a source, one a URI scheme; both registered here, loaded lazily.
 
 An item is named by a URI, and the URI alone is enough to read it anywhere: `glyph:`, `emoji:`, `copy:`, `verse:`, `file:`,
-`text:`,
-`moving-glyph:`, `clip:`.
+`text:`, `moving-glyph:`, `clip:`, `ptvd:`.
 Nothing here ever goes to a network.
 """
 
@@ -88,7 +87,10 @@ SCHEMES = {
     "text": "models.datasets.inline",
     "clip": "models.datasets.clip_files",
     "moving-glyph": "models.datasets.moving_glyphs",
+    "ptvd": "models.datasets.ptvd_source",
 }
+FOLDER_SOURCES = dict.fromkeys(("ptvd", "ptvd-texts", "ptvd-comments"), "models.datasets.ptvd_source")
+"""Sources written NAME:FOLDER -> module with list_items(source, split) and modality_of(source)."""
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 MAX_NAME_BYTES = 1024  # of a key or label: the database's indexes take no much longer one
 
@@ -111,6 +113,8 @@ def list_items(source: str, split: str | None = None) -> ItemListing:
                 f"there is no {source[:200]!r}; write {' or '.join(known)}, and name a split by --split."
             )
         listed = import_module(built_in.module).list_items(*([variant] if variant else []), split)
+    elif name in FOLDER_SOURCES and variant:
+        listed = import_module(FOLDER_SOURCES[name]).list_items(source, split)
     else:
         if split is not None:
             raise UsageError(f"{source[:200]!r} has no splits; leave --split {split} out.")
@@ -182,12 +186,15 @@ def modality_of(source: str) -> str:
     name = source.partition(":")[0]
     if name in SOURCES:
         return SOURCES[name].modality
+    if name in FOLDER_SOURCES and ":" in source:
+        return str(import_module(FOLDER_SOURCES[name]).modality_of(source))
     modality: str = import_module(_reader(source)).modality_of(Path(source.removeprefix(CLIPS)))
     return modality
 
 
 def read_item(uri: str) -> Image.Image | str | U8:
-    """An item's content: a decoded picture, mode "L" or "RGB"; a text; or a clip's frames, (T, H, W, 1 or 3) uint8.
+    """An item's content: a decoded picture, mode "L" or "RGB"; a text; a clip's frames, (T, H, W, 1 or 3) uint8; or a
+    `PlotSegment` of PTVD.
 
     Raises:
         ItemError: missing, corrupt, too large, of an unknown kind: quarantined by the caller, never fatal.

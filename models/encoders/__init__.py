@@ -29,6 +29,8 @@ ARCHITECTURES: dict[str, str] = {
     "minilm": "models.encoders.minilm",
     "r2plus1d": "models.encoders.r2plus1d",
     "frame_vit": "models.encoders.frame_vit",
+    "stored_features": "models.encoders.stored_features",
+    "text_tower": "models.encoders.text_tower",
     "factory": "models.encoders.factory",
 }
 """Architecture name -> module with `load(manifest, tensors) -> Encoder`."""

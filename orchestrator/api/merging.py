@@ -32,6 +32,7 @@ from orchestrator.core.merge import NO_ROW, NO_SCORE, merge_top_k
 from orchestrator.errors import HotrefreshError, UnreachableError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import models as model_queries
+from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, ItemRow, ModelRow
 from orchestrator.serving.answers import Answer, Hit, checked_queries, stale
 from orchestrator.serving.filters import Where, checked, no_such_attribute
@@ -94,6 +95,14 @@ class MergedReplica(ServedReplica):
     @property
     def rollout_id(self) -> int | None:
         return self._now.rollout_id
+
+    @property
+    def asked(self) -> tuple[QueryPath, int | None, frozenset[int]]:
+        """As of a replica; of the versions all that the shards may hold."""
+        now = self._now
+        with transaction(self._context.engine) as connection:
+            effective = rollout_queries.effective_rollouts(connection, self.gallery.id)
+        return now.path, now.rollout_id, frozenset(each.id for each in effective if each.how.holds_vectors)
 
     @property
     def snapshot_seq(self) -> int | None:

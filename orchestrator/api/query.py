@@ -232,9 +232,10 @@ def content_of(replica: ServedReplica, asked: Asked) -> Any:
         UsageError: the picture is not base64.
     """
     holds = replica.gallery.modality
-    if asked.kind not in ("key", holds):
+    if asked.kind not in ("key", "text", holds):
         raise ConflictError(
-            f"gallery {replica.gallery.name!r} holds {holds}s; search it by one, by a key or by a vector."
+            f"gallery {replica.gallery.name!r} holds {holds}s; search it by one, by a text where its model has a tower, by a key "
+            "or by a vector."
         )
     if asked.kind == "text":
         return asked.value

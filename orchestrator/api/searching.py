@@ -42,6 +42,7 @@ from orchestrator.serving.matching import check_matchable, deep, matched, views_
 from orchestrator.serving.queries import QueryPath
 from orchestrator.serving.replica import Replica
 from orchestrator.serving.retrievals import RetrievalCounter
+from orchestrator.serving.towers import tower_path
 from orchestrator.serving.traffic import Traffic
 
 
@@ -180,7 +181,7 @@ class Searching:
         """An answer or what was wrong for every query. They are encoded anew where the model is switched meanwhile."""
         while True:
             path = replica.path
-            vectors = self._vectors(path, queries, contents)
+            vectors = self._vectors(replica, path, queries, contents)
             good = [at for at, vector in enumerate(vectors) if not isinstance(vector, Exception)]
             found: list[Any] = list(vectors)
             try:
@@ -190,7 +191,8 @@ class Searching:
                         k,
                         where,
                         path_ids=path.ids,
-                        contents=[contents[at] for at in good],
+                        # A tower's content means nothing to the old model: as of a vector, that answer is not guarded.
+                        contents=[None if _of_tower(queries[at], path) else contents[at] for at in good],
                     )
                     for at, answer in zip(good, answers, strict=True):
                         found[at] = answer
@@ -199,13 +201,36 @@ class Searching:
                 continue
 
     def _vectors(
-        self, path: QueryPath, queries: Sequence[Asked], contents: Sequence[Any]
+        self, replica: Replica, path: QueryPath, queries: Sequence[Asked], contents: Sequence[Any]
     ) -> list[Vector | Exception]:
         """(dim,) float32 of length 1 or what is wrong, for every query."""
+        own = [at for at, query in enumerate(queries) if not _of_tower(query, path)]
+        found: list[Any] = [None] * len(queries)
+        self._embed(path, queries, contents, own, found)
+        if len(own) < len(queries):
+            texts = [at for at, query in enumerate(queries) if _of_tower(query, path)]
+            try:
+                tower = tower_path(self._context, replica, "text")
+            except HotrefreshError as error:
+                for at in texts:
+                    found[at] = error
+            else:
+                self._embed(tower, queries, contents, texts, found)
+        return found
+
+    def _embed(
+        self,
+        path: QueryPath,
+        queries: Sequence[Asked],
+        contents: Sequence[Any],
+        places: Sequence[int],
+        found: list[Any],
+    ) -> None:
+        """Put the vectors of the queries at these places, or what is wrong with them, where they belong in `found`."""
         encoder = self._context.encoder(path.embedder)
-        found: list[Any] = list(contents)
         prepared: dict[int, Any] = {}
-        for at, (query, content) in enumerate(zip(queries, contents, strict=True)):
+        for at, (query, content) in ((at, (queries[at], contents[at])) for at in places):
+            found[at] = content
             try:
                 if query.kind == "vector":
                     found[at] = vector_of(query, path)
@@ -215,8 +240,8 @@ class Searching:
                 found[at] = error
         if prepared:
             vectors = self._encode(path.embedder, list(prepared.values()))
-            found = [vectors.pop(0) if at in prepared else each for at, each in enumerate(found)]
-        return found
+            for at, vector in zip(prepared, vectors, strict=True):
+                found[at] = vector
 
     def _encode(self, model: ModelRow, prepared: list[Any]) -> list[Any]:
         """A vector or an exception for each; where all together fail, only the culprits fail."""
@@ -246,6 +271,11 @@ def _encoders_at_once() -> int:
     import torch
 
     return max(1, (os.cpu_count() or 1) // torch.get_num_threads())
+
+
+def _of_tower(asked: Asked, path: QueryPath) -> bool:
+    """Whether a query is of another modality than the path's model; vectors are of the model itself."""
+    return asked.kind == "text" and path.spatial.modality != "text"
 
 
 def sticky_of(request: Request) -> str | None:

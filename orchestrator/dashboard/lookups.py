@@ -99,6 +99,8 @@ def beginning(uri: str) -> tuple[str | None, str | None]:
         content = read_item(uri)
     except (ItemError, UsageError) as error:
         return None, str(error)
+    if not isinstance(content, str):
+        content = getattr(content, "sentence", content)  # of a plot segment there is no picture
     return (excerpt(content), None) if isinstance(content, str) else (None, "it is no text")
 
 

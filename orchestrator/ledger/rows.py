@@ -105,6 +105,18 @@ class QuerySetRow:
     source: str
     n_queries: int
     created_at: datetime
+    modality: str | None = None
+    """Of the queries; None: the gallery's."""
+
+
+@dataclass(frozen=True)
+class TowerRow:
+    """Queries of `modality` are embedded by `tower` where `model` serves; both are names."""
+
+    model: str
+    modality: str
+    tower: str
+    created_at: datetime
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,8 @@ class BackgroundSetRow:
 
 @dataclass(frozen=True)
 class CertificateRow:
+    """`tower_of_model_id`: the model whose space the query model, a tower, emits; None: queries are the query model's own."""
+
     id: int
     query_model_id: int
     gallery_model_id: int
@@ -132,6 +146,7 @@ class CertificateRow:
     reason: str
     measured: dict[str, Any]
     created_at: datetime
+    tower_of_model_id: int | None = None
 
 
 @dataclass(frozen=True)

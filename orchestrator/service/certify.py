@@ -22,6 +22,7 @@ from orchestrator.service.certify_codes import check_codecs, coded_vectors
 from orchestrator.service.names import find_adapter, find_gallery, find_model, find_query_set
 from orchestrator.service.stored import stored_by
 from orchestrator.serving.embedding import encode_uris, load_query_set
+from orchestrator.serving.queries import query_path, towered
 
 if TYPE_CHECKING:
     from orchestrator.core.certificate import Judgement, Measurement
@@ -67,7 +68,8 @@ def certify(
     Raises:
         ConflictError: the gallery does not hold the old model's embeddings.
         NotCertifiedError: dimensions that differ, and no adapter.
-        UsageError: a query set of clicks, or without relevance.
+        UsageError: a query set of clicks, or without relevance; one of another modality, and a codec.
+        ConflictError: a query set of another modality, and a model without a tower for it.
     """
     from orchestrator.core.metrics import top_k
     from orchestrator.service.calibrating import Sample, calibrate
@@ -77,6 +79,7 @@ def certify(
         gallery = find_gallery(connection, request.gallery)
         query_set = load_query_set(connection, _known_relevance(connection, gallery, request.query_set))
         adapter = find_adapter(connection, request.adapter) if request.adapter else None
+        asking_old, asking_new, tower = _asking(connection, old, new, query_set.row)
         matrix, of_old = stored_by(connection, gallery, old)
         rng = np.random.default_rng(request.seed)
         rows, relevance = _sample(query_set.relevance, np.flatnonzero(matrix.version), request.sample, rng)
@@ -98,7 +101,7 @@ def certify(
     if not kept.all():  # a newer rollout holds these: what the old model makes of them is asked anew
         stored[~kept], _ = encode_uris(context.encoder(old), [uris[int(row)] for row in rows[~kept]])
     base = context.adapter(adapter).transform(stored)[0] if adapter and not backward else stored
-    old_queries, _ = encode_uris(context.encoder(old), query_set.uris)
+    old_queries, _ = encode_uris(context.encoder(asking_old), query_set.uris)
     failed: set[int] = set()
     cost = None
     if coded:
@@ -107,10 +110,10 @@ def certify(
         new_queries, base, fresh = found_codes.queries, found_codes.base, found_codes.fresh
         failed, cost = found_codes.failed, found_codes.quantisation
     elif adapter and backward:  # queries move, the gallery never does: its start is its end
-        new_queries, _ = encode_uris(context.encoder(new), query_set.uris)
+        new_queries, _ = encode_uris(context.encoder(asking_new), query_set.uris)
         new_queries, fresh = context.adapter(adapter).transform(new_queries)[0], base
     else:
-        new_queries, _ = encode_uris(context.encoder(new), query_set.uris)
+        new_queries, _ = encode_uris(context.encoder(asking_new), query_set.uris)
         fresh, unembedded = encode_uris(context.encoder(new), [uris[int(row)] for row in rows], progress)
         failed = set(unembedded)
         fresh[sorted(failed)] = base[sorted(failed)]  # a quarantined item keeps its old place in the gallery
@@ -123,7 +126,8 @@ def certify(
     raw = _judged(sample.curve(order), old_right[sample.counted], rng, request)
     # Of its own generator: what is judged raw stays what it was. Where queries move, nothing is ever mixed.
     own_rng = np.random.default_rng([request.seed, 1])
-    found = None if backward else calibrate(sample, order, own_rng)
+    # One map stands for all queries of a rollout, and the scores of a tower are others: those stay raw.
+    found = None if backward or tower else calibrate(sample, order, own_rng)
     chosen = raw
     if found is not None and found.fitted.effect.pays:
         calibrated = _judged(found.curve, old_right[sample.counted], own_rng, request)
@@ -152,23 +156,30 @@ def certify(
     with transaction(context.engine) as connection:
         certificate_id = model_queries.insert_certificate(
             connection,
-            query_model_id=new.id,
+            query_model_id=asking_new.id,
             gallery_model_id=old.id,
             adapter_id=adapter.id if adapter else None,
             query_set_id=query_set.row.id,
             verdict=judgement.verdict.value,
             reason=judgement.reason,
             measured=report,
+            tower_of_model_id=new.id if tower else None,
         )
         rollout_queries.write_audit(
             connection,
             actor=context.actor,
             action=f"pair.{judgement.verdict.value}",
-            target=f"{new.name} on {old.name}{f' through {adapter.name}' if adapter else ''}",
+            target=f"{f'{asking_new.name} for ' if tower else ''}{new.name} on {old.name}"
+            f"{f' through {adapter.name}' if adapter else ''}",
             after={"certificate": certificate_id},
         )
         row = model_queries.newest_certificate(
-            connection, gallery.id, new.id, old.id, adapter.id if adapter else None
+            connection,
+            gallery.id,
+            asking_new.id,
+            old.id,
+            adapter.id if adapter else None,
+            tower_of_model_id=new.id if tower else None,
         )
     assert row is not None
     return row
@@ -210,6 +221,23 @@ def _judged(
     measured = _measurement(float(old_right.sum()), curve, intervals)
     judgement = judge(measured, request.minimum_queries, request.tolerance, request.loss or 0.0)
     return _Judged(judgement, _figures(measured, curve, intervals))
+
+
+def _asking(
+    connection: Connection, old: ModelRow, new: ModelRow, queries: QuerySetRow
+) -> tuple[ModelRow, ModelRow, bool]:
+    """What embeds the queries of the old and of the new system, and whether those are towers."""
+    if queries.modality is None or queries.modality == new.modality:
+        return old, new, False
+    if new.base_model_id is not None:
+        raise UsageError(
+            f"query set {queries.name!r} holds {queries.modality}s, and {new.name!r} is a codec: codes are measured on "
+            f"queries of {new.modality}s only. Name such a query set by --queryset."
+        )
+    paths = [
+        towered(connection, query_path(connection, each.id, None), queries.modality) for each in (old, new)
+    ]
+    return paths[0].embedder, paths[1].embedder, True
 
 
 def _known_relevance(connection: Connection, gallery: GalleryRow, name: str | None) -> QuerySetRow:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import Connection
+
 from orchestrator.context import Context
 from orchestrator.core.relevance import RelevanceKind
 from orchestrator.errors import ConflictError, UsageError
@@ -13,6 +15,7 @@ from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, QuerySetRow
+from orchestrator.service.askable import check_askable
 from orchestrator.service.names import find_gallery
 from orchestrator.service.relevance_files import PairsRead, read_clicks, read_pairs
 
@@ -104,6 +107,7 @@ def import_query_set(
     clicks: Path | None = None,
     minimum_clicks: int = 1,
     unlabelled: bool = False,
+    overlap: float | None = None,
 ) -> Imported:
     """Import queries with relevance by equal label, unless it is said otherwise.
 
@@ -111,22 +115,23 @@ def import_query_set(
         pairs: a CSV file of (query key, item key) pairs that are right.
         clicks: a CSV file of pairs that were clicked: weak relevance, see `core.relevance`.
         minimum_clicks: pairs clicked fewer times are left out.
+        overlap: of plot segments: right are those that overlap the query's own by this share of the union or more.
         unlabelled: nobody knows what is right; labels of the source are not looked at.
 
     Raises:
-        UsageError: nothing usable in it, other modality than the gallery's, or no query has a relevant item.
-        ConflictError: the gallery has a query set of that name.
+        UsageError: nothing usable in it, or no query has a relevant item.
+        ConflictError: the gallery has a query set of that name; of another modality than the gallery's, and a model that
+            serves, or that a rollout leads to, has no tower for it.
     """
     from models.datasets import list_items, modality_of, storable
 
     check_name("query set", name)
-    kind = _relevance_kind(pairs, clicks, unlabelled=unlabelled)
+    kind = _relevance_kind(pairs, clicks, unlabelled=unlabelled, overlap=overlap)
     with transaction(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
-    if modality_of(source) != gallery.modality:
-        raise UsageError(
-            f"gallery {gallery.name!r} holds {gallery.modality}s, but {source!r} holds {modality_of(source)}s."
-        )
+        modality = modality_of(source)
+        if modality != gallery.modality:
+            check_askable(connection, gallery, modality)
     listing = list_items(source, split)
     if not listing.items:
         raise UsageError(f"{source!r} holds no usable query ({len(listing.rejected)} refused).")
@@ -137,12 +142,15 @@ def import_query_set(
             read = read_pairs(connection, gallery, pairs, numbers)
         elif clicks is not None:
             read = read_clicks(connection, gallery, clicks, numbers, minimum_clicks)
+        elif overlap is not None:
+            read = _overlapping(connection, gallery, source, numbers, overlap)
         query_set_id = gallery_queries.insert_query_set(
             connection,
             gallery_id=gallery.id,
             name=name,
             relevance=kind.value,
             source=storable(source if split is None else f"{source}:{split}"),
+            modality=modality,
         )
         if query_set_id is None:
             raise ConflictError(
@@ -166,7 +174,7 @@ def import_query_set(
             actor=context.actor,
             action="queryset.imported",
             target=f"{gallery.name}/{name}",
-            after={"queries": taken, "relevance": kind.value},
+            after={"queries": taken, "relevance": kind.value, "modality": modality},
         )
     labelled = sum(item.label is not None for item in listing.items)
     return Imported(
@@ -180,12 +188,26 @@ def import_query_set(
     )
 
 
-def _relevance_kind(pairs: Path | None, clicks: Path | None, *, unlabelled: bool) -> RelevanceKind:
-    if (pairs is not None) + (clicks is not None) + unlabelled > 1:
+def _overlapping(
+    connection: Connection, gallery: GalleryRow, source: str, numbers: dict[str, int], least: float
+) -> PairsRead:
+    from models.datasets.ptvd_source import overlapping_keys
+
+    pairs = overlapping_keys(source, numbers.keys(), least)
+    rows = gallery_queries.rows_of_keys(connection, gallery.id, sorted({item for _, item in pairs}))
+    found = sorted((numbers[query], rows[item]) for query, item in pairs if item in rows)
+    return PairsRead(pairs=found)
+
+
+def _relevance_kind(
+    pairs: Path | None, clicks: Path | None, *, unlabelled: bool, overlap: float | None
+) -> RelevanceKind:
+    if (pairs is not None) + (clicks is not None) + unlabelled + (overlap is not None) > 1:
         raise UsageError(
-            "a query set has one kind of relevance: give --pairs, --clicks or --unlabelled, and import another set for another."
+            "a query set has one kind of relevance: give --pairs, --clicks, --overlap or --unlabelled, and import another set "
+            "for another."
         )
-    if pairs is not None:
+    if pairs is not None or overlap is not None:
         return RelevanceKind.PAIRS
     if clicks is not None:
         return RelevanceKind.CLICKS

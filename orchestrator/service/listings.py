@@ -120,7 +120,8 @@ def certificates(context: Context, model_id: int) -> list[Row]:
         {
             "id": c.id,
             "verdict": c.verdict,
-            "query_model": names[c.query_model_id],
+            "query_model": names[c.query_model_id]
+            + (f" for {names[c.tower_of_model_id]}" if c.tower_of_model_id is not None else ""),
             "gallery_model": names[c.gallery_model_id],
             "adapter": adapters[c.adapter_id] if c.adapter_id is not None else None,
             "reason": c.reason,
@@ -188,7 +189,7 @@ def query_sets(context: Context, gallery_name: str | None) -> list[Row]:
             else gallery_queries.list_galleries(connection)
         )
         return [
-            {"gallery": gallery.name, **asdict(row)}
+            {"gallery": gallery.name, **asdict(row), "modality": row.modality or gallery.modality}
             for gallery in wanted
             for row in gallery_queries.query_sets_of_gallery(connection, gallery.id)
         ]

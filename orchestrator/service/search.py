@@ -24,6 +24,7 @@ from orchestrator.serving.answers import Answer
 from orchestrator.serving.filters import attributes_of
 from orchestrator.serving.matching import check_matchable, deep, matched, views_of
 from orchestrator.serving.replica import Replica
+from orchestrator.serving.towers import tower_path
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,13 @@ def search(
     """
     with transaction(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
-    _check_kind(gallery, query)
+    asked_in = _modality(gallery, query)
     if match:
         if query.vector is not None:
             raise UsageError("a vector shows no points to match; search by --image FILE or --key KEY.")
         check_matchable(gallery)
+        if query.text is not None:
+            raise UsageError("a text shows no points to match; search by --image FILE or --key KEY.")
     try:
         if query.vector is not None:
             with Replica(context, gallery, rerank=rerank) as replica:
@@ -74,7 +77,10 @@ def search(
             content = _content(context, gallery_name, query)
             views = views_of(content) if match else [content]
             with Replica(context, gallery, rerank=rerank) as replica:
-                found = replica.search(views, deep(k) if match else k, where)
+                if asked_in == gallery.modality:
+                    found = replica.search(views, deep(k) if match else k, where)
+                else:
+                    found = [_by_tower(context, replica, content, asked_in, k, where)]
             answer = matched(found, views, k) if match else found[0]
     except ItemError as error:
         raise UsageError(f"the query cannot be embedded: {error}") from error
@@ -100,14 +106,32 @@ def unit(given: Any, model: str, dim: int) -> npt.NDArray[np.float32]:
     return found
 
 
-def _check_kind(gallery: GalleryRow, query: Query) -> None:
-    asked = {"text": query.text, "image": query.image, "video": query.video}
+def _modality(gallery: GalleryRow, query: Query) -> str:
+    """Of the query. Texts are asked of galleries of anything, where a tower embeds them."""
+    if query.text is not None:
+        return "text"
+    asked = {"image": query.image, "video": query.video}
     given = next((name for name, value in asked.items() if value is not None), gallery.modality)
     if given != gallery.modality:
-        wanted = {"text": "--text TEXT", "image": "--image FILE", "video": "--video FILE"}[gallery.modality]
+        wanted = {"text": "", "image": "--image FILE, ", "video": "--video FILE, "}[gallery.modality]
         raise ConflictError(
-            f"gallery {gallery.name!r} holds {gallery.modality}s; search it with {wanted} or --key KEY."
+            f"gallery {gallery.name!r} holds {gallery.modality}s; search it with {wanted}--text TEXT or --key KEY."
         )
+    return gallery.modality
+
+
+def _by_tower(
+    context: Context,
+    replica: Replica,
+    content: Any,
+    modality: str,
+    k: int,
+    where: Mapping[str, str | Sequence[str]] | None,
+) -> Answer:
+    path = tower_path(context, replica, modality)
+    encoder = context.encoder(path.embedder)
+    vectors = encoder.encode([encoder.preprocess(content)])
+    return replica.search_vectors(vectors, k, where, path_ids=path.ids)[0]
 
 
 def _content(context: Context, gallery_name: str, query: Query) -> Any:

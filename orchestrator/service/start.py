@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from orchestrator.context import Context
 from orchestrator.core.states import ACTIVE, RolloutState, Verb
 from orchestrator.core.strategies import Direction, Strategy, UnfitStrategyError, choose
-from orchestrator.errors import ConflictError, InconclusiveError, NotCertifiedError, UsageError
+from orchestrator.errors import ConflictError, NotCertifiedError, UsageError
 from orchestrator.failpoints import reach
 from orchestrator.gates import depths
 from orchestrator.gates import resolved as resolved_gates
@@ -27,6 +27,7 @@ from orchestrator.service.certify_codes import check_codecs
 from orchestrator.service.contracts import check_contracts
 from orchestrator.service.mixing import certified_uncalibrated, resolved_calibration, resolved_guard
 from orchestrator.service.names import find_adapter, find_gallery, find_model
+from orchestrator.service.pairs import require_certificate, require_towers, simulated_curve
 from orchestrator.service.rollouts import locked, move, reread
 from orchestrator.service.scoring import check_order
 from orchestrator.service.stored import holder_of
@@ -86,6 +87,7 @@ class Checked:
     Attributes:
         old: the model that serves; a rollback returns to it.
         stored: the model whose space the stored vectors are in; `old`, unless a query adapter leads there.
+        asked_calibration: "auto" or "off": as requested, and off where towers ask.
     """
 
     gallery: GalleryRow
@@ -99,6 +101,7 @@ class Checked:
     certificate: CertificateRow
     batch_size: int
     config: dict[str, Any]
+    asked_calibration: str
 
 
 def check_start(context: Context, connection: Connection, request: StartRequest) -> Checked:
@@ -151,6 +154,9 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         )
     certificate = require_certificate(connection, gallery, new, stored, adapter)
     check_contracts(connection, gallery, (old, stored), new, strategy)
+    if require_towers(connection, gallery, old, new, stored, adapter):
+        # The plain pair's map was measured on none of their queries.
+        request = replace(request, calibration="off")
     calibration = resolved_calibration(connection, gallery, certificate, strategy, request.calibration)
     guard = resolved_guard(connection, gallery, certificate, calibration, request, strategy)
     if running is not None:
@@ -198,6 +204,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         certificate,
         request.batch_size or context.settings.batch_size,
         config,
+        request.calibration,
     )
 
 
@@ -274,6 +281,7 @@ def _certify_the_rest(
             old = model_queries.model_by_id(connection, rollout.to_model_id)
             adapter = None if adapter_id is None else model_queries.adapter_by_id(connection, adapter_id)
             certified_uncalibrated(require_certificate(connection, gallery, new, old, adapter))
+            require_towers(connection, gallery, old, new, old, adapter)
             if rollout.state == "finalized":
                 return
         if rollout.adapter_id is not None and adapter_id is not None:
@@ -282,54 +290,6 @@ def _certify_the_rest(
                 f"{running.id} first."
             )
         adapter_id = rollout.adapter_id if adapter_id is None else adapter_id
-
-
-def require_certificate(
-    connection: Connection, gallery: GalleryRow, new: ModelRow, old: ModelRow, adapter: AdapterRow | None
-) -> CertificateRow:
-    """The newest certificate of the pair, if it allows mixing."""
-    through = f" --adapter {adapter.name}" if adapter else ""
-    certificate = model_queries.newest_certificate(
-        connection, gallery.id, new.id, old.id, adapter.id if adapter else None
-    )
-    if certificate is None:
-        raise NotCertifiedError(
-            f"{new.name!r} was never measured against the stored embeddings of {old.name!r}: same dimension is not same "
-            f"space. Run `hotrefresh model certify {old.name} {new.name} --gallery {gallery.name}{through}` first."
-        )
-    if certificate.verdict == "inconclusive":
-        raise InconclusiveError(
-            f"the certificate of {new.name!r} against {old.name!r} is inconclusive: {certificate.reason.rstrip('.')}. "
-            "Import a larger query set and certify again."
-        )
-    if certificate.verdict != "certified":
-        raise NotCertifiedError(
-            f"{new.name!r} against the stored embeddings of {old.name!r} was refused: {certificate.reason.rstrip('.')}. "
-            + (
-                "Train it compatibly, or lift the gallery with a forward adapter (`hotrefresh model adapt`)."
-                if not adapter
-                else "Fit a better adapter, or train the model compatibly."
-            )
-        )
-    return certificate
-
-
-def simulated_curve(
-    certificate: CertificateRow, calibration: str = "auto"
-) -> list[tuple[str, str, float, float]]:
-    """What the certificate saw of a refresh, as points (metric, order, coverage, value) to lay beside its own.
-
-    None of a sample of the gallery: among fewer items recall is higher, and the two could not be compared.
-    """
-    measured = certificate.measured
-    if not measured.get("whole_gallery"):
-        return []
-    raw = measured.get("uncalibrated")
-    return [
-        (measured["metric"], measured["simulated_order"], point["coverage"], point["value"])
-        for point in (measured if raw is None or calibration == "auto" else raw)["curve"]
-        if point["value"] is not None
-    ]
 
 
 def already_active(gallery: GalleryRow, latest: RolloutRow) -> ConflictError:
@@ -383,7 +343,7 @@ def start(
             raise already_active(checked.gallery, latest)
         if checked.strategy.reembeds and checked.running is None:
             flip_queries.insert_curve_points(
-                connection, rollout_id, simulated_curve(checked.certificate, request.calibration)
+                connection, rollout_id, simulated_curve(checked.certificate, checked.asked_calibration)
             )
         rollout_queries.write_audit(
             connection,

@@ -26,7 +26,7 @@ def uncertified(
     """Why searches must be refused: the first pair without a valid certificate, in one sentence; None: they may be answered.
 
     Args:
-        path: what makes queries' vectors.
+        path: what makes queries' vectors; with a tower, its certificates are asked for.
         serving_id: the rollout that serves.
         versions: the rollouts that stored vectors come from.
     """
@@ -87,7 +87,13 @@ def _missing(
     if adapter_id is None and rollout.to_model_id == path.model.id:
         return None
     newest = model_queries.newest_certificate(
-        connection, gallery_id, path.model.id, rollout.to_model_id, adapter_id, decided=True
+        connection,
+        gallery_id,
+        path.model.id if path.tower is None else path.tower.id,
+        rollout.to_model_id,
+        adapter_id,
+        decided=True,
+        tower_of_model_id=None if path.tower is None else path.model.id,
     )
     if newest is not None and newest.verdict == "certified":
         return None
@@ -97,7 +103,10 @@ def _missing(
     option = f" --adapter {through}" if through else ""
     why = "no certificate allows it" if newest is None else f"it was refused: {newest.reason.rstrip('.')}"
     gallery = gallery_queries.gallery_by_id(connection, gallery_id).name
+    if path.tower is not None:
+        option += f" --queryset NAME (one of {path.tower.modality}s)"
+    asking = path.model.name if path.tower is None else f"{path.tower.name} for {path.model.name}"
     return (
-        f"{path.model.name!r} may not search the stored embeddings of {stored.name!r} (rollout {rollout.id}){by}: {why}. Run "
+        f"{asking!r} may not search the stored embeddings of {stored.name!r} (rollout {rollout.id}){by}: {why}. Run "
         f"`hotrefresh model certify {stored.name} {path.model.name} --gallery {gallery}{option}`, or take the rollout back."
     )

@@ -42,7 +42,7 @@ from orchestrator.serving.background import (
 from orchestrator.serving.calibration import batch_rows, calibrated, calibrations, fitting
 from orchestrator.serving.embedding import QuerySet, load_query_set
 from orchestrator.serving.matrix import apply_rollout, load_matrix, read_batch, rows_of_ranks
-from orchestrator.serving.queries import encode_queries, query_path
+from orchestrator.serving.queries import encode_queries, query_path, towered
 
 POINTS = 200
 """Parts of the coverage: a curve of a million batches is drawn through as many points."""
@@ -298,6 +298,8 @@ class Evaluator:
             self._holder = _holder(connection, rollout)
             old_path = query_path(connection, rollout.from_model_id, served_before(connection, rollout))
             new_path = query_path(connection, rollout.to_model_id, rollout)
+            paths = old_path, new_path
+            asked_of = [[towered(connection, each, q.row.modality) for each in paths] for q in loaded]
             # What the log brings from here on is replayed: under a query adapter, batches of the rollout before.
             since = None if rollout.how.holds_vectors else self.seq
             before = load_matrix(connection, rollout.gallery_id, before=rollout.id, up_to=since)
@@ -314,9 +316,8 @@ class Evaluator:
             plan = plan_background(connection, rollout, holder, *versions, maps)
         background = None if plan is None else embed_background(context, plan, holder, *versions)
         self._sets = []
-        for queries in loaded:
-            old, _ = encode_queries(context, old_path, queries.uris)
-            new, _ = encode_queries(context, new_path, queries.uris)
+        for queries, asked in zip(loaded, asked_of, strict=True):
+            old, new = (encode_queries(context, path, queries.uris)[0] for path in asked)
             self._sets.append(
                 QuerySetEvaluator(
                     rollout,

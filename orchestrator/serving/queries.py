@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import Connection
 
 from orchestrator.context import Context
+from orchestrator.errors import ConflictError
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
+from orchestrator.ledger.queries import towers as tower_queries
 from orchestrator.ledger.rows import AdapterRow, ModelRow, RolloutRow, ServingRow
 from orchestrator.serving.coded import joint_of
 from orchestrator.serving.embedding import encode_uris
@@ -31,11 +33,18 @@ class QueryPath:
     model: ModelRow
     adapter: AdapterRow | None
     base: ModelRow | None = None
+    tower: ModelRow | None = None
+    """Embeds queries of another modality into the space of `spatial`; None: they are of the gallery's."""
+
+    @property
+    def spatial(self) -> ModelRow:
+        """The model in whose space queries' vectors are before they are mapped."""
+        return self.model if self.base is None else self.base
 
     @property
     def embedder(self) -> ModelRow:
         """The model whose encoder embeds queries."""
-        return self.model if self.base is None else self.base
+        return self.spatial if self.tower is None else self.tower
 
     @property
     def codes(self) -> int:
@@ -57,6 +66,23 @@ def query_path(connection: Connection, model_id: int, rollout: RolloutRow | None
     model = model_queries.model_by_id(connection, model_id)
     base = None if model.base_model_id is None else model_queries.model_by_id(connection, model.base_model_id)
     return QueryPath(model, adapter, base)
+
+
+def towered(connection: Connection, path: QueryPath, modality: str | None) -> QueryPath:
+    """The path for queries of a modality; None, or the model's own: the path as it is.
+
+    Raises:
+        ConflictError: the path's model has no tower for them.
+    """
+    if modality is None or modality == path.spatial.modality:
+        return path
+    tower = tower_queries.tower_of(connection, path.spatial.id, modality)
+    if tower is None:
+        raise ConflictError(
+            f"{path.spatial.name!r} embeds {path.spatial.modality}s and has no tower for {modality}s; register one by "
+            f"`hotrefresh model tower add {path.spatial.name} TOWER`."
+        )
+    return replace(path, tower=tower)
 
 
 def serving_path(connection: Connection, serving: ServingRow) -> QueryPath:

@@ -93,6 +93,12 @@ class Replica:
         """The rollout that serves."""
         return self._served.rollout_id
 
+    @property
+    def asked(self) -> tuple[QueryPath, int | None, frozenset[int]]:
+        """What is certified before it answers: the path, the rollout that serves, and the versions that are mixed."""
+        with self._lock.read():
+            return self._served.path, self._served.rollout_id, frozenset(self._served.versions)
+
     def _reload(self) -> None:
         with snapshot(self._context.engine) as connection:
             serving = rollout_queries.serving_now(connection, self.gallery.id)

@@ -26,7 +26,7 @@ from tests.engine import platform
 MISTAKES = [
     (["gallery", "show", "nope"], ExitCode.NOT_FOUND, "there are: pics"),
     (["gallery", "search", "pics", "--key", "nope"], ExitCode.NOT_FOUND, "no item 'nope'"),
-    (["gallery", "search", "pics", "--text", "cat"], ExitCode.CONFLICT, "holds images"),
+    (["gallery", "search", "pics", "--text", "cat"], ExitCode.CONFLICT, "has no tower for texts"),
     (["gallery", "search", "pics", "--image", "nope.png"], ExitCode.USAGE, "nope.png"),
     (["gallery", "create", "pics", "pictures"], ExitCode.CONFLICT, "there is a gallery 'pics' already"),
     (["gallery", "create", "more", "nowhere"], ExitCode.USAGE, "'nowhere'"),

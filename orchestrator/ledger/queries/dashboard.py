@@ -265,15 +265,21 @@ def serving_page(connection: Connection, gallery: str | None, *, limit: int, off
 
 
 def newest_certificates(connection: Connection, query_set_id: int) -> list[Row]:
-    """The newest certificate of each pair of models, with and without each adapter, measured on a query set."""
+    """The newest certificate of each pair of models, with and without each adapter, measured on a query set.
+
+    `query_model`: the model in whose space the queries are; `tower`: what embedded them, where that was a tower.
+    """
     return _rows(
         connection,
         "newest_certificates",
-        """SELECT DISTINCT ON (c.query_model_id, c.gallery_model_id, c.adapter_id) c.id, c.verdict, c.reason, c.measured,
-                  c.created_at, q.name AS query_model, g.name AS gallery_model, a.name AS adapter
+        """SELECT DISTINCT ON (c.query_model_id, c.tower_of_model_id, c.gallery_model_id, c.adapter_id)
+                  c.id, c.verdict, c.reason, c.measured,
+                  c.created_at, coalesce(t.name, q.name) AS query_model,
+                  CASE WHEN t.id IS NOT NULL THEN q.name END AS tower, g.name AS gallery_model, a.name AS adapter
            FROM certificate c JOIN model q ON q.id = c.query_model_id JOIN model g ON g.id = c.gallery_model_id
-           LEFT JOIN adapter a ON a.id = c.adapter_id WHERE c.query_set_id = :query_set
-           ORDER BY c.query_model_id, c.gallery_model_id, c.adapter_id, c.id DESC""",
+           LEFT JOIN adapter a ON a.id = c.adapter_id LEFT JOIN model t ON t.id = c.tower_of_model_id
+           WHERE c.query_set_id = :query_set
+           ORDER BY c.query_model_id, c.tower_of_model_id, c.gallery_model_id, c.adapter_id, c.id DESC""",
         query_set=query_set_id,
     )
 

@@ -128,18 +128,26 @@ def labels_of_gallery(connection: Connection, gallery_id: int) -> list[tuple[int
 
 
 def insert_query_set(
-    connection: Connection, *, gallery_id: int, name: str, relevance: str, source: str
+    connection: Connection,
+    *,
+    gallery_id: int,
+    name: str,
+    relevance: str,
+    source: str,
+    modality: str | None = None,
 ) -> int | None:
-    """Create a query set; None where the gallery has one of that name."""
+    """Create a query set; None where the gallery has one of that name. `modality`: None: the gallery's."""
     return execute(
         connection,
         "insert_query_set",
-        """INSERT INTO query_set (gallery_id, name, relevance, source) VALUES (:gallery, :name, :relevance, :source)
+        """INSERT INTO query_set (gallery_id, name, relevance, source, modality)
+           VALUES (:gallery, :name, :relevance, :source, :modality)
            ON CONFLICT (gallery_id, name) DO NOTHING RETURNING id""",
         gallery=gallery_id,
         name=name,
         relevance=relevance,
         source=source,
+        modality=modality,
     ).scalar_one_or_none()
 
 

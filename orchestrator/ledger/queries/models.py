@@ -126,14 +126,16 @@ def insert_certificate(
     verdict: str,
     reason: str,
     measured: dict[str, Any],
+    tower_of_model_id: int | None = None,
 ) -> int:
     """Store a measured certificate."""
     return int(
         execute(
             connection,
             "insert_certificate",
-            """INSERT INTO certificate (query_model_id, gallery_model_id, adapter_id, query_set_id, verdict, reason, measured)
-               VALUES (:query_model, :gallery_model, :adapter, :query_set, :verdict, :reason, CAST(:measured AS jsonb))
+            """INSERT INTO certificate (query_model_id, gallery_model_id, adapter_id, query_set_id, verdict, reason, measured,
+                                         tower_of_model_id)
+               VALUES (:query_model, :gallery_model, :adapter, :query_set, :verdict, :reason, CAST(:measured AS jsonb), :tower_of)
                RETURNING id""",
             query_model=query_model_id,
             gallery_model=gallery_model_id,
@@ -142,6 +144,7 @@ def insert_certificate(
             verdict=verdict,
             reason=reason,
             measured=json.dumps(measured),
+            tower_of=tower_of_model_id,
         ).scalar_one()
     )
 
@@ -154,11 +157,13 @@ def newest_certificate(
     adapter_id: int | None,
     *,
     decided: bool = False,
+    tower_of_model_id: int | None = None,
 ) -> CertificateRow | None:
     """The newest certificate of a pair measured on one of this gallery's query sets; the adapter must be the same.
 
     Args:
         decided: without the inconclusive ones: too few queries say nothing against what was measured before.
+        tower_of_model_id: where the query model is a tower, the model whose space it emits.
     """
     return fetch_one(
         connection,
@@ -168,12 +173,14 @@ def newest_certificate(
            WHERE c.query_model_id = :query_model AND c.gallery_model_id = :gallery_model
              AND c.adapter_id IS NOT DISTINCT FROM CAST(:adapter AS bigint) AND s.gallery_id = :gallery
              AND NOT (:decided AND c.verdict = 'inconclusive')
+             AND c.tower_of_model_id IS NOT DISTINCT FROM CAST(:tower_of AS bigint)
            ORDER BY c.id DESC LIMIT 1""",
         query_model=query_model_id,
         gallery_model=gallery_model_id,
         adapter=adapter_id,
         gallery=gallery_id,
         decided=decided,
+        tower_of=tower_of_model_id,
     )
 
 
