@@ -39,7 +39,7 @@ def add(
 
 @app.command("list", epilog="Example: hotrefresh model tower list")
 def list_towers(output: Output = Format.TABLE) -> None:
-    """List towers."""
+    """List the towers of all models, by model and modality."""
     with open_ledger() as context:
         from orchestrator.service import towers
         from orchestrator.service.guide import next_command
@@ -56,6 +56,7 @@ def remove(
     modality: Annotated[
         str, typer.Argument(metavar="MODALITY", help="Of the queries: image, text or video.")
     ],
+    output: Output = Format.TABLE,
 ) -> None:
     """Forget a model's tower; the model that is one stays registered."""
     with open_ledger() as context:
@@ -64,7 +65,8 @@ def remove(
 
         remove_tower(context, model, modality)
         then = next_command(context)
-    say(f"{model} has no tower for {modality}s any more")
+    if not show({"model": model, "modality": modality, "removed": True}, output):
+        say(f"{model} has no tower for {modality}s any more")
     next_step(then)
 
 

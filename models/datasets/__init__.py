@@ -89,6 +89,8 @@ SCHEMES = {
     "moving-glyph": "models.datasets.moving_glyphs",
     "ptvd": "models.datasets.ptvd_source",
 }
+SHOWN_BY_WORDS = frozenset({"text", "verse", "ptvd"})
+"""Schemes whose items are shown by their words: texts, and plot segments, of which there is no picture."""
 FOLDER_SOURCES = dict.fromkeys(("ptvd", "ptvd-texts", "ptvd-comments"), "models.datasets.ptvd_source")
 """Sources written NAME:FOLDER -> module with list_items(source, split) and modality_of(source)."""
 MANIFEST_SUFFIXES = (".csv", ".parquet")

@@ -168,5 +168,6 @@ def channels_last(network: nn.Module) -> nn.Module:
     """The network with the weights of its 2-D convolutions channels-last, in place; those of 3-D ones cannot be."""
     for weight in network.parameters():
         if weight.dim() == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            # As Module.to does it: a weight of one channel is laid out anew too, which other kernels depend on.
+            weight.data = weight.data.to(memory_format=torch.channels_last)
     return network

@@ -99,15 +99,13 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
         query_sets = gallery_queries.query_sets_of_gallery(connection, gallery.id)
         slices = dashboard_queries.attribute_values(connection, gallery.id, SLICES)
         answers = [key for flip in flips for key in (flip["old_item"], flip["new_item"]) if key is not None]
-        items = items_shown(connection, gallery.name, gallery.modality, answers)
+        items = items_shown(connection, gallery.name, answers)
         deployed = log_queries.deployed_seq(connection, rollout_id) if flips else 0
         moments = [compared(flip, deployed) for flip in flips]
         versions = dashboard_queries.versions_then(
             connection, gallery.id, [then for pair in moments for then in pair if then is not None]
         )
-        queries = queries_shown(
-            connection, gallery.id, gallery.modality, [(f["queryset"], f["query"]) for f in flips]
-        )
+        queries = queries_shown(connection, gallery.id, [(f["queryset"], f["query"]) for f in flips])
     return {
         "rollout": status.rollout,
         "status": status,

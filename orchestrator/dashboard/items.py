@@ -63,9 +63,9 @@ def read(context: Context, gallery_name: str | None, key: str | None) -> dict[st
                 f"gallery {gallery.name!r} has no item {key[:200]!r}; "
                 f"`hotrefresh ledger versions {gallery.name} --items` lists its keys."
             )
-        shown = items_shown(connection, gallery.name, gallery.modality, [key])[key]
+        shown = items_shown(connection, gallery.name, [key])[key]
         return base | {
-            "item": with_fault(shown, item.uri) if gallery.modality != "text" else shown,
+            "item": with_fault(shown, item.uri),
             "row": item.row,
             "attributes": _attributes(connection, gallery.id, item.row, shown.version),
             "history": dashboard_queries.item_history(connection, gallery.id, item.row),

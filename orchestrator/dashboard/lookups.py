@@ -51,12 +51,12 @@ class Shown:
     version: dict[str, Any] | None
 
 
-def items_shown(connection: Connection, gallery: str, modality: str, keys: Iterable[str]) -> dict[str, Shown]:
+def items_shown(connection: Connection, gallery: str, keys: Iterable[str]) -> dict[str, Shown]:
     """Key → what to show of these items; one that was deleted is named as such."""
     wanted = sorted(set(keys))
     found = {row["item"]: row for row in dashboard_queries.items_by_key(connection, gallery, wanted)}
     return {
-        key: _shown(key, found[key], modality, found[key] if found[key]["model"] else None)
+        key: _shown(key, found[key], found[key] if found[key]["model"] else None)
         if key in found
         else Shown(key, None, None, "it is not in the gallery any more", None)
         for key in wanted
@@ -64,24 +64,28 @@ def items_shown(connection: Connection, gallery: str, modality: str, keys: Itera
 
 
 def queries_shown(
-    connection: Connection, gallery_id: int, modality: str, asked: Sequence[tuple[str, str]]
+    connection: Connection, gallery_id: int, asked: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Shown]:
     """(query set, key) → what to show of these queries."""
     shown = {}
     for queryset in sorted({name for name, _ in asked}):
         keys = sorted({key for name, key in asked if name == queryset})
         for row in dashboard_queries.queries_by_key(connection, gallery_id, queryset, keys):
-            shown[queryset, row["key"]] = _shown(row["key"], row, modality, None)
+            shown[queryset, row["key"]] = _shown(row["key"], row, None)
     return shown
 
 
-def _shown(key: str, row: dict[str, Any], modality: str, version: dict[str, Any] | None) -> Shown:
-    text, fault = (None, None) if modality != "text" else beginning(row["uri"])
+def _shown(key: str, row: dict[str, Any], version: dict[str, Any] | None) -> Shown:
+    from models.datasets import SHOWN_BY_WORDS
+
+    text, fault = beginning(row["uri"]) if row["uri"].partition(":")[0] in SHOWN_BY_WORDS else (None, None)
     return Shown(key, row["label"], text, fault, version)
 
 
 def with_fault(shown: Shown, uri: str) -> Shown:
     """Of a picture that cannot be read: the same with its fault. It is decoded, so only for one at a time."""
+    if shown.text is not None:
+        return shown
     from orchestrator.dashboard.pictures import thumbnail
 
     try:

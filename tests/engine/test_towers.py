@@ -135,7 +135,7 @@ def test_texts_are_measured_by_towers_through_a_whole_refresh(asked, plots):
 def test_texts_are_refused_while_their_own_pair_is(asked, plots):
     text = search.Query(text="in the beginning")
     assert search.search(asked, "plots", text, 1).model == "old"
-    with pytest.raises(ConflictError, match="holds videos; search it with --text"):
+    with pytest.raises(ConflictError, match="holds videos; search it with --video FILE, --text"):
         search.search(asked, "plots", search.Query(image=Path("a.png")), 1)
     towers.add_tower(asked, "new", "captions")
     certified(asked, "takes"), certified(asked, "texts")
