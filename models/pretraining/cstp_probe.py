@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.encoders.r2plus1d import as_input
 from models.pretraining.cstp_network import CstpNetwork
-from models.pretraining.cstp_sampler import RATES, STEPS, TURNS, Sample
+from models.pretraining.cstp_sampler import RATES, SOUND, STEPS, TURNS, Rules, Sample
 from models.pretraining.cstp_views import draw_pairs
 
 U8 = npt.NDArray[np.uint8]
@@ -29,9 +29,16 @@ class Hits:
 
 
 def right_answers(
-    network: CstpNetwork, videos: Sequence[U8], *, length: int, size: int, rounds: int = 1, seed: int = 0
+    network: CstpNetwork,
+    videos: Sequence[U8],
+    *,
+    length: int,
+    size: int,
+    rounds: int = 1,
+    seed: int = 0,
+    rules: Rules = SOUND,
 ) -> dict[str, Hits]:
-    """Head → hits, on `rounds` pairs of each video, sampled soundly and not changed in look; the network in evaluation.
+    """Head → hits, on `rounds` pairs of each video, sampled by `rules` and not changed in look; the network in evaluation.
 
     The temporal head is asked only about pairs whose video has room for all five rates at their step: elsewhere some labels are
     likelier, and a head that knew the step alone would be right more often than one in five.
@@ -44,7 +51,7 @@ def right_answers(
     for _ in range(rounds):
         for at in range(0, len(videos), 64):
             batch = videos[at : at + 64]
-            pairs = draw_pairs(batch, rng, length=length, size=size)
+            pairs = draw_pairs(batch, rng, length=length, size=size, rules=rules)
             with torch.no_grad():
                 _, said = network(*(as_input(each).contiguous() for each in pairs.clips))
             roomy = [_has_room(one, len(v)) for one, v in zip(pairs.drawn, batch, strict=True)]

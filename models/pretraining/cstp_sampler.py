@@ -15,7 +15,9 @@ Three rules differ between what was released and what the labels mean; each is a
   coordinates: many leave the frame, and the label describes no shared content. Off: cropped, then turned.
 
 `RELEASED` has all three; `PUBLISHED` the last alone (whether the paper turns first could not be read, its figure does); `SOUND`,
-the default, none. Jitter, blur and flips after it belong to the training, and are not here.
+the default, none. `TIME_ALONE` is ours and no way to pre-train: both clips are whole frames, upright, so that nothing but time
+tells them apart (`whole`); it shows whether the temporal label can be learned at all. Jitter, blur and flips after it belong to
+the training, and are not here.
 """
 
 from __future__ import annotations
@@ -47,11 +49,13 @@ class Rules:
     labels_redrawn: bool = False
     second_start: bool = True
     turned_first: bool = False
+    whole: bool = False
 
 
 SOUND = Rules()
 PUBLISHED = Rules(turned_first=True)
 RELEASED = Rules(labels_redrawn=True, second_start=False, turned_first=True)
+TIME_ALONE = Rules(whole=True)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def sample(
     most = math.floor(math.log2(frames / (length - 1)))
     playback = int(rng.integers(0, max(0, min(len(STEPS) - 1, most)) + 1))
     step = STEPS[playback]
-    turns = (int(rng.integers(4)), int(rng.integers(4)))
+    turns = (0, 0) if rules.whole else (int(rng.integers(4)), int(rng.integers(4)))
     span = (length - 1) * step
     if frames <= span:
         wrapped = np.arange(0, length * step, step, dtype=np.int64)
@@ -167,6 +171,8 @@ def _boxes(
     first: tuple[int, int], second: tuple[int, int], rng: np.random.Generator, rules: Rules
 ) -> tuple[int, tuple[Box, Box]]:
     """Spatial label and both crops, for frames of these (width, height)."""
+    if rules.whole:
+        return 0, (Box(0, 0, *first), Box(0, 0, *second))
     if rules.labels_redrawn:
         box = _first_box(*first, rng)
         while True:

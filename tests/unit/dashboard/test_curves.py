@@ -113,7 +113,8 @@ def test_open_flips_stand_behind_the_first_recall():
 def cut(coverage, threshold, old=0.5, lost=3, queryset="asked"):
     counts = {"accepted": 9, "accepted_right": 8, "lost": lost, "gained": 1}
     return {
-        "queryset": queryset, "coverage": coverage, "threshold": threshold, "old_threshold": old, "old_recall_at_p90": 0.4, "scores": "served",
+        "queryset": queryset, "coverage": coverage, "threshold": threshold, "old_threshold": old, "old_recall_at_p90": 0.4,
+        "scores": "served",
         "recall_at_p90": None if threshold is None else 0.25, **(counts if old is not None else dict.fromkeys(counts)),
     }  # fmt: skip
 

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.pretraining.cstp_sampler import PUBLISHED, RATES, RELEASED, SOUND, STEPS, Box, cut, sample
+from models.pretraining.cstp_sampler import (
+    PUBLISHED,
+    RATES,
+    RELEASED,
+    SOUND,
+    STEPS,
+    TIME_ALONE,
+    Box,
+    cut,
+    sample,
+)  # fmt: skip
 
 DRAWS = 4000
 
@@ -49,6 +59,18 @@ def test_labels_say_how_much_is_shared_in_time_and_space(video, length, seed):
     assert one.shared(other) == other.shared(one)
     # The overlap's height is rounded down to a pixel, over its width.
     assert RATES[drawn.spatial] - 1 / one.height - 1e-9 < one.shared(other) <= RATES[drawn.spatial] + 1e-9
+
+
+def test_where_time_is_alone_clips_of_one_start_are_one_clip_and_no_label_but_that_of_time_is_drawn():
+    video = np.random.default_rng(1).integers(0, 256, (300, 40, 60, 1), np.uint8)
+    found = draws(TIME_ALONE, 400, size=(60, 40))
+    assert {(each.spatial, each.turns) for each in found} == {(0, (0, 0))}
+    assert {each.temporal for each in found} == set(range(5))
+    for each in found[:40]:
+        one, other = (cut(video, each, which, rules=TIME_ALONE) for which in (0, 1))
+        assert one.shape == (16, 40, 60, 1)
+        assert np.array_equal(one, video[each.frames[0]])
+        assert np.array_equal(one, other) == (each.temporal == 0)
 
 
 @pytest.mark.parametrize(("step", "bound"), [(1, 0.067), (4, 0.017)])
