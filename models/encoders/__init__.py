@@ -17,8 +17,6 @@ from models.artifact import Manifest, load_artifact
 from models.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from models.encoders.images import ImagePreprocessing
 
 ARCHITECTURES: dict[str, str] = {
@@ -51,8 +49,8 @@ class Encoder(Protocol):
     def modality(self) -> str:
         """ "image", "text" or "video"."""
 
-    def preprocess(self, item: Image.Image | str | np.ndarray) -> np.ndarray | str:
-        """One item, ready for `encode`; cheap and thread-safe."""
+    def preprocess(self, item: Any) -> Any:
+        """One item as `models.datasets.read_item` returns it, ready for `encode`; cheap and thread-safe."""
 
     def encode(self, prepared: Sequence[Any]) -> np.ndarray:
         """(n, dim) float32, L2-normalised, finite. `prepared` are n results of `preprocess`."""
