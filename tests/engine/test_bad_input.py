@@ -91,7 +91,7 @@ def test_rows_of_a_manifest_without_their_file_and_duplicate_keys_are_refused_an
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("key,label\na,x\n", "needs the columns key, and path or text"),
+        ("key,label\na,x\n", "needs the columns key, and path, clip or text"),
         ("", "it has none"),
         ("key,path\n", "no usable item"),
         (b"key,text\na,\xff\xfe\xfa\n", "not UTF-8"),
