@@ -93,10 +93,15 @@ def work(context: Context, rollout_id: int) -> RolloutRow:
     return finish.complete(context, rollout_id)
 
 
-def embedded_gallery(context: Context, tmp_path: Path) -> None:
-    """Gallery `pics` embedded by `old`, query set `asked`, and `kin` certified against `old`."""
+def plain_gallery(context: Context, tmp_path: Path) -> None:
+    """Gallery `pics`, not embedded, and query set `asked`."""
     galleries.create_gallery(context, "pics", str(draw_pictures(tmp_path / "pictures")))
     galleries.import_query_set(context, "pics", "asked", str(draw_pictures(tmp_path / "queries", 3, seed=7)))
+
+
+def embedded_gallery(context: Context, tmp_path: Path) -> None:
+    """Gallery `pics` embedded by `old`, query set `asked`, and `kin` certified against `old`."""
+    plain_gallery(context, tmp_path)
     register_network(context, tmp_path, "old", seed=0)
     register_network(context, tmp_path, "kin", seed=0, moved=0.02)
     assert work(context, embed.embed_gallery(context, "pics", "old").id).state == "finalized"
