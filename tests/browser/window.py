@@ -36,7 +36,7 @@ class Window:
         self._expected: list[str] = []
         self.faults: list[str] = []
         self._context = browser.new_context(viewport=viewport or DESK, **options)
-        self._context.set_default_timeout(15_000)
+        self._context.set_default_timeout(60_000)  # of a busy machine; who waits goes on at once
         self._context.on("console", self._said)
         self._context.on("weberror", self._thrown)
         self._context.on("dialog", self._asked)
