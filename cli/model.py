@@ -10,7 +10,16 @@ import typer
 
 from cli import pretrain, tower
 from cli.certificates import draw_certificate
-from cli.options import SOURCE_HELP, Loss, Seed, Split
+from cli.options import (
+    SOURCE_HELP,
+    Checkpoint,
+    CheckpointEvery,
+    Loss,
+    Resume,
+    Seed,
+    Split,
+    Threads,
+)  # fmt: skip
 from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import progress, working
 from cli.registries import adapter_names, method_names
@@ -176,22 +185,14 @@ def train(
     epochs: Annotated[float | None, typer.Option(min=0.01, help="Passes over the pictures.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=1e-7, help="At its peak.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
+    threads: Threads = None,
     precision: Annotated[
         str | None,
         typer.Option(help="32-true or bf16-mixed (default: bf16-mixed on GPUs that can, else 32-true)."),
     ] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Keep the training here, so that it can go on after a crash."),
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="STEPS", help="From one checkpoint to the next (default: ten minutes)."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from --checkpoint, where it holds one.")
-    ] = False,
+    checkpoint: Checkpoint = None,
+    checkpoint_every: CheckpointEvery = None,
+    resume: Resume = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Train an image or video encoder and register it. Without labels each picture is a class of its own.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,17 @@ RolloutName = Annotated[
 ]
 Limit = Annotated[int, typer.Option(min=1, help="At most this many rows.")]
 Seed = Annotated[int, typer.Option(help="Of everything that is drawn at random.")]
+# Of trainings.
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="Keep the training here, so that it can go on after a crash."),
+]
+CheckpointEvery = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="STEPS", help="From one checkpoint to the next (default: ten minutes)."),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from --checkpoint, where it holds one.")]
 Loss = Annotated[
     float | None,
     typer.Option(

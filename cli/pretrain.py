@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.options import SOURCE_HELP, Seed, Split
+from cli.options import (
+    SOURCE_HELP,
+    Checkpoint,
+    CheckpointEvery,
+    Resume,
+    Seed,
+    Split,
+    Threads,
+)  # fmt: skip
 from cli.output import Format, Output, show
 from cli.progress import progress
 from cli.session import next_step, open_ledger, say
@@ -37,18 +44,10 @@ def pretrain(
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pairs a step (default 16).")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=1e-7, help="At its peak.")] = None,
     seed: Seed = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads (default: all).")] = None,
-    checkpoint: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Keep the training here, so that it can go on after a crash."),
-    ] = None,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="STEPS", help="From one checkpoint to the next (default: ten minutes)."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from --checkpoint, where it holds one.")
-    ] = False,
+    threads: Threads = None,
+    checkpoint: Checkpoint = None,
+    checkpoint_every: CheckpointEvery = None,
+    resume: Resume = False,
     output: Output = Format.TABLE,
 ) -> None:
     """Pre-train a video encoder on overlap rates (CSTP), without labels, and register it. Train with --init NAME afterwards."""

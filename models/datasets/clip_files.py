@@ -14,15 +14,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 import numpy.typing as npt
 
-from models.datasets import Item, ItemListing, Rejected, folder, storable
+from models.datasets import ItemListing, folder, storable
 from models.datasets.clips import GIF, LIMITS, MP4, read_clip
 from models.errors import ItemError, UsageError
-from models.plain_file import NotPlainError, TooLargeError, open_plain, size_of
 
 U8 = npt.NDArray[np.uint8]
 KEPT_FRAMES, KEPT_EDGE = 128, 512
@@ -31,12 +29,8 @@ _FRAMES = folder.SUFFIXES - GIF
 
 
 def uri_of(path: Path) -> str:
-    """clip: URI of an absolute path; bytes, because file names need not be UTF-8."""
-    name = str(path.absolute())
-    try:
-        return "clip:" + quote(os.fsencode(name))
-    except UnicodeEncodeError:  # no file has such a name: it will be found missing
-        return "clip:" + quote(name.encode("utf-8", "surrogatepass"))
+    """clip: URI of an absolute path."""
+    return folder.uri_of(path, "clip")
 
 
 def list_items(place: Path) -> ItemListing:
@@ -47,27 +41,14 @@ def list_items(place: Path) -> ItemListing:
     """
     if not place.is_dir():
         raise UsageError(f"{place} is no folder; write clips:FOLDER.")
-    items: list[Item] = []
-    rejected: list[Rejected] = []
     closed: list[OSError] = []
-    ignored = 0
-    for path, is_clip in _found(place, closed):
-        key = path.relative_to(place).as_posix()
-        if not is_clip:
-            ignored += 1
-        elif not os.path.exists(path):
-            rejected.append(Rejected(key, uri_of(path), "missing"))
-        else:
-            items.append(Item(key, uri_of(path), path.parent.name if path.parent != place else None))
-    for error in closed:
-        shut = Path(error.filename)
-        rejected.append(Rejected(os.path.relpath(shut, place), uri_of(shut), "folder cannot be opened"))
-    if not items and not rejected:
+    listing = folder.listed(place, _found(place, closed), closed, "clip")
+    if not listing.items and not listing.rejected:
         raise UsageError(
-            f"there is no clip in {place} ({', '.join(sorted(GIF | MP4))}, or a sub-folder of frames; {ignored} other files); "
-            "name another folder."
+            f"there is no clip in {place} ({', '.join(sorted(GIF | MP4))}, or a sub-folder of frames; "
+            f"{listing.ignored} other files); name another folder."
         )
-    return ItemListing(items, rejected, ignored)
+    return listing
 
 
 def _found(place: Path, closed: list[OSError]) -> Iterator[tuple[Path, bool]]:
@@ -100,7 +81,7 @@ def read(uri: str) -> U8:
     except ItemError as error:
         raise ItemError(error.reason, storable(str(error))) from error
     except OSError as error:  # of a folder that nobody may look into
-        raise ItemError("missing", f"{_shown(path)} cannot be read: {error.strerror}.") from error
+        raise ItemError("missing", f"{folder.shown(path)} cannot be read: {error.strerror}.") from error
 
 
 def digest(uri: str) -> str:
@@ -111,26 +92,16 @@ def digest(uri: str) -> str:
             names = sorted(each for each in os.listdir(path) if Path(each).suffix.lower() in folder.SUFFIXES)
             parts = [os.fsencode(n) + b"\0" + folder.digest(folder.uri_of(path / n)).encode() for n in names]
             return hashlib.sha256(b"\0".join(parts)).hexdigest()
-        with open_plain(path, LIMITS.file_bytes) as file:
-            if size_of(file) == 0:
-                raise ItemError("empty", f"{_shown(path)} has no bytes.")
+        with folder.sound_file(path, LIMITS.file_bytes) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except NotPlainError as error:
-        raise ItemError("unsupported", f"{_shown(path)} is no file.") from error
-    except TooLargeError as error:
-        raise ItemError("too_large", f"{_shown(path)} has {error.strerror}.") from error
     except OSError as error:
-        raise ItemError("missing", f"{_shown(path)} cannot be read: {error.strerror}.") from error
+        raise ItemError("missing", f"{folder.shown(path)} cannot be read: {error.strerror}.") from error
 
 
 def _path_of(uri: str) -> Path:
+    path = folder.path_of(uri)
     try:
-        path = Path(os.fsdecode(unquote_to_bytes(uri.partition(":")[2])))
         path.exists()  # a name that no system takes raises here
     except (UnicodeError, ValueError) as error:
         raise ItemError("missing", f"{uri[:80]!r} is no name of a file.") from error
     return path
-
-
-def _shown(path: Path) -> str:
-    return repr(str(path)[:500])[1:-1]

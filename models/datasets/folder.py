@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -29,13 +29,13 @@ MAX_PIXELS = 64_000_000
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
-def uri_of(path: Path) -> str:
-    """file: URI of an absolute path; bytes, because file names need not be UTF-8."""
+def uri_of(path: Path, scheme: str = "file") -> str:
+    """URI of an absolute path; bytes, because file names need not be UTF-8."""
     name = str(path.absolute())
     try:
-        return "file:" + quote(os.fsencode(name))
+        return f"{scheme}:" + quote(os.fsencode(name))
     except UnicodeEncodeError:  # no file has such a name: it will be found missing
-        return "file:" + quote(name.encode("utf-8", "surrogatepass"))
+        return f"{scheme}:" + quote(name.encode("utf-8", "surrogatepass"))
 
 
 def list_items(folder: Path) -> ItemListing:
@@ -44,26 +44,43 @@ def list_items(folder: Path) -> ItemListing:
     Raises:
         UsageError: no picture in it.
     """
-    items: list[Item] = []
-    rejected: list[Rejected] = []
     closed: list[OSError] = []
-    ignored = 0
-    for path in _files(folder, closed):
-        key = path.relative_to(folder).as_posix()
-        if path.suffix.lower() not in SUFFIXES:
-            ignored += 1
-        elif not os.path.exists(path):
-            rejected.append(Rejected(key, uri_of(path), "missing"))
-        else:
-            items.append(Item(key, uri_of(path), path.parent.name if path.parent != folder else None))
-    for error in closed:
-        place = Path(error.filename)
-        rejected.append(Rejected(os.path.relpath(place, folder), uri_of(place), "folder cannot be opened"))
-    if not items and not rejected:
+    found = ((path, path.suffix.lower() in SUFFIXES) for path in _files(folder, closed))
+    listing = listed(folder, found, closed, "file")
+    if not listing.items and not listing.rejected:
         raise UsageError(
-            f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))}; {ignored} other files); "
+            f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))}; {listing.ignored} other files); "
             "name another folder."
         )
+    return listing
+
+
+def listed(
+    place: Path, found: Iterable[tuple[Path, bool]], closed: Sequence[OSError], scheme: str
+) -> ItemListing:
+    """What was found below a folder, each as an item if it is of the right kind.
+
+    Args:
+        found: paths, and whether each is what is looked for.
+        closed: filled while `found` is read: folders that could not be opened.
+        scheme: of the items' URIs.
+    """
+    items: list[Item] = []
+    rejected: list[Rejected] = []
+    ignored = 0
+    for path, wanted in found:
+        key = path.relative_to(place).as_posix()
+        if not wanted:
+            ignored += 1
+        elif not os.path.exists(path):
+            rejected.append(Rejected(key, uri_of(path, scheme), "missing"))
+        else:
+            label = path.parent.name if path.parent != place else None
+            items.append(Item(key, uri_of(path, scheme), label))
+    for error in closed:
+        shut = Path(error.filename)
+        name = os.path.relpath(shut, place)
+        rejected.append(Rejected(name, uri_of(shut, scheme), "folder cannot be opened"))
     return ItemListing(items, rejected, ignored)
 
 
@@ -87,37 +104,38 @@ def read(uri: str) -> Image.Image:
     Raises:
         ItemError: missing, empty, too_large, unsupported or corrupt.
     """
-    path = _path_of(uri)
+    path = path_of(uri)
     try:
-        with _sound_file(path) as file, Image.open(file, formats=FORMATS) as picture:
+        with sound_file(path) as file, Image.open(file, formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > MAX_PIXELS:
                 raise ItemError(
-                    "too_large", f"{_shown(path)} is {width} × {height}; the limit is {MAX_PIXELS} pixels."
+                    "too_large", f"{shown(path)} is {width} × {height}; the limit is {MAX_PIXELS} pixels."
                 )
             return _plain(picture)
     except UnidentifiedImageError as error:
-        raise ItemError("unsupported", f"{_shown(path)} is no picture that can be read.") from error
+        raise ItemError("unsupported", f"{shown(path)} is no picture that can be read.") from error
     except Image.DecompressionBombError as error:
-        raise ItemError("too_large", f"{_shown(path)}: {error}.") from error
+        raise ItemError("too_large", f"{shown(path)}: {error}.") from error
     except (ItemError, MemoryError):  # a full memory is no fault of the picture
         raise
     except Exception as error:
         said = f"{type(error).__name__}: {error}"[:500]
-        raise ItemError("corrupt", f"{_shown(path)} cannot be decoded: {said}.") from error
+        raise ItemError("corrupt", f"{shown(path)} cannot be decoded: {said}.") from error
 
 
 def digest(uri: str) -> str:
     """sha256, hex, of a file's bytes. Raises ItemError: missing, empty, too_large or unsupported."""
-    path = _path_of(uri)
+    path = path_of(uri)
     try:
-        with _sound_file(path) as file:
+        with sound_file(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ItemError("missing", f"{_shown(path)} cannot be read: {error.strerror}.") from error
+        raise ItemError("missing", f"{shown(path)} cannot be read: {error.strerror}.") from error
 
 
-def _path_of(uri: str) -> Path:
+def path_of(uri: str) -> Path:
+    """The path that `uri_of` was asked of. Raises ItemError "missing" for what is no name of a file."""
     # Surrogates may stand for odd bytes of a file name; any other half character is no name at all.
     try:
         return Path(os.fsdecode(unquote_to_bytes(uri.partition(":")[2])))
@@ -125,24 +143,25 @@ def _path_of(uri: str) -> Path:
         raise ItemError("missing", f"{uri[:80]!r} is no name of a file.") from error
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
+    """A path as it may be told: odd characters spelled out, the rest cut off."""
     return repr(str(path)[:500])[1:-1]
 
 
 @contextmanager
-def _sound_file(path: Path) -> Iterator[BufferedReader]:
-    """A plain file of 1 to MAX_BYTES bytes, open. Raises ItemError: missing, unsupported, empty or too_large."""
+def sound_file(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
+    """A plain file of 1 to `most_bytes` bytes (None: MAX_BYTES), open. Raises ItemError: missing, unsupported, empty, too_large."""
     with ExitStack() as opened:
         try:
-            file = opened.enter_context(open_plain(path, MAX_BYTES))
+            file = opened.enter_context(open_plain(path, most_bytes or MAX_BYTES))
         except NotPlainError as error:
-            raise ItemError("unsupported", f"{_shown(path)} is no file.") from error
+            raise ItemError("unsupported", f"{shown(path)} is no file.") from error
         except TooLargeError as error:
-            raise ItemError("too_large", f"{_shown(path)} has {error.strerror}.") from error
+            raise ItemError("too_large", f"{shown(path)} has {error.strerror}.") from error
         except OSError as error:
-            raise ItemError("missing", f"{_shown(path)} cannot be read: {error.strerror}.") from error
+            raise ItemError("missing", f"{shown(path)} cannot be read: {error.strerror}.") from error
         if size_of(file) == 0:
-            raise ItemError("empty", f"{_shown(path)} has no bytes.")
+            raise ItemError("empty", f"{shown(path)} has no bytes.")
         yield file
 
 

@@ -11,9 +11,9 @@ from orchestrator.context import Context
 from orchestrator.errors import ConflictError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.rows import ModelRow
-from orchestrator.service.models import import_model
+from orchestrator.service.models import import_model, scratch
 from orchestrator.service.names import find_model, find_module
-from orchestrator.service.training import check_free, scratch
+from orchestrator.service.training import check_free
 from orchestrator.serving.embedding import Progress, no_progress
 
 if TYPE_CHECKING:

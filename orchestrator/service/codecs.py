@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.rows import CertificateRow, ModelRow
 from orchestrator.service.certify import CertifyRequest, certify
 from orchestrator.service.galleries import check_name
-from orchestrator.service.models import register
+from orchestrator.service.models import register, scratch
 from orchestrator.service.names import find_codec, find_gallery, find_model
 from orchestrator.service.stored import floats_of_rows, holder_of
 from orchestrator.serving.embedding import Progress, no_progress
@@ -98,8 +96,7 @@ def train_codec(context: Context, request: TrainCodecRequest, progress: Progress
     if like is not None:
         old_floats, _ = floats_of_rows(context, request.gallery, context.base_of(like), rows, progress)
         old = unit_codes(context.codec(like), old_floats)[pairs.places]
-    folder = context.settings.artifacts / f".fit-{secrets.token_hex(6)}"
-    try:
+    with scratch(context) as folder:
         codecs.fit_codec(
             request.method,
             pairs.anchors,
@@ -117,8 +114,6 @@ def train_codec(context: Context, request: TrainCodecRequest, progress: Progress
             progress=progress,
         )
         return import_codec(context, folder, request.name, base)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def import_codec(context: Context, folder: Path, name: str, base: ModelRow) -> ModelRow:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from collections.abc import Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import ModelRow, ModuleCertificateRow, ModuleRow
 from orchestrator.service.contracts import ask_again
 from orchestrator.service.galleries import check_name
-from orchestrator.service.models import keep_artifact
+from orchestrator.service.models import keep_artifact, scratch
 from orchestrator.service.names import find_gallery, find_model, find_module
 from orchestrator.service.stored import floats_of_rows
 from orchestrator.service.wakeups import relay
@@ -160,12 +158,9 @@ def train_module(
         )
     fit = downstream.fit_head if request.kind == "head" else downstream.fit_text_tower
     module = fit(vectors[good], known, steps=request.steps, seed=request.seed)
-    folder = context.settings.artifacts / f".fit-{secrets.token_hex(6)}"
-    try:
+    with scratch(context) as folder:
         downstream.save(module, folder, request.name, model.fingerprint)
         return register_module(context, folder, request.name, model.name)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def retire_module(context: Context, name: str) -> ModuleRow:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,16 @@ def register(
             after={"fingerprint": manifest.fingerprint},
         )
         return find_model(connection, name)
+
+
+@contextmanager
+def scratch(context: Context) -> Iterator[Path]:
+    """A folder name beside the artifacts, gone afterwards: what is imported from it is copied."""
+    folder = context.settings.artifacts / f".new-{secrets.token_hex(6)}"
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep_artifact(context: Context, folder: Path, fingerprint: str) -> Path:
@@ -243,8 +254,7 @@ def fit_adapter(
         seen = composite_views(context, old, new, sample.uris, views, seed, progress)
         if seen is not None:
             pair, labels, chosen = seen, None, {**VIEW_OPTIONS, **chosen}
-    folder = context.settings.artifacts / f".fit-{secrets.token_hex(6)}"
-    try:
+    with scratch(context) as folder:
         adapters.fit_adapter(
             method,
             *(pair[::-1] if query_side else pair),
@@ -260,8 +270,6 @@ def fit_adapter(
             progress=progress,
         )
         return import_adapter(context, folder, name, source, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _class_places(model: ModelRow, labels: Sequence[str | None]) -> npt.NDArray[np.int64]:

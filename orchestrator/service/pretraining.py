@@ -8,8 +8,14 @@ from pathlib import Path
 from models.errors import UsageError
 from orchestrator.context import Context
 from orchestrator.ledger.rows import ModelRow
-from orchestrator.service.models import import_model
-from orchestrator.service.training import Progress, check_free, fair_threads, preprocessing_for, scratch
+from orchestrator.service.models import import_model, scratch
+from orchestrator.service.training import (
+    Progress,
+    check_free,
+    checkpoints_of,
+    fair_threads,
+    preprocessing_for,
+)
 
 RULES = ("sound", "published", "released")
 
@@ -54,11 +60,9 @@ def pretrain_model(context: Context, request: PretrainRequest, progress: Progres
     from models.encoders.videos import VideoPreprocessing
     from models.pretraining import cstp_sampler
     from models.pretraining.cstp_training import PretrainingOptions, pretrain, read_videos
-    from models.training import Checkpoints
 
     check_free(context, request.name)
-    if request.checkpoint is None and (request.resume or request.checkpoint_every is not None):
-        raise UsageError("--resume and --checkpoint-every need a folder: name it with --checkpoint.")
+    kept = checkpoints_of(request)
     if request.rules not in RULES:
         raise UsageError(f"there are no rules {request.rules!r}; choose one of {', '.join(RULES)}.")
     if modality_of(request.source) != "video":
@@ -73,9 +77,6 @@ def pretrain_model(context: Context, request: PretrainRequest, progress: Progres
     chosen = {name: value for name in given if (value := getattr(request, name)) is not None}
     rules = getattr(cstp_sampler, request.rules.upper())
     options = replace(PretrainingOptions(preprocessing=seen, rules=rules), **chosen)
-    kept = None
-    if request.checkpoint is not None:
-        kept = Checkpoints(request.checkpoint, every_steps=request.checkpoint_every, resume=request.resume)
     videos = read_videos(list_items(request.source, request.split).items, options.preprocessing)
     with scratch(context) as folder:
         pretrain(

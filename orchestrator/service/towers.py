@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -18,7 +15,7 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.queries import towers as tower_queries
 from orchestrator.ledger.rows import ModelRow, TowerRow
 from orchestrator.service.galleries import check_name
-from orchestrator.service.models import register
+from orchestrator.service.models import register, scratch
 from orchestrator.service.names import find_model
 
 
@@ -163,18 +160,9 @@ def train_tower(
 
 def _registered(context: Context, name: str, make: Callable[[Path], Manifest]) -> ModelRow:
     check_name("model", name)
-    with _scratch() as folder:
+    with scratch(context) as folder:
         manifest = make(folder)
         return register(context, name, manifest, folder)
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    whole = Path(tempfile.mkdtemp(prefix="hotrefresh-"))
-    try:
-        yield whole / "artifact"
-    finally:
-        shutil.rmtree(whole, ignore_errors=True)
 
 
 def _listed(connection: Connection, model: ModelRow, modality: str) -> TowerRow:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +16,13 @@ from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.rows import ModelRow
 from orchestrator.service.galleries import check_name
-from orchestrator.service.models import import_adapter, import_model
+from orchestrator.service.models import import_adapter, import_model, scratch
 from orchestrator.service.names import find_model
 
 if TYPE_CHECKING:
     from models.encoders.images import ImagePreprocessing
-    from models.training import TrainingOptions
+    from models.training import Checkpoints, TrainingOptions
+    from orchestrator.service.pretraining import PretrainRequest
 
 Progress = Callable[[int, int], None]
 
@@ -98,8 +96,7 @@ def train_model(context: Context, request: TrainRequest, progress: Progress | No
     from models.parallel import Processes
 
     check_free(context, request.name)
-    if request.checkpoint is None and (request.resume or request.checkpoint_every is not None):
-        raise UsageError("--resume and --checkpoint-every need a folder: name it with --checkpoint.")
+    checkpoints_of(request)
     needs_old = bool(create_method(request.method, request.method_options).needs)
     if needs_old and request.old is None:
         raise UsageError(
@@ -171,7 +168,7 @@ def _train(
     from models.artifact import load_manifest
     from models.compat import create_method
     from models.datasets import list_items
-    from models.training import Checkpoints, read_pictures, train_encoder
+    from models.training import read_pictures, train_encoder
 
     listing = list_items(request.source, request.split)
     like = old or init
@@ -189,14 +186,21 @@ def _train(
         progress=progress,
         device=device,
         precision=request.precision,
-        checkpoints=Checkpoints(
-            request.checkpoint, every_steps=request.checkpoint_every, resume=request.resume
-        )
-        if request.checkpoint is not None
-        else None,
+        checkpoints=checkpoints_of(request),
         adapter_folder=adapter_folder,
         init=init,
     )
+
+
+def checkpoints_of(request: TrainRequest | PretrainRequest) -> Checkpoints | None:
+    """Where a training is kept; None: nowhere. Raises UsageError for options of a folder that is not named."""
+    from models.training import Checkpoints
+
+    if request.checkpoint is not None:
+        return Checkpoints(request.checkpoint, every_steps=request.checkpoint_every, resume=request.resume)
+    if request.resume or request.checkpoint_every is not None:
+        raise UsageError("--resume and --checkpoint-every need a folder: name it with --checkpoint.")
+    return None
 
 
 def fair_threads() -> int:
@@ -318,16 +322,6 @@ def import_factory(context: Context, name: str, factory: str, options: Mapping[s
     with scratch(context) as folder:
         architecture_module("factory").create(folder, name, factory, options)
         return import_model(context, folder, name, own_code=True)
-
-
-@contextmanager
-def scratch(context: Context) -> Iterator[Path]:
-    """A folder name beside the artifacts, gone afterwards: what is imported from it is copied."""
-    folder = context.settings.artifacts / f".new-{secrets.token_hex(6)}"
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_free(context: Context, name: str) -> None:
