@@ -150,7 +150,7 @@ def shown(path: Path) -> str:
 
 @contextmanager
 def sound_file(path: Path, most_bytes: int | None = None) -> Iterator[BufferedReader]:
-    """A plain file of 1 to `most_bytes` bytes (None: MAX_BYTES), open. Raises ItemError: missing, unsupported, empty, too_large."""
+    """A plain file of 1 to `most_bytes` (None: MAX_BYTES), open. Raises ItemError: missing, unsupported, empty, too_large."""
     with ExitStack() as opened:
         try:
             file = opened.enter_context(open_plain(path, most_bytes or MAX_BYTES))
