@@ -102,7 +102,9 @@ def _bare(context: Context, case: Case) -> float:
     with transaction(context.engine) as connection:
         gallery = galleries.gallery_by_name(connection, case.gallery)
         assert gallery is not None
-        uris = galleries.uris_of_rows(connection, gallery.id, list(range(case.batch_size)))
+        uris = galleries.uris_of_rows(
+            connection, gallery.id, list(range(case.batch_size)), case.encoder.modality
+        )
     prepared = [case.encoder.preprocess(read_item(uri)) for uri in uris if uri]
     count = max(1, min(BARE_ITEMS, gallery.n_items) // case.batch_size)
     return seconds(lambda: [case.encoder.encode(prepared) for _ in range(count)]) / (count * len(prepared))

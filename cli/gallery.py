@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import SOURCE_HELP, GalleryName, Rerank, Split, Timeout
+from cli.options import SOURCE_HELP, GalleryName, Modality, Rerank, Split, Timeout
 from cli.output import Format, Output, draw, make_table, plain, show, show_object, show_rows
 from cli.progress import progress, working
 from cli.session import current, next_step, open_ledger, say, settings
@@ -29,14 +29,18 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The gallery's name.")],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
     split: Split = None,
+    modality: Modality = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Create a gallery. Items that cannot be used are left out, counted, and listed by `ledger errors`."""
+    """Create a gallery. Items that cannot be used are left out, counted, and listed by `ledger errors`.
+
+    Items may be there in several modalities; every one is in the gallery's own, which is the source's first, or --modality.
+    """
     with open_ledger() as context:
         with working(f"creating {name}"):
             from orchestrator.service.galleries import create_gallery
 
-            result = create_gallery(context, name, source, split)
+            result = create_gallery(context, name, source, split, modality)
         from orchestrator.service.guide import next_command
 
         then = next_command(context, name)
@@ -48,7 +52,8 @@ def imported(kind: str, result: Imported, output: Format) -> None:
     """Show what an import took and what it refused."""
     if show(result, output):
         return
-    parts = [f"{kind} {result.name}: {result.taken} taken, {result.labelled} with a label"]
+    parts = [f"{kind} {result.name}: {result.taken} {result.modality}s taken, {result.labelled} with a label"]
+    parts += [f"{count} of them also a {modality}" for modality, count in sorted(result.also.items())]
     if result.unanswerable:
         parts.append(f"{result.unanswerable} queries without a relevant item")
     if result.too_few_clicks:
@@ -161,7 +166,10 @@ def update(
     split: Split = None,
     output: Output = Format.TABLE,
 ) -> None:
-    """Give items that the gallery has the content found under their keys. The old vector serves until the new one is in."""
+    """Give items that the gallery has the content found under their keys. The old vector serves until the new one is in.
+
+    A source of another modality than the gallery's gives each item that too, and leaves the rest of it as it is.
+    """
     _change_items(name, source, split, output, "update_items", "changed")
 
 

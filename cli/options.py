@@ -14,6 +14,13 @@ Timeout = Annotated[
 ]
 Reason = Annotated[str | None, typer.Option(help="Kept in the audit trail.")]
 Split = Annotated[str | None, typer.Option(help="A part of a built-in dataset, such as gallery or queries.")]
+Modality = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODALITY",
+        help="image, text or video, of a source that holds several (a manifest, ptvd:FOLDER).",
+    ),
+]
 GalleryName = Annotated[str, typer.Argument(metavar="GALLERY", help="The gallery's name.")]
 RolloutName = Annotated[
     str, typer.Argument(metavar="ROLLOUT", help="A rollout's id, GALLERY or GALLERY@latest.")

@@ -9,7 +9,7 @@ import typer
 
 from cli.background import background
 from cli.gallery import imported
-from cli.options import SOURCE_HELP, GalleryName, Split
+from cli.options import SOURCE_HELP, GalleryName, Modality, Split
 from cli.output import Format, Output, draw, make_pairs, make_table, plain, show, show_rows
 from cli.progress import working
 from cli.session import next_step, open_ledger
@@ -26,6 +26,7 @@ def import_(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The query set's name.")],
     source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
     split: Split = None,
+    modality: Modality = None,
     pairs: Annotated[
         Path | None,
         typer.Option(help="A CSV file with columns query,item: explicit relevance instead of labels."),
@@ -63,6 +64,7 @@ def import_(
                 name,
                 source,
                 split=split,
+                modality=modality,
                 pairs=pairs,
                 clicks=clicks,
                 minimum_clicks=minimum_clicks,

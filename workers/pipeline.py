@@ -183,7 +183,9 @@ class Pipeline:
         started = time.monotonic()
         with transaction(self.context.engine) as connection:
             rows = self._rows_of(connection, claim)
-            uris = gallery_queries.uris_of_rows(connection, self.rollout.gallery_id, rows.tolist())
+            uris = gallery_queries.uris_of_rows(
+                connection, self.rollout.gallery_id, rows.tolist(), self.encoder.modality
+            )
         prepared, places, holes = [], [], {}
         for at, outcome in enumerate(self.read_items(uris)):
             if isinstance(outcome, ItemError):

@@ -113,7 +113,9 @@ class RecodePipeline(Pipeline):
     ) -> Work:
         unknown = np.flatnonzero(~known)
         with transaction(self.context.engine) as connection:
-            uris = gallery_queries.uris_of_rows(connection, self.rollout.gallery_id, rows[unknown].tolist())
+            uris = gallery_queries.uris_of_rows(
+                connection, self.rollout.gallery_id, rows[unknown].tolist(), self.encoder.modality
+            )
         read = dict(zip(unknown.tolist(), self.read_items(uris), strict=True))
         prepared, places, holes = [], [], {}
         for at in range(len(rows)):

@@ -11,7 +11,7 @@ import hashlib
 import os
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,14 @@ class Item:
     Attributes:
         label: items of equal label answer each other's queries; None: unknown.
         attributes: what else is known of it, such as a tenant; queries are sliced by it.
+        other_uris: modality → URI of the same thing in other modalities than `uri`'s: the plot of an episode, say.
     """
 
     key: str
     uri: str
     label: str | None = None
     attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
+    other_uris: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -92,20 +94,47 @@ SCHEMES = {
 SHOWN_BY_WORDS = frozenset({"text", "verse", "ptvd"})
 """Schemes whose items are shown by their words: texts, and plot segments, of which there is no picture."""
 FOLDER_SOURCES = dict.fromkeys(("ptvd", "ptvd-texts", "ptvd-comments"), "models.datasets.ptvd_source")
-"""Sources written NAME:FOLDER -> module with list_items(source, split) and modality_of(source)."""
+"""Sources written NAME:FOLDER -> module with list_items(source, split) and modalities_of(source)."""
 MANIFEST_SUFFIXES = (".csv", ".parquet")
 MAX_NAME_BYTES = 1024  # of a key or label: the database's indexes take no much longer one
 
 
-def list_items(source: str, split: str | None = None) -> ItemListing:
+def list_items(source: str, split: str | None = None, modality: str | None = None) -> ItemListing:
     """The items of a built-in dataset, an image folder, a folder of clips (`clips:FOLDER`), or a CSV or Parquet manifest.
 
     A built-in dataset's name goes before a folder of that name, which is written `./glyphs`.
     Keys are unique: of a key that comes twice the first stays, the others are refused.
 
+    Args:
+        modality: which of the source's `uri` is of, the others are `other_uris`; an item without it is refused. None: the first.
+
     Raises:
-        UsageError: no such source or split, one that cannot be read at all, or one without any item.
+        UsageError: no such source or split, one that cannot be read at all, one without any item, or without the modality.
     """
+    first, *others = (modality,) if modality is None else modalities_of(source)
+    if modality not in (first, *others):
+        also = "".join(f" and {each}s" for each in others)
+        raise UsageError(f"{source[:200]!r} holds {first}s{also}, no {str(modality)[:80]}s.")
+    listing = _listed(source, split, modality)
+    return (
+        listing if modality == first or is_manifest(source) else _turned(listing, str(first), str(modality))
+    )
+
+
+def _turned(listing: ItemListing, first: str, wanted: str) -> ItemListing:
+    """With `wanted` as the modality of each `uri`, and `first` among the others."""
+    items, rejected = [], list(listing.rejected)
+    for item in listing.items:
+        others = {first: item.uri, **item.other_uris}
+        uri = others.pop(wanted, None)
+        if uri is None:
+            rejected.append(Rejected(item.key, storable(item.uri), f"no {wanted}"))
+        else:
+            items.append(replace(item, uri=uri, other_uris=others))
+    return ItemListing(items, rejected, listing.ignored)
+
+
+def _listed(source: str, split: str | None, modality: str | None) -> ItemListing:
     name, _, variant = source.partition(":")
     if name in SOURCES:
         built_in = SOURCES[name]
@@ -120,8 +149,17 @@ def list_items(source: str, split: str | None = None) -> ItemListing:
     else:
         if split is not None:
             raise UsageError(f"{source[:200]!r} has no splits; leave --split {split} out.")
-        listed = import_module(_reader(source)).list_items(Path(source.removeprefix(CLIPS)))
+        place = Path(source.removeprefix(CLIPS))
+        # A row of a manifest may lack any of its columns but the one that is asked for.
+        chosen = [modality] if is_manifest(source) else []
+        listed = import_module(_reader(source)).list_items(place, *chosen)
     return _checked(ItemListing(listed, []) if isinstance(listed, list) else listed)
+
+
+def is_manifest(source: str) -> bool:
+    """Whether a source is a file that lists items."""
+    named = source.partition(":")[0] in FOLDER_SOURCES or source.startswith(CLIPS)
+    return not named and Path(source).suffix.lower() in MANIFEST_SUFFIXES and not os.path.isdir(source)
 
 
 def _reader(source: str) -> str:
@@ -130,7 +168,7 @@ def _reader(source: str) -> str:
         return "models.datasets.clip_files"
     if os.path.isdir(source):
         return "models.datasets.folder"
-    if Path(source).suffix.lower() in MANIFEST_SUFFIXES:
+    if is_manifest(source):
         return "models.datasets.manifest_file"
     raise UsageError(
         f"{source[:200]!r} is no folder (one of clips is written {CLIPS}FOLDER), no .csv or .parquet file, "
@@ -184,14 +222,20 @@ def storable(name: str, limit: int = MAX_NAME_BYTES) -> str:
 
 
 def modality_of(source: str) -> str:
-    """ "image", "text" or "video": what a source holds. Raises UsageError for no such source, or one that cannot be read."""
+    """ "image", "text" or "video": what a source holds first of all. Raises as `modalities_of`."""
+    return modalities_of(source)[0]
+
+
+def modalities_of(source: str) -> tuple[str, ...]:
+    """What a source's items are, the first the one that each has. Raises UsageError for no such source, or one that cannot be
+    read.
+    """
     name = source.partition(":")[0]
     if name in SOURCES:
-        return SOURCES[name].modality
+        return (SOURCES[name].modality,)
     if name in FOLDER_SOURCES and ":" in source:
-        return str(import_module(FOLDER_SOURCES[name]).modality_of(source))
-    modality: str = import_module(_reader(source)).modality_of(Path(source.removeprefix(CLIPS)))
-    return modality
+        return tuple(import_module(FOLDER_SOURCES[name]).modalities_of(source))
+    return tuple(import_module(_reader(source)).modalities_of(Path(source.removeprefix(CLIPS))))
 
 
 def read_item(uri: str) -> Image.Image | str | U8:

@@ -63,9 +63,9 @@ def _found(place: Path, closed: list[OSError]) -> Iterator[tuple[Path, bool]]:
         yield from ((here / name, Path(name).suffix.lower() in GIF | MP4) for name in sorted(names))
 
 
-def modality_of(place: Path) -> str:
-    """Always "video"."""
-    return "video"
+def modalities_of(place: Path) -> tuple[str]:
+    """Always video alone."""
+    return ("video",)
 
 
 def read(uri: str) -> U8:

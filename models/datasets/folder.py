@@ -91,9 +91,9 @@ def _files(folder: Path, closed: list[OSError]) -> Iterator[Path]:
         yield from (Path(parent) / name for name in sorted(names))
 
 
-def modality_of(folder: Path) -> str:
-    """Always "image"."""
-    return "image"
+def modalities_of(folder: Path) -> tuple[str]:
+    """Always image alone."""
+    return ("image",)
 
 
 def read(uri: str) -> Image.Image:

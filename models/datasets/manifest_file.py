@@ -1,6 +1,6 @@
 """CSV and Parquet manifests: columns `key`, then `path` (an image file), `clip` (a video or a folder of frames) or `text`.
 
-Optional is `label`.
+Of several an item has each that its row gives: it is the same thing in several modalities. Optional is `label`.
 Other columns are attributes: queries are sliced by them. Of a Parquet file only texts, whole numbers and yes or no are.
 """
 
@@ -30,50 +30,67 @@ _CONTENTS = {"path": "image", "clip": "video", "text": "text"}
 _EXTRA = "\0extra"  # fields beyond the header
 
 
-def list_items(path: Path) -> ItemListing:
+def list_items(path: Path, modality: str | None = None) -> ItemListing:
     """The rows of a manifest as items; relative paths start at the manifest's folder.
+
+    Args:
+        modality: one of `modalities_of`: what every item must have; None: the first.
 
     Raises:
         UsageError: the file cannot be read, lacks a column, or has no row.
     """
-    content = _content_column(path, _columns(path))
+    columns = _content_columns(path, _columns(path))
+    columns.sort(key=lambda column: _CONTENTS[column] != modality)  # that one first, the others as they stand
     base = path.absolute().parent
     items: list[Item] = []
     rejected: list[Rejected] = []
     for number, row in enumerate(_rows(path), 1):
-        outcome = _outcome(row, number, content, base)
+        outcome = _outcome(row, number, columns, base)
         if isinstance(outcome, Item):
             items.append(outcome)
         else:
             rejected.append(outcome)
     if not items and not rejected:
         raise UsageError(
-            f"{path} holds no usable item: it has no row below its header. Write one row an item: key, {content}."
+            f"{path} holds no usable item: it has no row below its header. Write one row an item: key, {columns[0]}."
         )
     return ItemListing(items, rejected)
 
 
-def _outcome(row: dict[str, Any], number: int, content: str, base: Path) -> Item | Rejected:
-    key, value = _word(row.get("key")), _word(row.get(content))
+def _outcome(row: dict[str, Any], number: int, columns: list[str], base: Path) -> Item | Rejected:
+    """An item of what the row gives; refused whole where something that it gives cannot be used."""
+    key, value = _word(row.get("key")), _word(row.get(columns[0]))
     label = _word(row.get("label")) or None
     if not key:
         return Rejected(f"row {number}", value[:200], "no key")
     if row.get(_EXTRA):
         return Rejected(key, value[:200], "more fields than columns: a comma outside quotes")
     if not value:
-        return Rejected(key, "", f"no {content}")
-    if content == "text":
+        return Rejected(key, "", f"no {columns[0]}")
+    uris: dict[str, str] = {}
+    for column in columns:
+        if given := _word(row.get(column)):
+            found = _uri(key, given, column, base)
+            if isinstance(found, Rejected):
+                return found
+            uris[_CONTENTS[column]] = found
+    return Item(key, uris.pop(_CONTENTS[columns[0]]), label, _attributes(row), uris)
+
+
+def _uri(key: str, value: str, column: str, base: Path) -> str | Rejected:
+    """Of one column's content."""
+    if column == "text":
         if len(value.encode("utf-8", "replace")) > inline.MAX_TEXT_BYTES:
             return Rejected(key, "", "too large")
-        return Item(key, inline.uri_of(value), label, _attributes(row))
+        return inline.uri_of(value)
     if not os.path.isabs(value) and os.path.normpath(value).split(os.sep, 1)[0] == os.pardir:
         return Rejected(key, value[:200], "leaves the manifest's folder: write an absolute path")
     file = base / value
-    uri = (clip_files if content == "clip" else folder).uri_of(file)
+    uri: str = (clip_files if column == "clip" else folder).uri_of(file)
     # os.path, not Path: it answers False for names that no system takes, where Path raises.
-    if not (os.path.isfile(file) or (content == "clip" and os.path.isdir(file))):
+    if not (os.path.isfile(file) or (column == "clip" and os.path.isdir(file))):
         return Rejected(key, uri, "missing")
-    return Item(key, uri, label, _attributes(row))
+    return uri
 
 
 def _attributes(row: dict[str, Any]) -> dict[str, str]:
@@ -81,9 +98,9 @@ def _attributes(row: dict[str, Any]) -> dict[str, str]:
     return {name: value for name, value in words.items() if value}
 
 
-def modality_of(path: Path) -> str:
-    """ "text" where there is a text column, "video" where there is a clip column, else "image". Raises as `list_items`."""
-    return _CONTENTS[_content_column(path, _columns(path))]
+def modalities_of(path: Path) -> tuple[str, ...]:
+    """Of each content column, in the order of the file. Raises as `list_items`."""
+    return tuple(_CONTENTS[column] for column in _content_columns(path, _columns(path)))
 
 
 def read_table(path: Path, column: str) -> Iterator[dict[str, Any]]:
@@ -106,14 +123,14 @@ def _word(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _content_column(path: Path, columns: list[str]) -> str:
-    content = [name for name in _CONTENTS if name in columns]
-    if "key" not in columns or len(content) != 1:
+def _content_columns(path: Path, columns: list[str]) -> list[str]:
+    content = [name for name in dict.fromkeys(columns) if name in _CONTENTS]
+    if "key" not in columns or not content:
         raise UsageError(
-            f"{path} needs the columns key, and path, clip or text (one of them), optionally label; "
+            f"{path} needs the columns key, and path, clip or text (one or more of them), optionally label; "
             f"it has {', '.join(columns)[:500] or 'none'}."
         )
-    return content[0]
+    return content
 
 
 def _columns(path: Path) -> list[str]:

@@ -20,7 +20,7 @@ from models.datasets.ptvd import Episode, Ptvd, Segment, Track, read_track
 from models.datasets.ptvd_tasks import overlap, read_split, split_by_episode, weak_queries
 from models.errors import ItemError, UsageError
 
-MODALITIES = {"ptvd": "video", "ptvd-texts": "text", "ptvd-comments": "text"}
+MODALITIES = {"ptvd": ("video", "text"), "ptvd-texts": ("text",), "ptvd-comments": ("text",)}
 SPLIT_FILE = "split.csv"
 TEST_SHARE = 5  # one in so many
 
@@ -49,8 +49,8 @@ def is_source(source: str) -> bool:
     return source.partition(":")[0] in MODALITIES and ":" in source
 
 
-def modality_of(source: str) -> str:
-    """ "video" or "text"."""
+def modalities_of(source: str) -> tuple[str, ...]:
+    """Segments are videos, and texts too: their sentences."""
     return MODALITIES[source.partition(":")[0]]
 
 
@@ -78,10 +78,13 @@ def list_items(source: str, split: str | None = None) -> ItemListing:
             for segment in episode.segments:
                 if chosen is not None and segment.key not in chosen:
                     continue
+                text = inline.uri_of(segment.sentence) if segment.sentence.strip() else None
                 if kind == "ptvd":
-                    found.append(Item(segment.key, uri_of(dataset.folder, segment), segment.key, known))
-                elif segment.sentence.strip():
-                    found.append(Item(segment.key, inline.uri_of(segment.sentence), segment.key, known))
+                    uri = uri_of(dataset.folder, segment)
+                    others = {} if text is None else {"text": text}
+                    found.append(Item(segment.key, uri, segment.key, known, others))
+                elif text is not None:
+                    found.append(Item(segment.key, text, segment.key, known))
                 else:
                     rejected.append(Rejected(segment.key, "", "no text"))
         items += found

@@ -24,8 +24,10 @@ from models.errors import ItemError
 from orchestrator.api import shapes
 from orchestrator.api.guard import BodyTooLongError
 from orchestrator.api.replicas import ServedReplica
+from orchestrator.context import Context
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.service.search import unit
+from orchestrator.serving.asked_item import AskedItem
 from orchestrator.serving.queries import QueryPath
 
 # Of a body with one text or one key; of each query in a batch of them.
@@ -222,28 +224,34 @@ def _asked(kind: str, found: Any) -> Asked:
     return Asked(kind, getattr(found, kind), getattr(found, "model", None))
 
 
-def content_of(replica: ServedReplica, asked: Asked) -> Any:
-    """What is embedded for a search: a text, or a decoded picture.
+def takes_pictures(replica: ServedReplica) -> bool:
+    """Whether a gallery may be asked by pictures: its items are, or the model that serves embeds them."""
+    return "image" in (*replica.gallery.modalities, replica.path.spatial.modality)
+
+
+def content_of(context: Context, replica: ServedReplica, asked: Asked) -> Any:
+    """What is embedded for a search: a text, a decoded picture, or an item as `AskedItem`.
 
     Raises:
-        ConflictError: the gallery holds another kind of items.
+        ConflictError: the gallery holds no pictures.
         NotFoundError: no item of this key.
         ItemError: it cannot be read, or is larger than items may be.
         UsageError: the picture is not base64.
     """
-    holds = replica.gallery.modality
-    if asked.kind not in ("key", "text", holds):
+    if asked.kind == "text":
+        return asked.value
+    if asked.kind == "key":
+        known = replica.item(asked.value)
+        item = AskedItem(context, replica.gallery, known.row, known.uri)
+        with _decoding:
+            item.of(replica.path.spatial.modality)
+        return item
+    if not takes_pictures(replica):
+        holds = replica.gallery.modality
         raise ConflictError(
             f"gallery {replica.gallery.name!r} holds {holds}s; search it by one, by a text where its model has a tower, by a key "
             "or by a vector."
         )
-    if asked.kind == "text":
-        return asked.value
-    from models.datasets import read_item
-
-    if asked.kind == "key":
-        with _decoding:
-            return read_item(replica.item(asked.value).uri)
     return _picture(asked.value)
 
 

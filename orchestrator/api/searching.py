@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from orchestrator.api.query import (
     parse,
     parse_batch,
     parse_upload,
+    takes_pictures,
     vector_of,
 )
 from orchestrator.api.replicas import Replicas, ServedReplica
@@ -36,6 +38,7 @@ from orchestrator.core.traffic import MAX_STICKY, STICKY_HEADER
 from orchestrator.errors import ConflictError, HotrefreshError, NotFoundError, StalePathError, UsageError
 from orchestrator.ledger.rows import ModelRow
 from orchestrator.serving.answers import Answer
+from orchestrator.serving.asked_item import content_in
 from orchestrator.serving.batching import QueryBatcher
 from orchestrator.serving.filters import Where
 from orchestrator.serving.matching import check_matchable, deep, matched, views_of
@@ -69,9 +72,7 @@ class Searching:
     async def search(self, gallery: str, request: Request) -> Response:
         """The nearest items of a text, an item, a picture or a vector, each with its version."""
         replica = await self._replica(gallery)
-        most = (
-            MAX_BODY_BYTES if replica.gallery.modality == "image" else MAX_TEXT_BYTES + _vector_bytes(replica)
-        )
+        most = MAX_BODY_BYTES if takes_pictures(replica) else MAX_TEXT_BYTES + _vector_bytes(replica)
         sticky = sticky_of(request)
         async with self._bodies.read(request, most) as body:
             return await run_in_threadpool(lambda: self._one(replica, parse(body), sticky))
@@ -79,7 +80,7 @@ class Searching:
     async def search_image(self, gallery: str, request: Request) -> Response:
         """The same for a picture that is uploaded as a form's file."""
         replica = await self._replica(gallery)
-        if replica.gallery.modality != "image":
+        if not takes_pictures(replica):
             raise ConflictError(f"gallery {replica.gallery.name!r} holds {replica.gallery.modality}s.")
         sticky = sticky_of(request)
         async with self._bodies.read(request, MAX_BODY_BYTES) as body:
@@ -91,7 +92,7 @@ class Searching:
         replica = await self._replica(gallery)
         count = self._context.settings.api_batch_queries
         most = min(MAX_BODY_BYTES, MAX_TEXT_BYTES + count * (MAX_TEXT_BYTES + _vector_bytes(replica)))
-        if replica.gallery.modality == "image":
+        if takes_pictures(replica):
             most = MAX_BODY_BYTES
         sticky = sticky_of(request)
         async with self._bodies.read(request, most) as body:
@@ -107,7 +108,7 @@ class Searching:
         with self._timed.time():
             if asked.match:
                 check_matchable(replica.gallery)
-            content = _content(replica, query)
+            content = self._content(replica, query)
             if isinstance(content, Exception):
                 raise content
             if query.kind == "vector":  # made by the model that serves: no other system could read it
@@ -133,8 +134,13 @@ class Searching:
 
     def _ask(self, searched: Replica, query: Asked, content: Any, asked: AskedSearch, k: int) -> Answer:
         """One query's answer by one system."""
-        views = views_of(content) if asked.match else [content]
-        depth = deep(k) if asked.match else k
+        views, depth = [content], k
+        if asked.match:
+            query, views, depth = (
+                replace(query, kind="image"),
+                views_of(content_in(content, "image")),
+                deep(k),
+            )
         answers: list[Answer] = []
         for answer in self._answers(searched, [query] * len(views), views, depth, asked.where):
             if isinstance(answer, Exception):
@@ -143,7 +149,7 @@ class Searching:
         return matched(answers, views, k) if asked.match else answers[0]
 
     def _many(self, replica: ServedReplica, asked: AskedSearch, sticky: str | None) -> Response:
-        contents = [_content(replica, query) for query in asked.queries]
+        contents = [self._content(replica, query) for query in asked.queries]
 
         def ask(searched: Replica) -> list[Answer | Exception]:
             return self._answers(searched, asked.queries, contents, asked.k, asked.where)
@@ -170,6 +176,15 @@ class Searching:
         }
         return JSONResponse(whole)
 
+    def _content(self, replica: ServedReplica, asked: Asked) -> Any:
+        """A text, a decoded picture, an item, None of a vector; or what is wrong with it."""
+        if asked.kind == "vector":
+            return None
+        try:
+            return content_of(self._context, replica, asked)
+        except Exception as error:  # noqa: BLE001 - this query's, not its neighbours'
+            return error
+
     def _answers(
         self,
         replica: Replica,
@@ -181,7 +196,8 @@ class Searching:
         """An answer or what was wrong for every query. They are encoded anew where the model is switched meanwhile."""
         while True:
             path = replica.path
-            vectors = self._vectors(replica, path, queries, contents)
+            read = [_read(content, path) for content in contents]
+            vectors = self._vectors(replica, path, queries, read)
             good = [at for at, vector in enumerate(vectors) if not isinstance(vector, Exception)]
             found: list[Any] = list(vectors)
             try:
@@ -192,7 +208,7 @@ class Searching:
                         where,
                         path_ids=path.ids,
                         # A tower's content means nothing to the old model: as of a vector, that answer is not guarded.
-                        contents=[None if _of_tower(queries[at], path) else contents[at] for at in good],
+                        contents=[None if _of_tower(queries[at], path) else read[at] for at in good],
                     )
                     for at, answer in zip(good, answers, strict=True):
                         found[at] = answer
@@ -207,15 +223,15 @@ class Searching:
         own = [at for at, query in enumerate(queries) if not _of_tower(query, path)]
         found: list[Any] = [None] * len(queries)
         self._embed(path, queries, contents, own, found)
-        if len(own) < len(queries):
-            texts = [at for at, query in enumerate(queries) if _of_tower(query, path)]
+        for modality in sorted({query.kind for query in queries if _of_tower(query, path)}):
+            places = [at for at, query in enumerate(queries) if query.kind == modality]
             try:
-                tower = tower_path(self._context, replica, "text")
+                tower = tower_path(self._context, replica, modality)
             except HotrefreshError as error:
-                for at in texts:
+                for at in places:
                     found[at] = error
             else:
-                self._embed(tower, queries, contents, texts, found)
+                self._embed(tower, queries, contents, places, found)
         return found
 
     def _embed(
@@ -274,8 +290,16 @@ def _encoders_at_once() -> int:
 
 
 def _of_tower(asked: Asked, path: QueryPath) -> bool:
-    """Whether a query is of another modality than the path's model; vectors are of the model itself."""
-    return asked.kind == "text" and path.spatial.modality != "text"
+    """Whether a query is of another modality than the path's model; vectors are of the model itself, items of any."""
+    return asked.kind in ("text", "image") and asked.kind != path.spatial.modality
+
+
+def _read(content: Any, path: QueryPath) -> Any:
+    """A query's content for a path's model; or what is wrong with it."""
+    try:
+        return content_in(content, path.spatial.modality)
+    except Exception as error:  # noqa: BLE001 - this query's, not its neighbours'
+        return error
 
 
 def sticky_of(request: Request) -> str | None:
@@ -292,16 +316,6 @@ def sticky_of(request: Request) -> str | None:
 
 def _vector_bytes(replica: ServedReplica) -> int:
     return BYTES_A_NUMBER * replica.path.embedder.dim
-
-
-def _content(replica: ServedReplica, asked: Asked) -> Any:
-    """A text, a decoded picture, None of a vector; or what is wrong with it."""
-    if asked.kind == "vector":
-        return None
-    try:
-        return content_of(replica, asked)
-    except Exception as error:  # noqa: BLE001 - this query's, not its neighbours'
-        return error
 
 
 def _finite(vector: Vector) -> Vector | ItemError:

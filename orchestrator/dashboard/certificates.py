@@ -59,7 +59,8 @@ def read(context: Context, wanted: str | None) -> dict[str, Any]:
     chosen = next(((each, row) for each, row in sets if row.id == last), None)
     certificates = found[last] if last is not None else []
     modality = chosen[0].modality if chosen else None
-    names = [model.name for model in models if model.modality == modality]
+    measured = {row[end] for row in certificates for end in ("query_model", "gallery_model")}
+    names = [model.name for model in models if model.modality == modality or model.name in measured]
     return {
         "sets": [(each.name, row.name) for each, row in sets],
         "chosen": None if chosen is None else (chosen[0].name, chosen[1].name),

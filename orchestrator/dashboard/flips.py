@@ -114,6 +114,7 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
             {
                 **flip,
                 "asked": queries.get((flip["queryset"], flip["query"])),
+                "asked_modality": next((s.modality for s in query_sets if s.name == flip["queryset"]), None),
                 "old": items.get(flip["old_item"]),
                 "new": items.get(flip["new_item"]),
                 "versions": [versions.get(then) if then else None for then in pair],

@@ -10,15 +10,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from orchestrator.context import Context
-from orchestrator.dashboard.lookups import gallery_names, items_shown, with_fault
+from orchestrator.dashboard.lookups import gallery_names, items_shown, others_shown, with_fault
 from orchestrator.dashboard.site import Site
-from orchestrator.errors import NotFoundError
 from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import dashboard as dashboard_queries
 from orchestrator.ledger.queries import directory as directory_queries
-from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import log as log_queries
-from orchestrator.service.names import find_gallery
+from orchestrator.service.names import find_gallery, find_item
 from orchestrator.serving.filters import attributes_of
 
 FIRST_ITEMS = 12
@@ -57,15 +55,11 @@ def read(context: Context, gallery_name: str | None, key: str | None) -> dict[st
         base["gallery"] = gallery
         if key is None:
             return base | {"first": directory_queries.items_from(connection, gallery.id, 0, FIRST_ITEMS)}
-        item = gallery_queries.item_by_key(connection, gallery.id, key)
-        if item is None:
-            raise NotFoundError(
-                f"gallery {gallery.name!r} has no item {key[:200]!r}; "
-                f"`hotrefresh ledger versions {gallery.name} --items` lists its keys."
-            )
+        item = find_item(connection, gallery, key)
         shown = items_shown(connection, gallery.name, [key])[key]
         return base | {
             "item": with_fault(shown, item.uri),
+            "others": others_shown(connection, gallery, item),
             "row": item.row,
             "attributes": _attributes(connection, gallery.id, item.row, shown.version),
             "history": dashboard_queries.item_history(connection, gallery.id, item.row),

@@ -15,8 +15,10 @@ from orchestrator.errors import NotFoundError
 from orchestrator.ledger.database import snapshot
 from orchestrator.ledger.queries import dashboard as dashboard_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import modalities as modality_queries
+from orchestrator.ledger.rows import GalleryRow, ItemRow
 from orchestrator.service import listings
-from orchestrator.service.names import find_gallery
+from orchestrator.service.names import find_gallery, find_item
 from orchestrator.service.wait import RolloutStatus, read_status
 
 BIGGEST_ID = 2**63 - 1
@@ -82,6 +84,16 @@ def _shown(key: str, row: dict[str, Any], version: dict[str, Any] | None) -> Sho
     return Shown(key, row["label"], text, fault, version)
 
 
+def others_shown(connection: Connection, gallery: GalleryRow, item: ItemRow) -> dict[str, Shown]:
+    """Modality → what to show of an item in each modality but the gallery's."""
+    uris = modality_queries.uris_of_item(connection, gallery.id, item.row)
+    return {
+        modality: with_fault(_shown(item.key, {"label": item.label, "uri": uri}, None), uri)
+        for modality, uri in uris.items()
+        if modality != gallery.modality
+    }
+
+
 def with_fault(shown: Shown, uri: str) -> Shown:
     """Of a picture that cannot be read: the same with its fault. It is decoded, so only for one at a time."""
     if shown.text is not None:
@@ -108,9 +120,17 @@ def beginning(uri: str) -> tuple[str | None, str | None]:
     return (excerpt(content), None) if isinstance(content, str) else (None, "it is no text")
 
 
-def uri_of_item(context: Context, gallery: str, key: str) -> str:
-    """Where an item lies, by the ledger. Raises NotFoundError."""
-    return listings.item_uri(context, gallery, key)
+def uri_of_item(context: Context, gallery_name: str, key: str, modality: str | None = None) -> str:
+    """Where an item lies, by the ledger; None: in its gallery's own modality. Raises NotFoundError."""
+    if modality is None:
+        return listings.item_uri(context, gallery_name, key)
+    with snapshot(context.engine) as connection:
+        gallery = find_gallery(connection, gallery_name)
+        item = find_item(connection, gallery, key)
+        uri = modality_queries.uris_of_item(connection, gallery.id, item.row).get(modality)
+    if uri is None:
+        raise NotFoundError(f"item {key[:200]!r} of gallery {gallery.name!r} has no {modality[:80]}.")
+    return uri
 
 
 def uri_of_query(context: Context, gallery_name: str, queryset: str, key: str) -> str:

@@ -30,7 +30,8 @@ def routes(site: Site) -> list[Route]:
 
     async def of_item(request: Request) -> Response:
         gallery, key = _named(request, "gallery", "key")
-        return await _answer(site, await site.read(uri_of_item, site.context, gallery, key))
+        modality = request.query_params.get("modality") or None
+        return await _answer(site, await site.read(uri_of_item, site.context, gallery, key, modality))
 
     async def of_query(request: Request) -> Response:
         gallery, queryset, key = _named(request, "gallery", "queryset", "key")

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from orchestrator.errors import ConflictError, UnreachableError, UsageError
 from orchestrator.settings import masked
 
-HEAD = "0018"
+HEAD = "0019"
 IDLE_IN_TRANSACTION_S = 20
 
 

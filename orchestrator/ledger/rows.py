@@ -56,7 +56,11 @@ class AdapterRow:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """A gallery. `n_items` counts rows ever made, deleted ones as well: rows are dense and never used again."""
+    """A gallery. `n_items` counts rows ever made, deleted ones as well: rows are dense and never used again.
+
+    Attributes:
+        modality: what every item is. other_modalities: what some items, or all, are besides.
+    """
 
     id: int
     name: str
@@ -65,6 +69,12 @@ class GalleryRow:
     n_items: int
     created_at: datetime
     n_deleted: int
+    other_modalities: list[str]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """All that items are, the gallery's own first."""
+        return self.modality, *self.other_modalities
 
 
 @dataclass(frozen=True)
@@ -105,8 +115,7 @@ class QuerySetRow:
     source: str
     n_queries: int
     created_at: datetime
-    modality: str | None = None
-    """Of the queries; None: the gallery's."""
+    modality: str
 
 
 @dataclass(frozen=True)

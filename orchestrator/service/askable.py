@@ -1,4 +1,4 @@
-"""Whether a gallery can be asked in another modality than its own, now."""
+"""Whether a gallery can be asked in a modality, now."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from orchestrator.serving.queries import query_path, towered
 
 
 def check_askable(connection: Connection, gallery: GalleryRow, modality: str) -> None:
-    """Whether queries of another modality than a gallery's may be imported now.
+    """Whether queries of a modality may be imported now.
 
     A gallery without embeddings, or that stands still, takes any: a start asks for the towers. While a rollout runs they are
     evaluated at once.
 
     Raises:
-        ConflictError: a model of the running rollout has no tower for them.
+        ConflictError: a model of the running rollout is of another modality, and has no tower for them.
     """
     latest = rollout_queries.latest_rollout(connection, gallery.id)
     if latest is None or latest.kind == "initial" or RolloutState(latest.state) not in ACTIVE:

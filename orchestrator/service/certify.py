@@ -19,6 +19,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, ModelRow, QuerySetRow
 from orchestrator.service.certify_codes import check_codecs, coded_vectors
+from orchestrator.service.modalities import check_embeddable
 from orchestrator.service.names import find_adapter, find_gallery, find_model, find_query_set
 from orchestrator.service.stored import stored_by
 from orchestrator.serving.embedding import encode_uris, load_query_set
@@ -66,10 +67,10 @@ def certify(
     """Measure M(old, old), M(new, old or adapted old), M(new, new) and a simulated refresh, and store the verdict.
 
     Raises:
-        ConflictError: the gallery does not hold the old model's embeddings.
+        ConflictError: the gallery does not hold the old model's embeddings, or items that the new model cannot embed.
         NotCertifiedError: dimensions that differ, and no adapter.
         UsageError: a query set of clicks, or without relevance; one of another modality, and a codec.
-        ConflictError: a query set of another modality, and a model without a tower for it.
+        ConflictError: a query set of another modality than a model's, and no tower of that model for it.
     """
     from orchestrator.core.metrics import top_k
     from orchestrator.service.calibrating import Sample, calibrate
@@ -80,10 +81,15 @@ def certify(
         query_set = load_query_set(connection, _known_relevance(connection, gallery, request.query_set))
         adapter = find_adapter(connection, request.adapter) if request.adapter else None
         asking_old, asking_new, tower = _asking(connection, old, new, query_set.row)
+        check_embeddable(connection, gallery, new)
         matrix, of_old = stored_by(connection, gallery, old)
         rng = np.random.default_rng(request.seed)
         rows, relevance = _sample(query_set.relevance, np.flatnonzero(matrix.version), request.sample, rng)
-        uris = {i.row: i.uri for i in gallery_queries.items_of_rows(connection, gallery.id, rows.tolist())}
+        of_models = [
+            gallery_queries.uris_of_rows(connection, gallery.id, rows.tolist(), each.modality)
+            for each in (old, new)
+        ]
+        uris_old, uris_new = ([uri or "" for uri in uris] for uris in of_models)
     backward = adapter is not None and (adapter.source_model_id, adapter.target_model_id) == (new.id, old.id)
     _check_adapter(adapter, old, new)
     check_codecs(old, new)
@@ -99,7 +105,7 @@ def certify(
     kept = of_old[rows]
     stored[kept] = matrix.vectors[rows[kept], : old.dim]  # of codes beside floats, the codes
     if not kept.all():  # a newer rollout holds these: what the old model makes of them is asked anew
-        stored[~kept], _ = encode_uris(context.encoder(old), [uris[int(row)] for row in rows[~kept]])
+        stored[~kept], _ = encode_uris(context.encoder(old), [uris_old[at] for at in np.flatnonzero(~kept)])
     base = context.adapter(adapter).transform(stored)[0] if adapter and not backward else stored
     old_queries, _ = encode_uris(context.encoder(asking_old), query_set.uris)
     failed: set[int] = set()
@@ -114,7 +120,7 @@ def certify(
         new_queries, fresh = context.adapter(adapter).transform(new_queries)[0], base
     else:
         new_queries, _ = encode_uris(context.encoder(asking_new), query_set.uris)
-        fresh, unembedded = encode_uris(context.encoder(new), [uris[int(row)] for row in rows], progress)
+        fresh, unembedded = encode_uris(context.encoder(new), uris_new, progress)
         failed = set(unembedded)
         fresh[sorted(failed)] = base[sorted(failed)]  # a quarantined item keeps its old place in the gallery
     old_right = relevance.hits(top_k(old_queries, stored, 1)[1]) & relevance.answerable
@@ -226,18 +232,18 @@ def _judged(
 def _asking(
     connection: Connection, old: ModelRow, new: ModelRow, queries: QuerySetRow
 ) -> tuple[ModelRow, ModelRow, bool]:
-    """What embeds the queries of the old and of the new system, and whether those are towers."""
-    if queries.modality is None or queries.modality == new.modality:
+    """What embeds the queries of the old and of the new system, and whether that of the new one is a tower."""
+    if queries.modality == old.modality == new.modality:  # codecs too
         return old, new, False
-    if new.base_model_id is not None:
+    if new.base_model_id is not None or old.base_model_id is not None:
         raise UsageError(
-            f"query set {queries.name!r} holds {queries.modality}s, and {new.name!r} is a codec: codes are measured on "
-            f"queries of {new.modality}s only. Name such a query set by --queryset."
+            f"query set {queries.name!r} holds {queries.modality}s, and {new.name!r} or {old.name!r} is a codec: codes are "
+            f"measured on queries of {new.modality}s only. Name such a query set by --queryset."
         )
     paths = [
         towered(connection, query_path(connection, each.id, None), queries.modality) for each in (old, new)
     ]
-    return paths[0].embedder, paths[1].embedder, True
+    return paths[0].embedder, paths[1].embedder, paths[1].tower is not None
 
 
 def _known_relevance(connection: Connection, gallery: GalleryRow, name: str | None) -> QuerySetRow:

@@ -15,6 +15,7 @@ from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import ModelRow, RolloutRow
 from orchestrator.service.advance import Progress, deploy, write_plan
 from orchestrator.service.finish import complete
+from orchestrator.service.modalities import check_embeddable
 from orchestrator.service.names import find_gallery, find_model
 from orchestrator.service.rollouts import reread
 from orchestrator.service.start import FAILURE_BUDGET
@@ -101,10 +102,7 @@ def _embeddable(context: Context, gallery_name: str, model_name: str) -> tuple[i
                 f"gallery {gallery.name!r} has embeddings already; to change the model run "
                 f"`hotrefresh rollout start {gallery.name} --to {model.name}`."
             )
-        if model.modality != gallery.modality:
-            raise ConflictError(
-                f"{model.name!r} embeds {model.modality}s, gallery {gallery.name!r} holds {gallery.modality}s."
-            )
+        check_embeddable(connection, gallery, model)
     context.encoder(model)  # a tampered artifact shows here, not in a worker
     return gallery.id, model, gallery.n_items
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -13,6 +13,7 @@ from orchestrator.core.relevance import RelevanceKind
 from orchestrator.errors import ConflictError, UsageError
 from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
+from orchestrator.ledger.queries import modalities as modality_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, QuerySetRow
 from orchestrator.service.askable import check_askable
@@ -31,6 +32,9 @@ class Imported:
     labelled: int
     unanswerable: int = 0
     too_few_clicks: int = 0
+    modality: str = ""
+    also: dict[str, int] = field(default_factory=dict)
+    """Other modality -> how many of the items have it too."""
 
 
 def check_name(kind: str, name: str) -> None:
@@ -52,28 +56,33 @@ def is_name(name: str) -> bool:
     )
 
 
-def create_gallery(context: Context, name: str, source: str, split: str | None = None) -> Imported:
+def create_gallery(
+    context: Context, name: str, source: str, split: str | None = None, modality: str | None = None
+) -> Imported:
     """Create a gallery from a folder, a CSV or Parquet manifest, or a built-in dataset, in one transaction.
 
     Bad items are left out, counted and stored with their reason; the rest goes on.
 
+    Args:
+        modality: of a source of several, the gallery's own, which every item has; None: the source's first.
+
     Raises:
-        UsageError: a source that cannot be read at all, or holds no item.
+        UsageError: a source that cannot be read at all, or holds no item, or nothing of that modality.
         ConflictError: the name is taken.
     """
     from models.datasets import list_items, modality_of, storable
 
     check_name("gallery", name)
-    listing = list_items(source, split)
+    listing = list_items(source, split, modality)
+    also = _counted(each for item in listing.items for each in item.other_uris)
+    modality = modality or modality_of(source)
     if not listing.items:
         raise UsageError(
             f"{source!r} holds no usable item ({len(listing.rejected)} refused); a gallery needs at least one."
         )
     origin = storable(source if split is None else f"{source}:{split}")
     with transaction(context.engine) as connection:
-        gallery_id = gallery_queries.insert_gallery(
-            connection, name=name, modality=modality_of(source), source=origin
-        )
+        gallery_id = gallery_queries.insert_gallery(connection, name=name, modality=modality, source=origin)
         if gallery_id is None:
             raise ConflictError(
                 f"there is a gallery {name!r} already; choose another name, or look at `hotrefresh gallery show {name}`."
@@ -81,8 +90,9 @@ def create_gallery(context: Context, name: str, source: str, split: str | None =
         taken = gallery_queries.copy_items(
             connection,
             gallery_id,
-            ((row, i.key, i.uri, i.label, i.attributes) for row, i in enumerate(listing.items)),
+            ((row, i.key, i.uri, i.label, i.attributes, i.other_uris) for row, i in enumerate(listing.items)),
         )
+        modality_queries.note_modalities(connection, gallery_id, also)
         rejected = [(r.key, r.uri, r.reason) for r in listing.rejected]
         gallery_queries.copy_rejected(connection, gallery_id, None, rejected)
         rollout_queries.write_audit(
@@ -93,7 +103,8 @@ def create_gallery(context: Context, name: str, source: str, split: str | None =
             after={"items": taken, "source": origin},
         )
     labelled = sum(item.label is not None for item in listing.items)
-    return Imported(name, taken, len(rejected), _counted(r for _, _, r in rejected), labelled)
+    reasons = _counted(r for _, _, r in rejected)
+    return Imported(name, taken, len(rejected), reasons, labelled, modality=modality, also=also)
 
 
 def import_query_set(
@@ -103,6 +114,7 @@ def import_query_set(
     source: str,
     *,
     split: str | None = None,
+    modality: str | None = None,
     pairs: Path | None = None,
     clicks: Path | None = None,
     minimum_clicks: int = 1,
@@ -112,6 +124,7 @@ def import_query_set(
     """Import queries with relevance by equal label, unless it is said otherwise.
 
     Args:
+        modality: of a source of several, what the queries are; None: what the gallery is, else the source's first.
         pairs: a CSV file of (query key, item key) pairs that are right.
         clicks: a CSV file of pairs that were clicked: weak relevance, see `core.relevance`.
         minimum_clicks: pairs clicked fewer times are left out.
@@ -123,20 +136,20 @@ def import_query_set(
         ConflictError: the gallery has a query set of that name; of another modality than the gallery's, and a model that
             serves, or that a rollout leads to, has no tower for it.
     """
-    from models.datasets import list_items, modality_of, storable
+    from models.datasets import list_items, modalities_of, storable
 
     check_name("query set", name)
     kind = _relevance_kind(pairs, clicks, unlabelled=unlabelled, overlap=overlap)
     with transaction(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
-        modality = modality_of(source)
-        if modality != gallery.modality:
-            check_askable(connection, gallery, modality)
-    listing = list_items(source, split)
+        held = modalities_of(source)
+        asked_in = modality or (gallery.modality if gallery.modality in held else held[0])
+    listing = list_items(source, split, asked_in)
     if not listing.items:
         raise UsageError(f"{source!r} holds no usable query ({len(listing.rejected)} refused).")
     numbers = {item.key: no for no, item in enumerate(listing.items)}
     with transaction(context.engine) as connection:
+        check_askable(connection, gallery, asked_in)
         read = PairsRead()
         if pairs is not None:
             read = read_pairs(connection, gallery, pairs, numbers)
@@ -150,7 +163,7 @@ def import_query_set(
             name=name,
             relevance=kind.value,
             source=storable(source if split is None else f"{source}:{split}"),
-            modality=modality,
+            modality=asked_in,
         )
         if query_set_id is None:
             raise ConflictError(
@@ -174,7 +187,7 @@ def import_query_set(
             actor=context.actor,
             action="queryset.imported",
             target=f"{gallery.name}/{name}",
-            after={"queries": taken, "relevance": kind.value, "modality": modality},
+            after={"queries": taken, "relevance": kind.value, "modality": asked_in},
         )
     labelled = sum(item.label is not None for item in listing.items)
     return Imported(
@@ -185,6 +198,7 @@ def import_query_set(
         labelled,
         0 if kind is RelevanceKind.NONE else taken - answerable,
         read.too_few,
+        asked_in,
     )
 
 

@@ -6,8 +6,10 @@ is an entry of the log, so every replica forgets the item at the same place, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection
 
@@ -18,11 +20,16 @@ from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import items as item_queries
 from orchestrator.ledger.queries import log as log_queries
+from orchestrator.ledger.queries import modalities as modality_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow, RolloutRow
+from orchestrator.service.modalities import modalities_in_use
 from orchestrator.service.names import find_gallery
 from orchestrator.service.rollouts import locked, move
 from orchestrator.service.wakeups import relay, request_wakeup
+
+if TYPE_CHECKING:
+    from models.datasets import Item, ItemListing
 
 
 @dataclass(frozen=True)
@@ -41,30 +48,36 @@ def add_items(context: Context, gallery_name: str, source: str, split: str | Non
 
     Raises:
         UsageError: a source that cannot be read, holds no usable item, or is of another modality.
+
+    An item is refused that lacks a modality in which a model of the gallery embeds it.
     """
     return _take(context, gallery_name, source, split, new=True)
 
 
 def update_items(context: Context, gallery_name: str, source: str, split: str | None = None) -> Changed:
-    """Give items the content that a source has under their keys. A key that the gallery does not have is refused."""
+    """Give items the content that a source has under their keys. A key that the gallery does not have is refused.
+
+    Content in other modalities stays where the source has none; a source without the gallery's own modality changes nothing else.
+    """
     return _take(context, gallery_name, source, split, new=False)
 
 
 def _take(context: Context, gallery_name: str, source: str, split: str | None, *, new: bool) -> Changed:
-    from models.datasets import list_items, modality_of
+    from models.datasets import list_items, modalities_of
 
-    listing = list_items(source, split)
+    with transaction(context.engine) as connection:
+        own = find_gallery(connection, gallery_name).modality
+    held = modalities_of(source)
+    if new and own not in held:
+        raise UsageError(f"gallery {gallery_name!r} holds {own}s, but {source!r} holds {held[0]}s.")
+    # Content in another modality alone leaves an item's own as it is.
+    beside = own not in held
+    listing = list_items(source, split, None if beside else own)
     with transaction(context.engine) as connection:
         gallery = item_queries.lock_gallery(connection, find_gallery(connection, gallery_name).id)
-        if modality_of(source) != gallery.modality:
-            raise UsageError(
-                f"gallery {gallery.name!r} holds {gallery.modality}s, but {source!r} holds {modality_of(source)}s."
-            )
+        in_use = modalities_in_use(connection, gallery)
         known = gallery_queries.rows_of_keys(connection, gallery.id, [i.key for i in listing.items])
-        items = [i for i in listing.items if (i.key in known) != new]
-        wrong = "exists" if new else "unknown"
-        rejected = [(r.key, r.uri, r.reason) for r in listing.rejected]
-        rejected += [(i.key, i.uri, wrong) for i in listing.items if (i.key in known) == new]
+        items, rejected = _sorted_out(listing, known, in_use - {own}, new=new)
         if not items:
             raise UsageError(_nothing_to_do(gallery, source, rejected, new=new))
         if new:
@@ -72,23 +85,62 @@ def _take(context: Context, gallery_name: str, source: str, split: str | None, *
             gallery_queries.copy_items(
                 connection,
                 gallery.id,
-                ((row, i.key, i.uri, i.label, i.attributes) for row, i in zip(rows, items, strict=True)),
+                (
+                    (row, i.key, i.uri, i.label, i.attributes, i.other_uris)
+                    for row, i in zip(rows, items, strict=True)
+                ),
             )
         else:
             rows = [known[i.key] for i in items]
-            item_queries.rewrite_items(
-                connection,
-                gallery.id,
-                [(row, i.uri, i.label, i.attributes) for row, i in zip(rows, items, strict=True)],
-            )
+            _rewrite(connection, gallery.id, list(zip(rows, items, strict=True)), held[0] if beside else None)
+        modality_queries.note_modalities(
+            connection, gallery.id, _modalities(items, held[0] if beside else own)
+        )
         gallery_queries.copy_rejected(connection, gallery.id, None, rejected)
-        rollout = _embed_late(connection, gallery, rows, context.actor)
+        # What no model embeds, nor one that a rollback would return to, changes no vector.
+        late = [
+            row for row, i in zip(rows, items, strict=True) if not beside or {held[0], *i.other_uris} & in_use
+        ]
+        rollout = _embed_late(connection, gallery, late, context.actor) if late else None
         _audit(connection, context.actor, gallery, "added" if new else "updated", len(rows))
     relay(context)
     reasons: dict[str, int] = {}
     for _, _, reason in rejected:
         reasons[reason] = reasons.get(reason, 0) + 1
     return Changed(gallery.name, len(rows), len(rejected), reasons, rollout.id if rollout else None)
+
+
+def _sorted_out(
+    listing: ItemListing, known: Mapping[str, int], needed: AbstractSet[str], *, new: bool
+) -> tuple[list[Item], list[tuple[str, str, str]]]:
+    """The items that can be taken, and those refused as (key, URI, reason). `needed`: what each new one must be besides."""
+    items, rejected = [], [(r.key, r.uri, r.reason) for r in listing.rejected]
+    for item in listing.items:
+        if (item.key in known) == new:
+            rejected.append((item.key, item.uri, "exists" if new else "unknown"))
+        elif new and (missing := sorted(needed - item.other_uris.keys())):
+            rejected.append((item.key, item.uri, f"no {missing[0]}"))
+        else:
+            items.append(item)
+    return items, rejected
+
+
+def _modalities(items: Sequence[Item], of_uri: str) -> set[str]:
+    return {of_uri}.union(*(item.other_uris for item in items))
+
+
+def _rewrite(
+    connection: Connection, gallery_id: int, items: Sequence[tuple[int, Item]], beside: str | None
+) -> None:
+    """Give rows their items' content. `beside`: the modality of their `uri` where it is not the gallery's: then label and
+    attributes stay as well.
+    """
+    if beside is None:
+        item_queries.rewrite_items(
+            connection, gallery_id, [(row, i.uri, i.label, i.attributes) for row, i in items]
+        )
+    others = [(row, ({} if beside is None else {beside: i.uri}) | dict(i.other_uris)) for row, i in items]
+    modality_queries.add_uris(connection, gallery_id, [(row, uris) for row, uris in others if uris])
 
 
 def _nothing_to_do(

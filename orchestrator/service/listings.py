@@ -22,6 +22,7 @@ from orchestrator.ledger.rows import QuerySetRow, RolloutRow
 from orchestrator.service.names import (
     find_codec,
     find_gallery,
+    find_item,
     find_model,
     find_module,
     find_query_set,
@@ -189,7 +190,7 @@ def query_sets(context: Context, gallery_name: str | None) -> list[Row]:
             else gallery_queries.list_galleries(connection)
         )
         return [
-            {"gallery": gallery.name, **asdict(row), "modality": row.modality or gallery.modality}
+            {"gallery": gallery.name, **asdict(row)}
             for gallery in wanted
             for row in gallery_queries.query_sets_of_gallery(connection, gallery.id)
         ]
@@ -232,14 +233,7 @@ def item_uri(context: Context, gallery_name: str, key: str) -> str:
         NotFoundError: no such gallery or item.
     """
     with transaction(context.engine) as connection:
-        gallery = find_gallery(connection, gallery_name)
-        item = gallery_queries.item_by_key(connection, gallery.id, key)
-    if item is None:
-        raise NotFoundError(
-            f"gallery {gallery.name!r} has no item {key[:200]!r}; "
-            f"`hotrefresh ledger versions {gallery.name} --items` lists its keys."
-        )
-    return item.uri
+        return find_item(connection, find_gallery(connection, gallery_name), key).uri
 
 
 def rollout(context: Context, name: str) -> RolloutRow:

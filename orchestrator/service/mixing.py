@@ -13,6 +13,7 @@ from orchestrator.core.guard import Guard
 from orchestrator.core.strategies import Strategy
 from orchestrator.errors import NotCertifiedError, UsageError
 from orchestrator.ledger.database import snapshot
+from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import CertificateRow, GalleryRow
 from orchestrator.service.names import find_gallery
@@ -72,6 +73,10 @@ def resolved_guard(
         why = f"certificate {certificate.id} has none: old queries search stored vectors of their own model, not adapted ones"
     elif request.supersede:
         why = "the rows of a rollout that is superseded were not measured with it"
+    elif _modality(connection, certificate.query_model_id) != _modality(
+        connection, certificate.gallery_model_id
+    ):
+        why = "its models embed different modalities, and a query is of one"
     elif calibrated is not None and calibrated["on"] and request.calibration == "off":
         why = f"the one of certificate {certificate.id} was fitted for calibrated scores; drop `--calibration off`"
     if why is not None:
@@ -80,6 +85,10 @@ def resolved_guard(
     holder = rollout_queries.newest_holder(connection, gallery.id)
     stored = calibration_of(holder) if holder is not None else IDENTITY
     return Guard.of(fitted).served(stored, Calibration.of(calibration)).stored()
+
+
+def _modality(connection: Connection, model_id: int) -> str:
+    return model_queries.model_by_id(connection, model_id).modality
 
 
 def certified_uncalibrated(certificate: CertificateRow) -> None:

@@ -23,6 +23,7 @@ from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, ModelRow
 from orchestrator.service.galleries import check_name
+from orchestrator.service.modalities import check_embeddable
 from orchestrator.service.names import find_gallery, find_model
 from orchestrator.serving.embedding import encode_uris
 from orchestrator.serving.matrix import load_matrix
@@ -155,7 +156,7 @@ def paired_sample(
     """Stored embeddings of a gallery's random items, and the new model's of the same items.
 
     Raises:
-        ConflictError: the gallery does not hold embeddings of the old model.
+        ConflictError: the gallery does not hold embeddings of the old model, or items that the new model cannot embed.
     """
     with context.engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         gallery = find_gallery(connection, gallery_name)
@@ -164,18 +165,20 @@ def paired_sample(
             raise ConflictError(
                 f"gallery {gallery.name!r} does not hold embeddings of {old.name!r}; pairs need them."
             )
+        check_embeddable(connection, gallery, new)
         matrix = load_matrix(connection, gallery.id)
         have = np.flatnonzero(matrix.version)
         rows = np.sort(np.random.default_rng(seed).choice(have, min(pairs, len(have)), replace=False))
-        uris = {i.row: i.uri for i in gallery_queries.items_of_rows(connection, gallery.id, rows.tolist())}
+        found = gallery_queries.uris_of_rows(connection, gallery.id, rows.tolist(), new.modality)
         labels = dict(gallery_queries.labels_of_gallery(connection, gallery.id))
-    vectors, failed = encode_uris(context.encoder(new), [uris[int(row)] for row in rows], progress)
+    uris = [uri or "" for uri in found]
+    vectors, failed = encode_uris(context.encoder(new), uris, progress)
     good = [place for place in range(len(rows)) if place not in failed]
     kept = [int(rows[place]) for place in good]
     return PairedSample(
         matrix.vectors[kept],
         vectors[good],
-        tuple(uris[row] for row in kept),
+        tuple(uris[place] for place in good),
         tuple(labels.get(row) for row in kept),
     )
 
@@ -198,7 +201,7 @@ def composite_views(
     first, second = context.encoder(old), context.encoder(new)
     if not (isinstance(first, TorchImageEncoder) and isinstance(second, TorchImageEncoder)):
         return None
-    if first.modality == "video":  # composites are of pictures
+    if {first.modality, second.modality} != {"image"}:  # composites are of pictures
         return None
     pixels = np.stack([second.preprocess(read_item(uri)) for uri in uris])
     return embed_pairs(

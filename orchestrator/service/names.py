@@ -9,7 +9,15 @@ from orchestrator.ledger.queries import downstream as downstream_queries
 from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
-from orchestrator.ledger.rows import AdapterRow, GalleryRow, ModelRow, ModuleRow, QuerySetRow, RolloutRow
+from orchestrator.ledger.rows import (
+    AdapterRow,
+    GalleryRow,
+    ItemRow,
+    ModelRow,
+    ModuleRow,
+    QuerySetRow,
+    RolloutRow,
+)
 
 _ID_DIGITS = 18
 
@@ -67,6 +75,17 @@ def find_gallery(connection: Connection, name: str) -> GalleryRow:
             " Make one with `hotrefresh gallery create`."
         )
     return row
+
+
+def find_item(connection: Connection, gallery: GalleryRow, key: str) -> ItemRow:
+    """An item of a gallery by its key, or NotFoundError that says where keys are listed."""
+    item = gallery_queries.item_by_key(connection, gallery.id, key)
+    if item is None:
+        raise NotFoundError(
+            f"gallery {gallery.name!r} has no item {key[:200]!r}; "
+            f"`hotrefresh ledger versions {gallery.name} --items` lists its keys."
+        )
+    return item
 
 
 def find_query_set(connection: Connection, gallery: GalleryRow, name: str | None) -> QuerySetRow:

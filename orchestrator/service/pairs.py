@@ -68,20 +68,19 @@ def require_towers(
     stored: ModelRow,
     adapter: AdapterRow | None,
 ) -> list[ModelRow]:
-    """The new model's towers for the gallery's query sets of other modalities, each with its certificate.
+    """The new model's towers for the gallery's query sets of other modalities than its own, each with its certificate.
 
     Raises:
-        ConflictError: the old or the new model has no tower for one of them.
+        ConflictError: the old or the new model has no tower for a query set that is not of its modality.
         NotCertifiedError, InconclusiveError: as `require_certificate`; where nobody knows what is right, nothing is asked for.
     """
     asked: dict[str, str] = {}
     for row in gallery_queries.query_sets_of_gallery(connection, gallery.id):
-        if row.modality not in (None, gallery.modality):
-            # The evaluator asks both systems, whatever is known of the answers.
-            for each in (old, new):
-                towered(connection, query_path(connection, each.id, None), row.modality)
-            if RelevanceKind(row.relevance).known:
-                asked.setdefault(row.modality or "", row.name)
+        # The evaluator asks both systems, whatever is known of the answers.
+        for each in (old, new):
+            towered(connection, query_path(connection, each.id, None), row.modality)
+        if row.modality != new.modality and RelevanceKind(row.relevance).known:
+            asked.setdefault(row.modality, row.name)
     towers = []
     for modality, name in sorted(asked.items()):
         tower = towered(connection, query_path(connection, new.id, None), modality).embedder

@@ -18,9 +18,9 @@ from orchestrator.ledger.database import transaction
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import GalleryRow
-from orchestrator.service.listings import item_uri
-from orchestrator.service.names import find_gallery
+from orchestrator.service.names import find_gallery, find_item
 from orchestrator.serving.answers import Answer
+from orchestrator.serving.asked_item import AskedItem, content_in
 from orchestrator.serving.filters import attributes_of
 from orchestrator.serving.matching import check_matchable, deep, matched, views_of
 from orchestrator.serving.replica import Replica
@@ -60,7 +60,7 @@ def search(
     """
     with transaction(context.engine) as connection:
         gallery = find_gallery(connection, gallery_name)
-    asked_in = _modality(gallery, query)
+    _check_kind(gallery, query)
     if match:
         if query.vector is not None:
             raise UsageError("a vector shows no points to match; search by --image FILE or --key KEY.")
@@ -74,13 +74,12 @@ def search(
                 vector = unit(query.vector, model.name, model.dim)
                 answer = replica.search_vectors(vector[None], k, where)[0]
         else:
-            content = _content(context, gallery_name, query)
-            views = views_of(content) if match else [content]
+            kind, content = _content(context, gallery, query)
+            views = views_of(content_in(content, "image")) if match else [content]
             with Replica(context, gallery, rerank=rerank) as replica:
-                if asked_in == gallery.modality:
-                    found = replica.search(views, deep(k) if match else k, where)
-                else:
-                    found = [_by_tower(context, replica, content, asked_in, k, where)]
+                found = _asked(
+                    context, replica, "image" if match else kind, views, deep(k) if match else k, where
+                )
             answer = matched(found, views, k) if match else found[0]
     except ItemError as error:
         raise UsageError(f"the query cannot be embedded: {error}") from error
@@ -106,51 +105,49 @@ def unit(given: Any, model: str, dim: int) -> npt.NDArray[np.float32]:
     return found
 
 
-def _modality(gallery: GalleryRow, query: Query) -> str:
-    """Of the query. Texts are asked of galleries of anything, where a tower embeds them."""
-    if query.text is not None:
-        return "text"
+def _check_kind(gallery: GalleryRow, query: Query) -> None:
+    """Raises ConflictError for a picture or a video where no item is one. Texts are asked of galleries of anything."""
     asked = {"image": query.image, "video": query.video}
     given = next((name for name, value in asked.items() if value is not None), gallery.modality)
-    if given != gallery.modality:
-        wanted = {"text": "", "image": "--image FILE, ", "video": "--video FILE, "}[gallery.modality]
+    if given not in gallery.modalities:
+        wanted = "".join(f"--{each} FILE, " for each in gallery.modalities if each != "text")
         raise ConflictError(
             f"gallery {gallery.name!r} holds {gallery.modality}s; search it with {wanted}--text TEXT or --key KEY."
         )
-    return gallery.modality
 
 
-def _by_tower(
+def _asked(
     context: Context,
     replica: Replica,
-    content: Any,
-    modality: str,
+    modality: str | None,
+    contents: Sequence[Any],
     k: int,
     where: Mapping[str, str | Sequence[str]] | None,
-) -> Answer:
+) -> list[Answer]:
+    """Answers to contents of one modality, by a tower where it is not that of the model; None: items, which have the model's."""
+    own = replica.path.spatial.modality
+    if modality in (None, own):
+        return replica.search([content_in(content, own) for content in contents], k, where)
     path = tower_path(context, replica, modality)
     encoder = context.encoder(path.embedder)
-    vectors = encoder.encode([encoder.preprocess(content)])
-    return replica.search_vectors(vectors, k, where, path_ids=path.ids)[0]
+    vectors = encoder.encode([encoder.preprocess(content) for content in contents])
+    return replica.search_vectors(vectors, k, where, path_ids=path.ids)
 
 
-def _content(context: Context, gallery_name: str, query: Query) -> Any:
-    from models.datasets import read_item
+def _content(context: Context, gallery: GalleryRow, query: Query) -> tuple[str | None, Any]:
+    """What is asked by, and its modality; None of an item, which may have several."""
+    from models.datasets import clip_files, folder, read_item
 
-    return query.text if query.text is not None else read_item(_uri(context, gallery_name, query))
-
-
-def _uri(context: Context, gallery_name: str, query: Query) -> str:
+    if query.text is not None:
+        return "text", query.text
     if query.image is not None:
-        from models.datasets.folder import uri_of
-
-        return uri_of(query.image)
+        return "image", read_item(folder.uri_of(query.image))
     if query.video is not None:
-        from models.datasets import clip_files
-
-        return clip_files.uri_of(query.video)
+        return "video", read_item(clip_files.uri_of(query.video))
     assert query.key is not None
-    return item_uri(context, gallery_name, query.key)
+    with transaction(context.engine) as connection:
+        item = find_item(connection, gallery, query.key)
+    return None, AskedItem(context, gallery, item.row, item.uri)
 
 
 def _named(context: Context, gallery: GalleryRow, answer: Answer) -> answers.Answer:

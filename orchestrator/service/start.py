@@ -26,6 +26,7 @@ from orchestrator.ledger.rows import AdapterRow, CertificateRow, GalleryRow, Mod
 from orchestrator.service.certify_codes import check_codecs
 from orchestrator.service.contracts import check_contracts
 from orchestrator.service.mixing import certified_uncalibrated, resolved_calibration, resolved_guard
+from orchestrator.service.modalities import check_embeddable
 from orchestrator.service.names import find_adapter, find_gallery, find_model
 from orchestrator.service.pairs import require_certificate, require_towers, simulated_curve
 from orchestrator.service.rollouts import locked, move, reread
@@ -134,10 +135,7 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
             f"gallery {gallery.name!r} still holds the embeddings of {new.name!r}, {old.name!r} searches them through a "
             "query adapter; take that back with `hotrefresh rollout rollback` instead."
         )
-    if new.modality != gallery.modality:
-        raise ConflictError(
-            f"{new.name!r} embeds {new.modality}s, gallery {gallery.name!r} holds {gallery.modality}s."
-        )
+    check_embeddable(connection, gallery, new)
     adapter = find_adapter(connection, request.adapter) if request.adapter else None
     strategy = _choose_strategy(request, adapter, stored, new)
     if new.id == old.id and not strategy.reembeds:

@@ -78,7 +78,11 @@ def floats_of_rows(
     floats[~own] = 0
     missing = np.flatnonzero(~own).tolist()
     with snapshot(context.engine) as connection:
-        uris = gallery_queries.uris_of_rows(connection, gallery.id, rows[missing].tolist()) if missing else []
+        uris = (
+            gallery_queries.uris_of_rows(connection, gallery.id, rows[missing].tolist(), model.modality)
+            if missing
+            else []
+        )
     wanted = {place: uri for place, uri in zip(missing, uris, strict=True) if uri is not None}
     failed = set(missing) - set(wanted)
     if wanted:

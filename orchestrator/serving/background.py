@@ -20,6 +20,7 @@ from orchestrator.core.background import background_level, subtract_background
 from orchestrator.core.calibration import Calibration
 from orchestrator.core.thresholds import Thresholds, ThresholdTracker
 from orchestrator.ledger.queries import backgrounds as background_queries
+from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries import rollouts as rollout_queries
 from orchestrator.ledger.rows import AdapterRow, BackgroundSetRow, ModelRow, RolloutRow
@@ -79,10 +80,13 @@ def why_not_adjusted(connection: Connection, rollout: RolloutRow) -> str | None:
     """Why no thresholds of a rollout are adjusted by a background set, or None."""
     effective = rollout_queries.effective_rollouts(connection, rollout.gallery_id)
     models = {each.to_model_id for each in (*effective, rollout) if each.id <= rollout.id}
+    gallery = gallery_queries.gallery_by_id(connection, rollout.gallery_id)
     for each in sorted(models):
         model = model_queries.model_by_id(connection, each)
         if model.base_model_id is not None:
             return f"model {model.name} is a codec: a background is not compared with codes"
+        if model.modality != gallery.modality:
+            return f"model {model.name} embeds {model.modality}s, and a background holds {gallery.modality}s"
     return None
 
 

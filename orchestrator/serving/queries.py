@@ -34,7 +34,7 @@ class QueryPath:
     adapter: AdapterRow | None
     base: ModelRow | None = None
     tower: ModelRow | None = None
-    """Embeds queries of another modality into the space of `spatial`; None: they are of the gallery's."""
+    """Embeds queries of another modality into the space of `spatial`; None: they are of the model's."""
 
     @property
     def spatial(self) -> ModelRow:
@@ -68,13 +68,13 @@ def query_path(connection: Connection, model_id: int, rollout: RolloutRow | None
     return QueryPath(model, adapter, base)
 
 
-def towered(connection: Connection, path: QueryPath, modality: str | None) -> QueryPath:
-    """The path for queries of a modality; None, or the model's own: the path as it is.
+def towered(connection: Connection, path: QueryPath, modality: str) -> QueryPath:
+    """The path for queries of a modality; of the model's own the path as it is.
 
     Raises:
         ConflictError: the path's model has no tower for them.
     """
-    if modality is None or modality == path.spatial.modality:
+    if modality == path.spatial.modality:
         return path
     tower = tower_queries.tower_of(connection, path.spatial.id, modality)
     if tower is None:

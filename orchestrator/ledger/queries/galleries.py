@@ -29,14 +29,19 @@ def insert_gallery(connection: Connection, *, name: str, modality: str, source: 
 def copy_items(
     connection: Connection,
     gallery_id: int,
-    items: Iterable[tuple[int, str, str, str | None] | tuple[int, str, str, str | None, Mapping[str, str]]],
+    items: Iterable[
+        tuple[int, str, str, str | None]
+        | tuple[int, str, str, str | None, Mapping[str, str], Mapping[str, str]]
+    ],
 ) -> int:
-    """COPY items (row, key, uri, label and, where there are any, attributes) and set the count; rows are dense from 0."""
+    """COPY items (row, key, uri, label and, where there are any, attributes and URIs by other modalities) and set the count;
+    rows are dense from 0.
+    """
     count = copy_rows(
         connection,
         "copy_items",
-        "item (gallery_id, row, key, uri, label, attributes)",
-        ((gallery_id, *item[:4], json.dumps(dict(item[4])) if len(item) == 5 else "{}") for item in items),
+        "item (gallery_id, row, key, uri, label, attributes, other_uris)",
+        ((gallery_id, *item[:4], *_documents(*item[4:])) for item in items),
     )
     execute(
         connection,
@@ -46,6 +51,12 @@ def copy_items(
         gallery=gallery_id,
     )
     return count
+
+
+def _documents(
+    attributes: Mapping[str, str] | None = None, other_uris: Mapping[str, str] | None = None
+) -> tuple[str, str | None]:
+    return json.dumps(dict(attributes or {})), json.dumps(dict(other_uris)) if other_uris else None
 
 
 def gallery_by_name(connection: Connection, name: str) -> GalleryRow | None:
@@ -86,19 +97,23 @@ def items_of_rows(connection: Connection, gallery_id: int, rows: Sequence[int]) 
     )
 
 
-def uris_of_rows(connection: Connection, gallery_id: int, rows: Sequence[int]) -> list[str | None]:
-    """The URI of each of these rows, None where there is no item (any more): what a worker asks for each batch.
+def uris_of_rows(
+    connection: Connection, gallery_id: int, rows: Sequence[int], modality: str
+) -> list[str | None]:
+    """The URI of each of these rows in a modality, None where there is no item (any more): what a worker asks for each batch.
 
     They come as one array, because a row of a result and an object for each item would cost more than finding them.
     """
     found = execute(
         connection,
         "uris_of_rows",
-        """SELECT array_agg((SELECT uri FROM item
-                             WHERE gallery_id = :gallery AND row = wanted.row AND deleted_at IS NULL) ORDER BY place)
+        """WITH own AS MATERIALIZED (SELECT modality = CAST(:modality AS text) AS wanted FROM gallery WHERE id = :gallery)
+           SELECT array_agg((SELECT CASE WHEN (SELECT wanted FROM own) THEN uri ELSE other_uris ->> CAST(:modality AS text) END
+                             FROM item WHERE gallery_id = :gallery AND row = wanted.row AND deleted_at IS NULL) ORDER BY place)
            FROM unnest(CAST(:rows AS bigint[])) WITH ORDINALITY AS wanted (row, place)""",
         gallery=gallery_id,
-        rows=list(rows),
+        rows=list(map(int, rows)),
+        modality=modality,
     ).scalar_one()
     return list(found or ())
 
@@ -141,7 +156,7 @@ def insert_query_set(
         connection,
         "insert_query_set",
         """INSERT INTO query_set (gallery_id, name, relevance, source, modality)
-           VALUES (:gallery, :name, :relevance, :source, :modality)
+           SELECT id, :name, :relevance, :source, coalesce(:modality, modality) FROM gallery WHERE id = :gallery
            ON CONFLICT (gallery_id, name) DO NOTHING RETURNING id""",
         gallery=gallery_id,
         name=name,

@@ -36,7 +36,10 @@ def rewrite_items(
     gallery_id: int,
     items: Sequence[tuple[int, str, str | None, Mapping[str, str]]],
 ) -> None:
-    """Give rows (row, uri, label, attributes) new content; what they had before the first change is kept beside it."""
+    """Give rows (row, uri, label, attributes) new content; what they had before the first change is kept beside it.
+
+    What they are in other modalities stays; `modalities.add_uris` changes that.
+    """
     execute(
         connection,
         "rewrite_items",

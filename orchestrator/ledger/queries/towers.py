@@ -68,7 +68,7 @@ def galleries_asked(connection: Connection, model_id: int, modality: str) -> lis
         connection,
         "galleries_asked",
         """SELECT DISTINCT g.name FROM gallery g
-           JOIN query_set s ON s.gallery_id = g.id AND s.modality = :modality AND s.modality <> g.modality
+           JOIN query_set s ON s.gallery_id = g.id AND s.modality = :modality
            JOIN rollout r ON r.gallery_id = g.id AND :model IN (r.from_model_id, r.to_model_id)
            WHERE r.state NOT IN ('cancelled', 'rolled_back', 'failed', 'superseded') ORDER BY 1""",
         model=model_id,
