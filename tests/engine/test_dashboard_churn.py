@@ -68,8 +68,8 @@ def test_each_chart_has_the_curve_of_its_own_query_set(watched, refreshed, clien
             [("recall_at_1", "random", 0.0, 0.5), ("recall_at_1", "random", 1.0, 0.5)],
         )
         connection.exec_driver_sql(
-            """INSERT INTO query_set (gallery_id, name, relevance, source)
-               SELECT gallery_id, 'second', relevance, source FROM query_set WHERE name = 'asked';
+            """INSERT INTO query_set (gallery_id, name, relevance, source, modality)
+               SELECT gallery_id, 'second', relevance, source, modality FROM query_set WHERE name = 'asked';
                INSERT INTO evaluation (rollout_id, query_set_id, slice, seq, k, items, point, both_right, negative_flips,
                                        positive_flips, both_wrong, n, previous_negative_flips,
                                        previous_positive_flips)

@@ -180,7 +180,7 @@ def most_matches(uri, picture):
 
 
 def test_flips_of_texts_are_not_verified():
-    gallery = GalleryRow(1, "words", "text", "words.csv", 0, datetime.now(UTC), 0)
+    gallery = GalleryRow(1, "words", "text", "words.csv", 0, datetime.now(UTC), 0, [])
     with pytest.raises(ConflictError, match="holds texts"):
         check_matchable(gallery)
 

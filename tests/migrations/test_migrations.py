@@ -255,8 +255,8 @@ def test_a_curve_says_of_which_query_set_it_is_until_a_downgrade(engine):
     with engine.begin() as connection:
         for statement in (
             (
-                "INSERT INTO query_set (gallery_id, name, relevance, source) "
-                "SELECT 1, q, 'label', 'x' FROM unnest(ARRAY['a', 'b']) AS q"
+                "INSERT INTO query_set (gallery_id, name, relevance, source, modality) "
+                "SELECT 1, q, 'label', 'x', 'text' FROM unnest(ARRAY['a', 'b']) AS q"
             ),
             (
                 "INSERT INTO evaluation (rollout_id, query_set_id, seq, items, k, slice, point, both_right, negative_flips, "

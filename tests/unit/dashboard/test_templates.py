@@ -108,12 +108,13 @@ FLIPS = {
     "slices": [HOSTILE],
     "page": Page(2, 20, more=True, total=70),
 }
-GALLERY = GalleryRow(1, HOSTILE, "text", HOSTILE, 3, NOW, 0)
+GALLERY = GalleryRow(1, HOSTILE, "text", HOSTILE, 3, NOW, 0, [])
 ITEM = {
     "galleries": [HOSTILE],
     "gallery": GALLERY,
     "key": HOSTILE,
     "first": [],
+    "others": {"image": Shown(HOSTILE, None, None, HOSTILE, None)},
     "row": 0,
     "attributes": {HOSTILE: HOSTILE},
     "item": Shown(

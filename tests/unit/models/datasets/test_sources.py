@@ -283,7 +283,7 @@ def test_keys_and_labels_that_no_database_takes_are_refused(tmp_path):
     [
         (b"key;text\na;one\n", "it has key;text"),
         (b"key,label\na,one\n", "it has key, label"),
-        (b"key,path,text\na,b,c\n", "one of them"),
+        (b"path,text\nb,c\n", "one or more of them"),
         (b"key,text\n", "no row below its header"),
         ("key,text\na,t\u00e9\n".encode("latin-1"), "0xe9"),
         ("key,text\na,one\n".encode("utf-16"), "not UTF-8"),
