@@ -99,6 +99,7 @@ def show_gallery(name: GalleryName, output: Output = Format.TABLE) -> None:
     }
     if not show(document, output):
         document["query_sets"] = ", ".join(f"{s.name} ({s.n_queries})" for s in info.query_sets) or None
+        document["other_modalities"] = ", ".join(info.row.other_modalities) or None
         document["coverage"] = ", ".join(f"{c['model']} {c['ratio']:.1%}" for c in coverage) or None
         show_object(document, output)
     next_step(then)

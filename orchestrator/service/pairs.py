@@ -41,7 +41,8 @@ def require_certificate(
     if certificate is None:
         raise NotCertifiedError(
             f"{asking} was never measured against the stored embeddings of {old.name!r}: same dimension is not same "
-            f"space. Run `hotrefresh model certify {old.name} {new.name} --gallery {gallery.name}{through}` first."
+            f"space. {_first(connection, gallery, new, tower)}Run `hotrefresh model certify {old.name} {new.name} "
+            f"--gallery {gallery.name}{through}` first."
         )
     if certificate.verdict == "inconclusive":
         raise InconclusiveError(
@@ -58,6 +59,19 @@ def require_certificate(
             )
         )
     return certificate
+
+
+def _first(connection: Connection, gallery: GalleryRow, new: ModelRow, tower: ModelRow | None) -> str:
+    """What must be imported before a model's own certificate can be had; empty where nothing must."""
+    sets = gallery_queries.query_sets_of_gallery(connection, gallery.id)
+    if tower is not None or any(
+        each.modality == new.modality and RelevanceKind(each.relevance).known for each in sets
+    ):
+        return ""
+    return (
+        f"It is measured on queries that are {new.modality}s, and there are none whose right answers are known: "
+        f"`hotrefresh queryset import {gallery.name} NAME SOURCE --modality {new.modality}`. "
+    )
 
 
 def require_towers(

@@ -149,6 +149,15 @@ def test_each_pair_needs_its_certificate(plays):
     request = starting.StartRequest("plots", "clips", order="row")
     with pytest.raises(NotCertifiedError, match="'clips' was never measured"):
         starting.start(plays, request)
+    with transaction(plays.engine) as connection:
+        connection.exec_driver_sql("UPDATE query_set SET relevance = 'none' WHERE name = 'takes'")
+    # Words alone would never do: the model's own pair is asked for, and the message says what it needs.
+    with pytest.raises(
+        NotCertifiedError, match="queries that are videos, and there are none .* --modality video"
+    ):
+        starting.start(plays, request)
+    with transaction(plays.engine) as connection:
+        connection.exec_driver_sql("UPDATE query_set SET relevance = 'label' WHERE name = 'takes'")
     assert certified(plays, "takes").verdict == "certified"
     with pytest.raises(
         NotCertifiedError, match="'captions', the tower of 'clips' for texts, was never measured"
