@@ -91,13 +91,15 @@ def _modality(connection: Connection, model_id: int) -> str:
     return model_queries.model_by_id(connection, model_id).modality
 
 
-def certified_uncalibrated(certificate: CertificateRow) -> None:
+def certified_uncalibrated(
+    certificate: CertificateRow,
+    advice: str = "Start with `--calibration auto`, and with no other rollout running.",
+) -> None:
     """Raises NotCertifiedError where raw scores were refused, and only the certificate's own calibration was not."""
     raw = certificate.measured.get("uncalibrated")
     if raw is not None and raw["verdict"] != "certified":
         raise NotCertifiedError(
-            f"certificate {certificate.id} holds for calibrated scores only; with raw ones: {raw['reason'].rstrip('.')}. "
-            "Start with `--calibration auto`, and with no other rollout running."
+            f"certificate {certificate.id} holds for calibrated scores only; with raw ones: {raw['reason'].rstrip('.')}. {advice}"
         )
 
 

@@ -152,9 +152,14 @@ def check_start(context: Context, connection: Connection, request: StartRequest)
         )
     certificate = require_certificate(connection, gallery, new, stored, adapter)
     check_contracts(connection, gallery, (old, stored), new, strategy)
-    if require_towers(connection, gallery, old, new, stored, adapter):
+    if towers := require_towers(connection, gallery, old, new, stored, adapter):
         # The plain pair's map was measured on none of their queries.
         request = replace(request, calibration="off")
+        certified_uncalibrated(
+            certificate,
+            f"Scores stay raw where {towers[0].modality}s are asked through a tower: certify the pair with the --loss that you "
+            "accept, or train the model compatibly.",
+        )
     calibration = resolved_calibration(connection, gallery, certificate, strategy, request.calibration)
     guard = resolved_guard(connection, gallery, certificate, calibration, request, strategy)
     if running is not None:
