@@ -153,7 +153,7 @@ def test_each_pair_needs_its_certificate(plays):
         connection.exec_driver_sql("UPDATE query_set SET relevance = 'none' WHERE name = 'takes'")
     # Words alone would never do: the model's own pair is asked for, and the message says what it needs.
     with pytest.raises(
-        NotCertifiedError, match="queries that are videos, and there are none .* --modality video"
+        NotCertifiedError, match=r"queries that are videos, and there are none .* --modality video"
     ):
         starting.start(plays, request)
     with transaction(plays.engine) as connection:
