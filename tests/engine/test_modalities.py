@@ -269,3 +269,6 @@ def test_pictures_get_texts_and_a_text_model(context, hotrefresh, tmp_path):
     assert (code, json.loads(out)["modality"]) == (0, "text")
     code, out, _ = hotrefresh("queryset", "import", "of-images", "seen", whole, "-o", "json")
     assert (code, json.loads(out)["modality"]) == (0, "image")
+    # Without --modality, what the gallery is, whatever comes first in the file.
+    code, out, _ = hotrefresh("queryset", "import", "of-texts", "seen", whole, "-o", "json")
+    assert (code, json.loads(out)["modality"]) == (0, "text")
