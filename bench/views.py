@@ -21,7 +21,7 @@ QUERIES = 1_000
 FILL = """
 INSERT INTO item (gallery_id, row, key, uri, label)
     SELECT {gallery}, n, 'item-' || n, 'file:/nowhere/' || n, 'class-' || n % 1000 FROM generate_series(0, {n} - 1) n;
-INSERT INTO query_set (gallery_id, name, relevance, source) VALUES ({gallery}, 'asked', 'label', 'bench');
+INSERT INTO query_set (gallery_id, name, relevance, source, modality) VALUES ({gallery}, 'asked', 'label', 'bench', 'image');
 INSERT INTO query (query_set_id, no, key, uri, label)
     SELECT s.id, n, 'query-' || n, 'file:/nowhere/q' || n, 'class-' || n
     FROM query_set s, generate_series(0, {queries} - 1) n WHERE s.gallery_id = {gallery};

@@ -126,7 +126,7 @@ class _Slow:
 
             model = model_queries.model_by_id(connection, rollout.to_model_id)
         self._real = context.encoder(model)
-        self.dim, self.preprocess = self._real.dim, self._real.preprocess
+        self.dim, self.modality, self.preprocess = self._real.dim, "image", self._real.preprocess
 
     def encode(self, prepared):
         self.encoding.set()
