@@ -56,5 +56,5 @@ Rerank = Annotated[
 ]
 SOURCE_HELP = (
     "An image folder, clips:FOLDER of videos, a .csv or .parquet manifest (key, path, clip or text, label), or glyphs, emoji, "
-    "verses:web, verses:kjv, copies:references, moving-glyphs, ptvd:FOLDER, ptvd-texts:FOLDER, ptvd-comments:FOLDER."
+    "verses:web, verses:kjv, copies:references, moving-glyphs, atari, ptvd:FOLDER, ptvd-texts:FOLDER, ptvd-comments:FOLDER."
 )

@@ -1,7 +1,7 @@
 """Datasets: where items come from. One file a source, one a URI scheme; both registered here, loaded lazily.
 
 An item is named by a URI, and the URI alone is enough to read it anywhere: `glyph:`, `emoji:`, `copy:`, `verse:`, `file:`,
-`text:`, `moving-glyph:`, `clip:`, `ptvd:`.
+`text:`, `moving-glyph:`, `atari:`, `clip:`, `ptvd:`.
 Nothing here ever goes to a network.
 """
 
@@ -76,6 +76,7 @@ SOURCES = {
     "emoji": BuiltIn("models.datasets.emoji", "image"),
     "copies": BuiltIn("models.datasets.copies", "image", ("references", "queries", "background")),
     "moving-glyphs": BuiltIn("models.datasets.moving_glyphs", "video"),
+    "atari": BuiltIn("models.datasets.atari", "video"),
 }
 CLIPS = "clips:"
 """What a folder of clips is written after."""
@@ -89,6 +90,7 @@ SCHEMES = {
     "text": "models.datasets.inline",
     "clip": "models.datasets.clip_files",
     "moving-glyph": "models.datasets.moving_glyphs",
+    "atari": "models.datasets.atari",
     "ptvd": "models.datasets.ptvd_source",
 }
 SHOWN_BY_WORDS = frozenset({"text", "verse", "ptvd"})

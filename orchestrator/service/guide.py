@@ -31,6 +31,7 @@ _BY_STATE = {
 _QUERIES = {
     "glyphs:gallery": "glyphs --split queries",
     "moving-glyphs:gallery": "moving-glyphs --split queries",
+    "atari:gallery": "atari --split queries",
     "verses:web": "verses:kjv",
     "verses:kjv": "verses:web",
 }
@@ -118,6 +119,6 @@ def _towards_upgrade(
 def _source(gallery: GalleryRow) -> str:
     """The gallery's source as `--data` takes it; a split was stored behind a colon."""
     source, colon, split = gallery.source.rpartition(":")
-    if colon and source in ("glyphs", "moving-glyphs"):
+    if colon and source in ("glyphs", "moving-glyphs", "atari"):
         return f"{source} --split {shlex.quote('train' if split == 'gallery' else split)}"
     return shlex.quote(gallery.source)
