@@ -16,13 +16,16 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import modalities as modality_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import certify, embed, galleries, items, rollouts, search, towers
+from orchestrator.service import advance, certify, embed, galleries, items, rollouts, search, towers
 from orchestrator.service import models as model_service
 from orchestrator.service import start as starting
 from orchestrator.serving.matrix import load_matrix
 from tests.engine import platform
 from tests.engine.api_server import client_of
 from tests.engine.dashboard_server import browser_of
+from tests.engine.shard_servers import Cluster
+from tests.engine.test_shards import at_the_same_place
+from tests.engine.test_supersede import work_some
 
 EPISODES = 10
 
@@ -272,3 +275,30 @@ def test_pictures_get_texts_and_a_text_model(context, hotrefresh, tmp_path):
     # Without --modality, what the gallery is, whatever comes first in the file.
     code, out, _ = hotrefresh("queryset", "import", "of-texts", "seen", whole, "-o", "json")
     assert (code, json.loads(out)["modality"]) == (0, "text")
+
+
+def test_servers_with_a_part_each_answer_words_and_items_as_the_whole(plays, plots):
+    """Through towers, and by the modality of what serves, wherever the refresh stands."""
+    towers.add_tower(plays, "captions", "clips")
+    certified(plays, "takes"), certified(plays, "said")
+    keys = [item.key for item in list_items(f"ptvd:{plots}", "test").items]
+    asked = [{"text": "the sea"}, {"key": keys[3]}, {"key": keys[30]}, {"text": "and it was so"}]
+    with Cluster(plays, 2, rows=8) as cluster:
+
+        def models() -> set[str]:
+            at_the_same_place(cluster, "plots", keys[3])
+            bodies = [("", {**each, "k": 7}) for each in asked] + [("/batch", {"queries": asked[:3], "k": 7})]
+            for path, body in bodies:
+                whole, front = (
+                    each.post(f"/search/plots{path}", json=body) for each in (cluster.whole, cluster.front)
+                )
+                assert (front.status_code, front.json()) == (200, whole.json()), body
+            return {hit["model"] for answer in front.json()["answers"] for hit in answer["hits"]}
+
+        assert models() == {"captions"}
+        row = starting.start(plays, starting.StartRequest("plots", "clips", order="row", batch_size=8))
+        advance.advance(plays, row.id)
+        work_some(plays, row.id, 2)
+        assert models() == {"captions", "clips"}
+        platform.work(plays, row.id)
+        assert models() == {"clips"}

@@ -72,18 +72,18 @@ def questions(tmp_path):
     yield "/batch", {"queries": mixed, "where": {"colour": "red"}}
 
 
-def end_of_log(cluster):
+def end_of_log(cluster, gallery="pics"):
     with cluster.context.engine.connect() as connection:
-        return log_queries.last_seq(connection, gallery_queries.gallery_by_name(connection, "pics").id)
+        return log_queries.last_seq(connection, gallery_queries.gallery_by_name(connection, gallery).id)
 
 
-def at_the_same_place(cluster):
+def at_the_same_place(cluster, gallery="pics", key="p7"):
     """Wait until the server that holds everything and all shards are at the end of the log."""
-    end = end_of_log(cluster)
+    end = end_of_log(cluster, gallery)
 
     def places():
-        whole = cluster.whole.post("/search/pics", json={"key": "p7"}).json().get("log_sequence")
-        return {whole} | {shard.get("/shard/pics").json()["seq"] for shard in cluster.shards}
+        whole = cluster.whole.post(f"/search/{gallery}", json={"key": key}).json().get("log_sequence")
+        return {whole} | {shard.get(f"/shard/{gallery}").json()["seq"] for shard in cluster.shards}
 
     until(lambda: places() == {end})
 
