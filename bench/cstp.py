@@ -1,4 +1,4 @@
-"""Pre-training by overlap rates on moving glyphs: what the heads learn, and what the backbone is worth in video retrieval."""
+"""Pre-training by overlap rates on clips: what the heads learn, and what the backbone is worth in video retrieval."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from bench import result
 from bench.upgrades.job import code_digest
 from bench.upgrades.summary import Figure
 from bench.upgrades.table import cell, table
-from models.datasets import list_items, read_item
+from models.datasets import Item, list_items, read_item
 from models.encoders import load_encoder
 from models.encoders.videos import VideoPreprocessing
+from models.errors import UsageError
 from models.pretraining.cstp_loss import Weights
 from models.pretraining.cstp_probe import HEADS, right_answers
 from models.pretraining.cstp_sampler import TIME_ALONE
@@ -31,10 +32,13 @@ from orchestrator.core.metrics import Relevance, evaluate
 
 Say = Callable[[str], None]
 F32 = npt.NDArray[np.float32]
+Videos = Sequence[npt.NDArray[np.uint8]]
 
 FOLDER = Path("bench-results/cstp")
 TEMPORAL_ALONE = "temporal, learned alone from whole frames"
 ASKED = (*HEADS, TEMPORAL_ALONE)
+DATA = ("moving-glyphs", "atari")
+"""Sources with the splits train, gallery and queries, these of classes that are not trained on; the first unless asked for."""
 SEEDS = (0, 1, 2)
 THREADS = 1
 SEEN = VideoPreprocessing(frames=8, size=32, mode="L")
@@ -56,28 +60,48 @@ SYSTEMS = ("random", "cstp", "v1", "v2", "v2 from random", "v2 on v1", "v2 from 
 """Whose queries search whose gallery; "on v1": the embeddings of v1, before any of them is refreshed."""
 
 
-def run(*, say: Say | None = None, folder: Path = FOLDER, seeds: Sequence[int] = SEEDS) -> dict[str, Any]:
-    """Measure the seeds that are not measured yet, write <folder>/{cstp.json,cstp.md}; the document."""
+def run(
+    *,
+    only: Sequence[str] = (),
+    say: Say | None = None,
+    folder: Path = FOLDER,
+    seeds: Sequence[int] = SEEDS,
+) -> dict[str, Any]:
+    """Measure the seeds that are not measured yet, write <folder>/{cstp.json,cstp.md}; the document.
+
+    Args:
+        only: sources of DATA; empty: the first.
+
+    Raises:
+        UsageError: no such source, or what makes it is not installed.
+    """
+    sources = list(only or DATA[:1])
+    if unknown := set(sources) - set(DATA):
+        raise UsageError(f"this benchmark has no part {min(unknown)[:80]!r}; there are {', '.join(DATA)}.")
     root = folder / code_digest()
-    found = []
-    for done, seed in enumerate(seeds, 1):
-        started = time.monotonic()
-        found.append(_once(root / f"seed-{seed}", seed))
-        if say is not None:
-            say(f"{done}/{len(seeds)} seed {seed}: {time.monotonic() - started:.0f} s")
-    (folder / "cstp.md").write_text(markdown(found), encoding="utf-8")
+    tables, made = [], []
+    for source in sources:
+        found = []
+        for done, seed in enumerate(seeds, 1):
+            started = time.monotonic()
+            found.append(_once(root / source / f"seed-{seed}", seed, source))
+            if say is not None:
+                say(f"{source} {done}/{len(seeds)} seed {seed}: {time.monotonic() - started:.0f} s")
+        tables.append(f"## {source}\n\n{markdown(found)}")
+        made += rows(found, source)
+    (folder / "cstp.md").write_text("\n".join(tables), encoding="utf-8")
     document = result.document(
-        "cstp", rows(found), seeds=list(seeds), code=root.name, threads=THREADS, table=str(folder / "cstp.md")
+        "cstp", made, seeds=list(seeds), code=root.name, threads=THREADS, table=str(folder / "cstp.md")
     )
     (folder / "cstp.json").write_text(json.dumps(document, indent=2))
     return document
 
 
-def _once(folder: Path, seed: int) -> Mapping[str, Any]:
+def _once(folder: Path, seed: int, source: str) -> Mapping[str, Any]:
     kept = folder / "result.json"
     if not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(measure(folder, seed)))
+        kept.write_text(json.dumps(measure(folder, seed, source)))
     found: Mapping[str, Any] = json.loads(kept.read_text())
     return found
 
@@ -85,6 +109,7 @@ def _once(folder: Path, seed: int) -> Mapping[str, Any]:
 def measure(
     folder: Path,
     seed: int,
+    source: str = DATA[0],
     *,
     pretraining: PretrainingOptions = PRETRAINING,
     alone: PretrainingOptions = ALONE,
@@ -93,9 +118,11 @@ def measure(
 ) -> dict[str, Any]:
     """One seed: `heads`, each [right, asked, chance]; `retrieval`, of each system [R@1, R@5, mAP]; `seconds` of each training."""
     seconds: dict[str, float] = {}
-    heads = _pretrained(folder, seed, pretraining, rounds, seconds)
-    heads[TEMPORAL_ALONE] = time_alone(seed, alone, rounds, seconds)
-    pictures = read_pictures(list_items("moving-glyphs", "train").items, supervised.preprocessing)
+    items = {split: list_items(source, split).items for split in ("train", "gallery", "queries")}
+    shown = [read_videos(items[split], pretraining.preprocessing) for split in ("train", "queries")]
+    heads = _pretrained(folder, seed, shown[0], shown[1], pretraining, rounds, seconds)
+    heads[TEMPORAL_ALONE] = time_alone(seed, shown[0], shown[1], alone, rounds, seconds)
+    pictures = read_pictures(items["train"], supervised.preprocessing)
 
     def train(name: str, *, draw: int, method: str = "independent", init: str | None = None) -> None:
         started = time.monotonic()
@@ -109,9 +136,10 @@ def measure(
     train("v1", draw=seed)
     train("v2", draw=seed + 1000, method="bct", init="cstp")
     train("v2 from random", draw=seed + 1000, method="bct")
-    stored = {name: _embedded(folder / name) for name in ("random", "cstp", "v1", "v2", "v2 from random")}
+    names = [name for name in SYSTEMS if not name.endswith(" on v1")]
+    stored = _embedded([folder / name for name in names], items["queries"], items["gallery"])
     relevance = Relevance.from_labels(
-        *([item.label for item in _items(split)] for split in ("queries", "gallery"))
+        *([item.label for item in items[split]] for split in ("queries", "gallery"))
     )
     retrieval = {}
     for system in SYSTEMS:
@@ -123,11 +151,15 @@ def measure(
 
 
 def _pretrained(
-    folder: Path, seed: int, options: PretrainingOptions, rounds: int, seconds: dict[str, float]
+    folder: Path,
+    seed: int,
+    videos: Videos,
+    unseen: Videos,
+    options: PretrainingOptions,
+    rounds: int,
+    seconds: dict[str, float],
 ) -> dict[str, tuple[int, int, float]]:
-    """Artifacts `random`, the backbone as drawn, and `cstp`; what the heads know of the 20 classes nobody trained on."""
-    videos = read_videos(_items("train"), options.preprocessing)
-    unseen = read_videos(_items("queries"), options.preprocessing)
+    """Artifacts `random`, the backbone as drawn, and `cstp`; what the heads know of the classes nobody trained on."""
     started = time.monotonic()
     with fixed_threads(THREADS), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -144,11 +176,14 @@ def _pretrained(
 
 
 def time_alone(
-    seed: int, options: PretrainingOptions, rounds: int, seconds: dict[str, float]
+    seed: int,
+    videos: Videos,
+    unseen: Videos,
+    options: PretrainingOptions,
+    rounds: int,
+    seconds: dict[str, float],
 ) -> tuple[int, int, float]:
     """Right answers, asked, chance: of a temporal head that learned alone, from whole clips, asked about unseen ones."""
-    videos = read_videos(_items("train"), options.preprocessing)
-    unseen = read_videos(_items("queries"), options.preprocessing)
     started = time.monotonic()
     with fixed_threads(THREADS), torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -163,19 +198,22 @@ def time_alone(
     return hits.right, hits.asked, hits.chance_ratio
 
 
-def _items(split: str) -> list[Any]:
-    return list_items("moving-glyphs", split).items
-
-
-def _embedded(artifact: Path) -> tuple[F32, F32]:
-    """Of the queries and of the gallery."""
-    encoder = load_encoder(artifact)
+def _embedded(
+    artifacts: Sequence[Path], queries: Sequence[Item], gallery: Sequence[Item]
+) -> dict[str, tuple[F32, F32]]:
+    """Name -> embeddings of the queries and of the gallery; each clip is read once."""
+    encoders = {artifact.name: load_encoder(artifact) for artifact in artifacts}
+    found: dict[str, list[F32]] = {name: [] for name in encoders}
     with fixed_threads(THREADS):
-        both = [
-            np.asarray(encoder.encode([encoder.preprocess(read_item(item.uri)) for item in _items(split)]))
-            for split in ("queries", "gallery")
-        ]
-    return both[0], both[1]
+        for items in (queries, gallery):
+            prepared: dict[str, list[Any]] = {name: [] for name in encoders}
+            for item in items:
+                clip = read_item(item.uri)
+                for name, encoder in encoders.items():
+                    prepared[name].append(encoder.preprocess(clip))
+            for name, encoder in encoders.items():
+                found[name].append(np.asarray(encoder.encode(prepared[name])))
+    return {name: (both[0], both[1]) for name, both in found.items()}
 
 
 def _retrieved(queries: F32, gallery: F32, relevance: Relevance) -> tuple[float, float, float]:
@@ -187,7 +225,7 @@ def _retrieved(queries: F32, gallery: F32, relevance: Relevance) -> tuple[float,
     return tuple(value or 0.0 for value in values)  # type: ignore[return-value]
 
 
-def rows(found: Sequence[Mapping[str, Any]]) -> list[result.Row]:
+def rows(found: Sequence[Mapping[str, Any]], source: str = DATA[0]) -> list[result.Row]:
     """A row a head against chance, and one a system against the backbone as drawn. Nothing is a target."""
     made = []
     for head in ASKED:
@@ -196,7 +234,7 @@ def rows(found: Sequence[Mapping[str, Any]]) -> list[result.Row]:
         made.append(
             result.Row(
                 0,
-                f"{head} head on unseen clips, {asked} asked, 95 % {low:.3f} to {high:.3f}",
+                f"{source}: {head} head on unseen clips, {asked} asked, 95 % {low:.3f} to {high:.3f}",
                 round(right / asked, 4),
                 "share right",
                 f"chance {chance:.3f}",
@@ -211,7 +249,7 @@ def rows(found: Sequence[Mapping[str, Any]]) -> list[result.Row]:
         made.append(
             result.Row(
                 0,
-                f"{system}, {len(found)} seeds, {cell(figure)}",
+                f"{source}: {system}, {len(found)} seeds, {cell(figure)}",
                 round(figure.mean, 4),
                 "R@1",
                 f"random-initialised {cell(base)}",

@@ -278,7 +278,9 @@ class Gallery(_Answer):
     id: int
     name: str
     modality: Literal["image", "text", "video"] = Field(description="What every item is.")
-    other_modalities: list[Literal["image", "text", "video"]] = Field(description="What some items are besides.")
+    other_modalities: list[Literal["image", "text", "video"]] = Field(
+        description="What some items are besides."
+    )
     n_items: int
     source: str | None
     model: str | None = Field(description="The model that serves it; null before its first embedding.")
