@@ -119,7 +119,7 @@ def list_items(source: str, split: str | None = None, modality: str | None = Non
         raise UsageError(f"{source[:200]!r} holds {first}s{also}, no {str(modality)[:80]}s.")
     listing = _listed(source, split, modality)
     return (
-        listing if modality == first or is_manifest(source) else _turned(listing, str(first), str(modality))
+        listing if modality == first or _is_manifest(source) else _turned(listing, str(first), str(modality))
     )
 
 
@@ -153,12 +153,12 @@ def _listed(source: str, split: str | None, modality: str | None) -> ItemListing
             raise UsageError(f"{source[:200]!r} has no splits; leave --split {split} out.")
         place = Path(source.removeprefix(CLIPS))
         # A row of a manifest may lack any of its columns but the one that is asked for.
-        chosen = [modality] if is_manifest(source) else []
+        chosen = [modality] if _is_manifest(source) else []
         listed = import_module(_reader(source)).list_items(place, *chosen)
     return _checked(ItemListing(listed, []) if isinstance(listed, list) else listed)
 
 
-def is_manifest(source: str) -> bool:
+def _is_manifest(source: str) -> bool:
     """Whether a source is a file that lists items."""
     named = source.partition(":")[0] in FOLDER_SOURCES or source.startswith(CLIPS)
     return not named and Path(source).suffix.lower() in MANIFEST_SUFFIXES and not os.path.isdir(source)
@@ -170,7 +170,7 @@ def _reader(source: str) -> str:
         return "models.datasets.clip_files"
     if os.path.isdir(source):
         return "models.datasets.folder"
-    if is_manifest(source):
+    if _is_manifest(source):
         return "models.datasets.manifest_file"
     raise UsageError(
         f"{source[:200]!r} is no folder (one of clips is written {CLIPS}FOLDER), no .csv or .parquet file, "

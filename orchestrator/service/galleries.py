@@ -26,13 +26,13 @@ class Imported:
     """What an import took and what it refused, with the reasons counted."""
 
     name: str
+    modality: str
     taken: int
     rejected: int
     reasons: dict[str, int]
     labelled: int
     unanswerable: int = 0
     too_few_clicks: int = 0
-    modality: str = ""
     also: dict[str, int] = field(default_factory=dict)
     """Other modality -> how many of the items have it too."""
 
@@ -104,7 +104,7 @@ def create_gallery(
         )
     labelled = sum(item.label is not None for item in listing.items)
     reasons = _counted(r for _, _, r in rejected)
-    return Imported(name, taken, len(rejected), reasons, labelled, modality=modality, also=also)
+    return Imported(name, modality, taken, len(rejected), reasons, labelled, also=also)
 
 
 def import_query_set(
@@ -192,13 +192,13 @@ def import_query_set(
     labelled = sum(item.label is not None for item in listing.items)
     return Imported(
         name,
+        asked_in,
         taken,
         len(rejected),
         _counted(r for _, _, r in rejected),
         labelled,
         0 if kind is RelevanceKind.NONE else taken - answerable,
         read.too_few,
-        asked_in,
     )
 
 
