@@ -77,6 +77,8 @@ def _before_embedding(gallery: GalleryRow, models: list[ModelRow]) -> str:
         return f"gallery embed {gallery.name} --model {models[-1].name}"
     if gallery.modality == "text":
         return "model import small --wordllama 64"
+    if plots := _plots(gallery):
+        return f"model features old ENCODER --data {plots}"
     return f"model train old --data {_source(gallery)}"
 
 
@@ -88,6 +90,9 @@ def _towards_upgrade(
     if not newer:
         if gallery.modality == "text":
             return "model import large --wordllama 256"
+        if plots := _plots(gallery):
+            into = f" --into {old.name} --split train" if old.architecture == "stored_features" else ""
+            return f"model features new ENCODER --data {plots}{into}"
         return f"model train new --method ract --old {old.name} --data {_source(gallery)}"
     new = newer[-1]
     bare = model_queries.newest_certificate(connection, gallery.id, new.id, old.id, None)
@@ -114,6 +119,12 @@ def _towards_upgrade(
     if certificate.verdict == "certified":
         return f"rollout start {gallery.name} --to {new.name}{through}"
     return f"model show {new.name}"
+
+
+def _plots(gallery: GalleryRow) -> str | None:
+    """PTVD as `--data` takes it, where that is the gallery's source: of it there are features, and nothing to train on."""
+    name, _, place = gallery.source.partition(":")
+    return shlex.quote(f"ptvd:{place.rpartition(':')[0] or place}") if name == "ptvd" else None
 
 
 def _source(gallery: GalleryRow) -> str:

@@ -16,7 +16,7 @@ from orchestrator.ledger.queries import galleries as gallery_queries
 from orchestrator.ledger.queries import modalities as modality_queries
 from orchestrator.ledger.queries import models as model_queries
 from orchestrator.ledger.queries.reporting import read_view
-from orchestrator.service import advance, certify, embed, galleries, items, rollouts, search, towers
+from orchestrator.service import advance, certify, embed, galleries, guide, items, rollouts, search, towers
 from orchestrator.service import models as model_service
 from orchestrator.service import start as starting
 from orchestrator.serving.matrix import load_matrix
@@ -145,6 +145,20 @@ def test_a_refresh_from_texts_to_videos(plays, plots):
     assert np.allclose(stored(plays), by_texts, atol=1e-6)
     by_key = search.search(plays, "plots", search.Query(key=source[3].key), 1)
     assert (by_key.model, by_key.hits[0].key) == ("captions", source[3].key)  # its own sentence
+
+
+def test_what_comes_next_for_plots_is_their_features(context, plots, hotrefresh):
+    """There is nothing of them to train on: what `next:` says is a command that works."""
+    source = f"ptvd:{plots}"
+    galleries.create_gallery(context, "plots", source, "test")
+    first = guide.next_command(context, "plots")
+    assert first == f"model features old ENCODER --data {source}"
+    assert hotrefresh(*first.replace("ENCODER", "wl64").split())[0] == 0
+    platform.work(context, embed.embed_gallery(context, "plots", "old").id)
+    galleries.import_query_set(context, "plots", "takes", f"ptvd:{plots.parent / 'takes'}", split="test")
+    then = guide.next_command(context, "plots")
+    assert then == f"model features new ENCODER --data {source} --into old --split train"
+    assert hotrefresh(*then.replace("ENCODER", "wl256").split())[0] == 0
 
 
 def test_each_pair_needs_its_certificate(plays):
