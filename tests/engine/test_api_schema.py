@@ -10,6 +10,7 @@ from collections import Counter
 from http.client import HTTPConnection
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import requests
@@ -36,6 +37,7 @@ CHECKS = [
     openapi_checks.negative_data_rejection,
     openapi_checks.positive_data_acceptance,
 ]
+UNREFUSED = [each for each in CHECKS if each is not openapi_checks.negative_data_rejection]
 # Of the header as it should be: other schemes, more or less of the token, more than one, other bytes.
 STRANGERS = (
     {},
@@ -103,9 +105,22 @@ def narrowed(document):
     return document
 
 
+def to_be_refused(case, form_schema) -> bool:
+    """Whether a made-up request that is said to be wrong is so. Of a form it may be right: a list without entries is no part of
+    it, and a null that stands for an object may be allowed.
+    """
+    if case.media_type != "multipart/form-data" or not isinstance(case.body, dict):
+        return True
+    parts = {name: "" if isinstance(part, bytes) else part for name, part in case.body.items() if part != []}
+    return not jsonschema.Draft202012Validator(form_schema).is_valid(parts)
+
+
 def ask_everything(client, examples, number):
     """Every operation with right and with wrong data; how often each status was answered."""
-    schema = schemathesis.openapi.from_dict(narrowed(client.get("/openapi.json").json()))
+    document = client.get("/openapi.json").json()
+    upload = document["paths"]["/search/{gallery}/image"]["post"]["requestBody"]
+    form = upload["content"]["multipart/form-data"]["schema"]
+    schema = schemathesis.openapi.from_dict(narrowed(document))
     answered: Counter = Counter()
     limits = settings(
         max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
@@ -115,7 +130,7 @@ def ask_everything(client, examples, number):
         def ask(case):
             answer = case.call(base_url=str(client.base_url), headers=HEADERS, session=session)
             answered[case.operation.path, answer.status_code] += 1
-            case.validate_response(answer, checks=CHECKS)
+            case.validate_response(answer, checks=CHECKS if to_be_refused(case, form) else UNREFUSED)
 
         for operation in (result.ok() for result in schema.get_all_operations()):
             modes = [GenerationMode.POSITIVE]
