@@ -301,7 +301,9 @@ def test_servers_with_a_part_each_answer_words_and_items_as_the_whole(plays, plo
 
         def models() -> set[str]:
             at_the_same_place(cluster, "plots", keys[3])
-            bodies = [("", {**each, "k": 7}) for each in asked] + [("/batch", {"queries": asked[:3], "k": 7})]
+            bodies = [("", {**each, "k": 7}) for each in asked] + [
+                ("/batch", {"queries": asked[:3], "k": len(keys)})
+            ]
             for path, body in bodies:
                 whole, front = (
                     each.post(f"/search/plots{path}", json=body) for each in (cluster.whole, cluster.front)
