@@ -113,14 +113,14 @@ def list_items(source: str, split: str | None = None, modality: str | None = Non
     Raises:
         UsageError: no such source or split, one that cannot be read at all, one without any item, or without the modality.
     """
-    first, *others = (modality,) if modality is None else modalities_of(source)
+    if modality is None:
+        return _listed(source, split, None)
+    first, *others = modalities_of(source)
     if modality not in (first, *others):
         also = "".join(f" and {each}s" for each in others)
-        raise UsageError(f"{source[:200]!r} holds {first}s{also}, no {str(modality)[:80]}s.")
+        raise UsageError(f"{source[:200]!r} holds {first}s{also}, no {modality[:80]}s.")
     listing = _listed(source, split, modality)
-    return (
-        listing if modality == first or _is_manifest(source) else _turned(listing, str(first), str(modality))
-    )
+    return listing if modality == first or _is_manifest(source) else _turned(listing, first, modality)
 
 
 def _turned(listing: ItemListing, first: str, wanted: str) -> ItemListing:

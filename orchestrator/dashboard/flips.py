@@ -97,6 +97,7 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
         page = Page(number, A_PAGE, more=number * A_PAGE < total, total=total)
         flips = dashboard_queries.flips_page(connection, rollout_id, bound, limit=A_PAGE, offset=page.offset)
         query_sets = gallery_queries.query_sets_of_gallery(connection, gallery.id)
+        modalities = {each.name: each.modality for each in query_sets}
         slices = dashboard_queries.attribute_values(connection, gallery.id, SLICES)
         answers = [key for flip in flips for key in (flip["old_item"], flip["new_item"]) if key is not None]
         items = items_shown(connection, gallery.name, answers)
@@ -114,7 +115,7 @@ def read(context: Context, rollout_id: int, filters: Filters, number: int) -> di
             {
                 **flip,
                 "asked": queries.get((flip["queryset"], flip["query"])),
-                "asked_modality": next((s.modality for s in query_sets if s.name == flip["queryset"]), None),
+                "asked_modality": modalities[flip["queryset"]],
                 "old": items.get(flip["old_item"]),
                 "new": items.get(flip["new_item"]),
                 "versions": [versions.get(then) if then else None for then in pair],

@@ -85,11 +85,14 @@ def certify(
         matrix, of_old = stored_by(connection, gallery, old)
         rng = np.random.default_rng(request.seed)
         rows, relevance = _sample(query_set.relevance, np.flatnonzero(matrix.version), request.sample, rng)
-        of_models = [
-            gallery_queries.uris_of_rows(connection, gallery.id, rows.tolist(), each.modality)
-            for each in (old, new)
-        ]
-        uris_old, uris_new = ([uri or "" for uri in uris] for uris in of_models)
+        kept = of_old[rows]
+        uris_old, uris_new = (
+            [
+                uri or ""
+                for uri in gallery_queries.uris_of_rows(connection, gallery.id, some.tolist(), of.modality)
+            ]
+            for some, of in ((rows[~kept], old), (rows, new))
+        )
     backward = adapter is not None and (adapter.source_model_id, adapter.target_model_id) == (new.id, old.id)
     _check_adapter(adapter, old, new)
     check_codecs(old, new)
@@ -102,10 +105,9 @@ def certify(
             f"adapter. Fit one with `hotrefresh model adapt {old.name} {new.name} --gallery {gallery.name}`."
         )
     stored = np.zeros((len(rows), old.dim), np.float32)
-    kept = of_old[rows]
     stored[kept] = matrix.vectors[rows[kept], : old.dim]  # of codes beside floats, the codes
     if not kept.all():  # a newer rollout holds these: what the old model makes of them is asked anew
-        stored[~kept], _ = encode_uris(context.encoder(old), [uris_old[at] for at in np.flatnonzero(~kept)])
+        stored[~kept], _ = encode_uris(context.encoder(old), uris_old)
     base = context.adapter(adapter).transform(stored)[0] if adapter and not backward else stored
     old_queries, _ = encode_uris(context.encoder(asking_old), query_set.uris)
     failed: set[int] = set()

@@ -71,8 +71,8 @@ def _take(context: Context, gallery_name: str, source: str, split: str | None, *
     if new and own not in held:
         raise UsageError(f"gallery {gallery_name!r} holds {own}s, but {source!r} holds {held[0]}s.")
     # Content in another modality alone leaves an item's own as it is.
-    beside = own not in held
-    listing = list_items(source, split, None if beside else own)
+    taken = own if own in held else held[0]
+    listing = list_items(source, split, taken)
     with transaction(context.engine) as connection:
         gallery = item_queries.lock_gallery(connection, find_gallery(connection, gallery_name).id)
         in_use = modalities_in_use(connection, gallery)
@@ -92,15 +92,11 @@ def _take(context: Context, gallery_name: str, source: str, split: str | None, *
             )
         else:
             rows = [known[i.key] for i in items]
-            _rewrite(connection, gallery.id, list(zip(rows, items, strict=True)), held[0] if beside else None)
-        modality_queries.note_modalities(
-            connection, gallery.id, _modalities(items, held[0] if beside else own)
-        )
+            _rewrite(connection, gallery, list(zip(rows, items, strict=True)), taken)
+        modality_queries.note_modalities(connection, gallery.id, _modalities(items, taken))
         gallery_queries.copy_rejected(connection, gallery.id, None, rejected)
         # What no model embeds, nor one that a rollback would return to, changes no vector.
-        late = [
-            row for row, i in zip(rows, items, strict=True) if not beside or {held[0], *i.other_uris} & in_use
-        ]
+        late = [row for row, i in zip(rows, items, strict=True) if {taken, *i.other_uris} & in_use]
         rollout = _embed_late(connection, gallery, late, context.actor) if late else None
         _audit(connection, context.actor, gallery, "added" if new else "updated", len(rows))
     relay(context)
@@ -130,17 +126,19 @@ def _modalities(items: Sequence[Item], of_uri: str) -> set[str]:
 
 
 def _rewrite(
-    connection: Connection, gallery_id: int, items: Sequence[tuple[int, Item]], beside: str | None
+    connection: Connection, gallery: GalleryRow, items: Sequence[tuple[int, Item]], of_uri: str
 ) -> None:
-    """Give rows their items' content. `beside`: the modality of their `uri` where it is not the gallery's: then label and
-    attributes stay as well.
+    """Give rows their items' content. `of_uri`: the modality of their `uri`; where it is not the gallery's, label and attributes
+    stay as well.
     """
-    if beside is None:
+    others = [(row, dict(i.other_uris)) for row, i in items]
+    if of_uri == gallery.modality:
         item_queries.rewrite_items(
-            connection, gallery_id, [(row, i.uri, i.label, i.attributes) for row, i in items]
+            connection, gallery.id, [(row, i.uri, i.label, i.attributes) for row, i in items]
         )
-    others = [(row, ({} if beside is None else {beside: i.uri}) | dict(i.other_uris)) for row, i in items]
-    modality_queries.add_uris(connection, gallery_id, [(row, uris) for row, uris in others if uris])
+    else:
+        others = [(row, {of_uri: i.uri, **i.other_uris}) for row, i in items]
+    modality_queries.add_uris(connection, gallery.id, [(row, uris) for row, uris in others if uris])
 
 
 def _nothing_to_do(
